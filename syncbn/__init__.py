@@ -1,0 +1,35 @@
+"""Batch normalization that stays exact on any number of devices and at any batch size."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from syncbn.norm import SyncBatchNorm, available_norms, convert, mean_over_ranks, norm_layer, revert
+    from syncbn.run_folder import load_run
+
+__all__ = ["SyncBatchNorm", "available_norms", "convert", "load_run", "mean_over_ranks", "norm_layer", "revert"]
+__version__ = "0.1.0"
+
+# Public names are imported when they are first used, so that a command line can be checked without waiting for torch.
+_HOMES = {
+    "SyncBatchNorm": "syncbn.norm",
+    "available_norms": "syncbn.norm",
+    "convert": "syncbn.norm",
+    "load_run": "syncbn.run_folder",
+    "mean_over_ranks": "syncbn.norm",
+    "norm_layer": "syncbn.norm",
+    "revert": "syncbn.norm",
+}
+_SUBMODULES = ("data", "models", "norm", "training")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"syncbn.{name}")
+    raise AttributeError(f"module 'syncbn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_SUBMODULES})

@@ -1,0 +1,141 @@
+"""What every layer with running statistics shares: its checks, its buffers and how they move."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from syncbn.norm import compat
+from syncbn.norm.kernels.plain import statistics_dtype
+from syncbn.norm.moments import Moments
+
+_HALF = (torch.float16, torch.bfloat16)
+_BUFFERS = ("running_mean", "running_var")
+
+
+class TrackingNorm(compat.BatchNormBase):
+    """Parameters, running statistics and input checks of a batch normalization over (N, C, *).
+
+    Running statistics stay out of half precision, whatever becomes of the parameters: through `.half()`,
+    `.to(torch.bfloat16)`, `dtype=torch.float16` and the loading of a half checkpoint.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        _check_arguments(num_features, eps, momentum)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, bias=bias
+        )
+        self._widen_buffers()
+
+    def check_input(self, input: Tensor, mask: Tensor | None) -> None:
+        """Raise `ValueError` or `TypeError` for what can't be normalized."""
+        if input.dim() < 2:
+            raise ValueError(f"expected an input (N, C) or (N, C, *spatial), got shape {tuple(input.shape)}")
+        if input.shape[1] != self.num_features:
+            raise ValueError(
+                f"expected {self.num_features} channels in dimension 1, got shape {tuple(input.shape)}; "
+                f"build the layer with num_features={input.shape[1]} or move the channels to dimension 1"
+            )
+        if not input.is_floating_point():
+            raise TypeError(f"expected a floating-point input, got {input.dtype}; convert it with .float()")
+        if mask is None:
+            return
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask must be bool (True = counts), got {mask.dtype}; compare it, as in mask > 0")
+        expected = (input.shape[0], *input.shape[2:])
+        if mask.shape != expected:
+            raise ValueError(f"mask must have shape (N, *spatial) = {tuple(expected)}, got {tuple(mask.shape)}")
+
+    def affine_parameters(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """γ and β in the dtype of the statistics: ATen takes float32 parameters beside a half input, not half ones."""
+        dtype = statistics_dtype(input)
+        return (
+            None if self.weight is None else self.weight.to(dtype),
+            None if self.bias is None else self.bias.to(dtype),
+        )
+
+    def track(self, moments: Moments) -> None:
+        """Move the running statistics towards the moments of a batch.
+
+        By `momentum`, or, where it is None, to the average of all batches so far; the variance is the unbiased one.
+        Nothing moves when the moments aren't finite, when nothing was counted, or when activation checkpointing
+        recomputes a forward pass that has been counted already.
+        """
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        update = torch.ops.syncbn.track if torch.compiler.is_compiling() else _track
+        update(
+            self.running_mean,
+            self.running_var,
+            self.num_batches_tracked,
+            moments.count.detach(),
+            moments.mean.detach(),
+            moments.unbiased_var.detach(),
+            self.momentum,
+        )
+
+    def _widen_buffers(self, originals: dict[str, Tensor] | None = None) -> None:
+        for name in _BUFFERS:
+            buffer = getattr(self, name)
+            if buffer is not None and buffer.dtype in _HALF:
+                source = (originals or {}).get(name, buffer)
+                setattr(self, name, source.to(device=buffer.device, dtype=torch.float32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        originals = {name: getattr(self, name) for name in _BUFFERS if getattr(self, name) is not None}
+        super()._apply(fn, recurse)
+        self._widen_buffers(originals)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._widen_buffers()  # assign=True puts the checkpoint's own tensors in
+
+
+def _track(
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+    count: Tensor,
+    mean: Tensor,
+    unbiased_var: Tensor,
+    momentum: float | None,
+) -> None:
+    if compat.in_backward():
+        return
+    mean, unbiased_var = mean.to(running_mean.dtype), unbiased_var.to(running_var.dtype)
+    # A tensor, not a bool: the host never waits. The same on every rank, since the moments are.
+    valid = (mean + unbiased_var).isfinite().all() & (count > 0)
+    rate = momentum if momentum is not None else (num_batches_tracked + 1).to(mean.dtype).reciprocal()
+    running_mean.lerp_(torch.where(valid, mean, running_mean), rate)
+    running_var.lerp_(torch.where(valid, unbiased_var, running_var), rate)
+    num_batches_tracked.add_(valid)
+
+
+# A custom operator looks for a running backward pass when the graph runs; a traced Python check would look once,
+# while tracing, and a checkpointed compiled block would count twice.
+_OPERATOR = torch.library.custom_op(
+    "syncbn::track", _track, mutates_args=("running_mean", "running_var", "num_batches_tracked")
+)
+
+
+def _check_arguments(num_features: int, eps: float, momentum: float | None) -> None:
+    if isinstance(num_features, bool) or not isinstance(num_features, int):
+        raise TypeError(f"num_features must be an int, got {num_features!r}")
+    if num_features < 1:
+        raise ValueError(f"num_features must be at least 1, got {num_features}")
+    if not eps > 0:
+        raise ValueError(f"eps must be greater than 0, got {eps}; 1e-5 is the usual value")
+    if momentum is not None and not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must be in [0, 1], or None for the average of all batches, got {momentum}")

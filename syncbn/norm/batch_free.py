@@ -1,0 +1,58 @@
+"""Layers whose moments never leave one sample, so that batch size and ranks don't matter to them."""
+
+from torch import nn
+
+from syncbn.norm.registry import register
+
+
+@register("group")
+class GroupNorm(nn.GroupNorm):
+    """`torch.nn.GroupNorm` over (N, C, *): moments of each sample over C / groups channels and all positions.
+
+    The affine parameters are per channel. Train and eval are the same.
+
+    Source: Wu & He, Group Normalization, ECCV 2018, https://arxiv.org/abs/1803.08494.
+
+    Raises:
+        ValueError: `groups` isn't a positive divisor of `num_features`.
+    """
+
+    def __init__(self, num_features: int, groups: int = 32, eps: float = 1e-5, affine: bool = True) -> None:
+        if groups < 1 or num_features % groups:
+            divisors = [g for g in range(1, num_features + 1) if num_features % g == 0]
+            raise ValueError(f"groups must divide the {num_features} channels, got {groups}; allowed: {divisors}")
+        super().__init__(groups, num_features, eps=eps, affine=affine)
+
+
+@register("layer")
+class LayerNorm(nn.GroupNorm):
+    """Layer normalization of (N, C, *): moments of each sample over channels and positions, affine per channel.
+
+    It is GroupNorm with one group: for (N, C) the same as `torch.nn.LayerNorm(C)`, and for images the layer
+    normalization of Wu & He 2018 (https://arxiv.org/abs/1803.08494, Figure 2). Train and eval are the same.
+
+    Source: Ba et al., Layer Normalization, 2016, https://arxiv.org/abs/1607.06450.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__(1, num_features, eps=eps, affine=affine)
+
+
+@register("instance")
+class InstanceNorm(nn.GroupNorm):
+    """Instance normalization of (N, C, *): moments of each sample and channel over positions, affine per channel.
+
+    It is GroupNorm with C groups, which takes any number of spatial dimensions and equals
+    `torch.nn.InstanceNorm2d(C, affine=True)` on images. Train and eval are the same.
+
+    Source: Ulyanov et al., Instance Normalization, 2016, https://arxiv.org/abs/1607.08022.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__(num_features, num_features, eps=eps, affine=affine)
+
+
+@register("none")
+def no_norm(num_features: int) -> nn.Module:
+    """No normalization: the baseline. The convolution before it keeps its bias."""
+    return nn.Identity()

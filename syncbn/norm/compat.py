@@ -1,0 +1,51 @@
+"""Every use of torch's private API, in one place; `tests/norm/test_compat.py` fails when torch changes one."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed import ProcessGroup, distributed_c10d
+
+# The base that DDP, FSDP and Lightning know as "a batch norm". Not `nn.SyncBatchNorm`: DDP refuses that class on CPU.
+BatchNormBase = nn.modules.batchnorm._BatchNorm
+
+# Wrappers that have looked into the model's layers by the time they exist, and the order to use instead.
+WRAPPERS = {
+    "DistributedDataParallel": "DistributedDataParallel(syncbn.convert(model, ...))",
+    "DataParallel": "DistributedDataParallel(syncbn.convert(model, ...)), one process a device",
+    "FullyShardedDataParallel": "FullyShardedDataParallel(syncbn.convert(model, ...))",
+    "FSDPModule": "fully_shard(syncbn.convert(model, ...))",
+    "ScriptModule": "torch.jit.script(syncbn.convert(model, ...))",
+}
+
+
+def in_backward() -> bool:
+    """Whether this thread is inside a backward pass: a forward there is a recomputation (activation checkpointing).
+
+    It must be asked when a layer runs, not when it is traced, so a compiled layer asks inside a custom operator.
+    """
+    return torch._C._current_graph_task_id() != -1
+
+
+def functorch_transforms() -> tuple[str, ...]:
+    """The `torch.func` transforms that are active, outermost first: "grad" (also vjp, jacrev), "vmap", "jvp", ..."""
+    if torch.compiler.is_compiling():
+        return ()  # asking can't be traced
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return tuple(interpreter.key().name.lower() for interpreter in stack)
+
+
+def is_tracing() -> bool:
+    """Whether operations must be traceable: under `torch.compile`, `torch.export` or a `torch.func` transform."""
+    return torch.compiler.is_compiling() or bool(functorch_transforms())
+
+
+def group_by_name(name: str) -> ProcessGroup:
+    """The process group of a `group_name`: operators take names, since a graph can't hold a group."""
+    resolve: Any = distributed_c10d.__dict__["_resolve_process_group"]
+    return resolve(name)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `module` is the wrapper that `torch.compile(module)` returns."""
+    return hasattr(module, "_orig_mod")

@@ -1,0 +1,185 @@
+"""Swap the normalization layers of a finished model, and swap them back, losing nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from syncbn.norm import compat
+from syncbn.norm.adapters import adapter_for, looks_like_batch_norm
+from syncbn.norm.registry import norm_layer, norm_options
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+# Where a new layer keeps the layer it stands for: in its `__dict__`, since a submodule would be in `state_dict`.
+_ORIGINAL = "converted_from"
+
+# A handle removes its hook from one of these dictionaries, so the new layer takes the very same ones.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+def convert(
+    model: nn.Module,
+    name: str,
+    *,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    process_group: ProcessGroup | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Replace the batch normalization layers of `model` by the norm `name`, in place.
+
+    The new layers take the old ones' `Parameter` objects (an optimizer made before goes on working), buffers, hooks,
+    eps, momentum, `training` and whatever else the norm has in common with them. A module that stands in several
+    places goes on doing so. `revert` undoes it.
+
+    Converted are torch's BatchNorm1d/2d/3d and SyncBatchNorm, this package's batch norms, timm's BatchNormAct2d (which
+    keeps its activation) and the FrozenBatchNorm2d of torchvision and detectron2. The last become trainable: name them
+    in `exclude` to keep them frozen.
+
+    Args:
+        model: not yet wrapped by DDP or FSDP, nor compiled.
+        name: one of `syncbn.available_norms()`.
+        include: globs of module names, as in `model.named_modules()`: "layer4.*", "*.downsample.1". All when None.
+        exclude: globs of module names that stay as they are.
+        process_group: the ranks to synchronize over, for norms that do.
+        options: further arguments of the layer, over those taken from the old one.
+
+    Returns:
+        `model`, or the new layer where `model` is itself a normalization layer.
+
+    Raises:
+        ValueError: an unknown norm or option; a glob that matches no normalization layer; a model that is wrapped or
+            compiled; a lazy layer without its shape; a subclass of batch norm whose own `forward` would be lost.
+    """
+    _refuse_wrapped(model)
+    if process_group is not None:
+        options["process_group"] = process_group
+    norm_layer(name, **options)  # an unknown norm or option is refused before anything is touched
+    new = {}
+    for path, module in _select(model, _globs("*" if include is None else include), _globs(exclude)):
+        try:
+            new[module] = _converted(_reverted(module), name, options)
+        except ValueError as error:
+            raise ValueError(f"can't convert {path or 'the model'} to {name!r}: {error}") from error
+    return _replace(model, new)
+
+
+def revert(model: nn.Module) -> nn.Module:
+    """Put back the layers that `convert` replaced, with the parameters and statistics that they have come to.
+
+    Args:
+        model: not wrapped by DDP or FSDP, nor compiled. Layers that were never converted stay.
+
+    Returns:
+        `model`, or the original layer where `model` is itself a converted layer.
+
+    Raises:
+        ValueError: the model is wrapped or compiled.
+    """
+    _refuse_wrapped(model)
+    return _replace(model, {module: _reverted(module) for module in model.modules() if _ORIGINAL in module.__dict__})
+
+
+def _converted(old: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:
+    adapter = adapter_for(old)
+    assert adapter is not None, "only layers that look like batch norms are selected"
+    arguments = adapter.arguments(old)
+    num_features = arguments.pop("num_features")
+    shared = {key: value for key, value in arguments.items() if key in norm_options(name)}
+    new = norm_layer(name, **(shared | options))(num_features)
+    some_tensor = next((t for t in (*old.parameters(), *old.buffers())), None)
+    if some_tensor is not None:
+        new.to(some_tensor.device)
+    _hand_over(old, new)
+    adapter.finish(new, old)
+    new.__dict__[_ORIGINAL] = old
+    return new
+
+
+def _reverted(module: nn.Module) -> nn.Module:
+    """The layer that a converted one stands for, brought up to date; any other module as it is."""
+    old = module.__dict__.get(_ORIGINAL)
+    if old is None:
+        return module
+    _hand_over(module, old)
+    return old
+
+
+def _hand_over(source: nn.Module, target: nn.Module) -> None:
+    """Give `target` the tensors that both layers have, and the hooks and the mode of `source`."""
+    for key, parameter in source._parameters.items():
+        if key in target._buffers and parameter is not None:  # back to a frozen layer
+            target._buffers[key] = parameter.detach()
+        elif key in target._parameters:
+            target._parameters[key] = parameter
+    for key, buffer in source._buffers.items():
+        if key in target._buffers:
+            target._buffers[key] = buffer
+        elif target._parameters.get(key) is not None and buffer is not None:  # from a frozen layer
+            target._parameters[key] = nn.Parameter(buffer.clone())
+    for key in _HOOKS:
+        target.__dict__[key] = source.__dict__[key]
+    target.training = source.training
+
+
+def _select(model: nn.Module, include: tuple[str, ...], exclude: tuple[str, ...]) -> list[tuple[str, nn.Module]]:
+    """Layers with a place that is included and none that is excluded, each once."""
+    places = [
+        (path, module)
+        for path, module in model.named_modules(remove_duplicate=False)
+        if _ORIGINAL in module.__dict__ or looks_like_batch_norm(module)
+    ]
+    for glob in (*include, *exclude):
+        if glob != "*" and not any(fnmatchcase(path, glob) for path, _ in places):
+            names = ", ".join(path for path, _ in places[:6]) + (", ..." if len(places) > 6 else "")
+            raise ValueError(f"no normalization layer is named {glob!r}; this model has: {names or 'none'}")
+    excluded = {module for path, module in places if _matches(path, exclude)}
+    chosen: dict[nn.Module, str] = {}
+    for path, module in places:
+        if module not in excluded and _matches(path, include):
+            chosen.setdefault(module, path)
+    return [(path, module) for module, path in chosen.items()]
+
+
+def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in new:
+                parent._modules[name] = new[child]
+    return new.get(model, model)
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    for module in model.modules():
+        if compat.is_compiled(module):
+            raise ValueError("the model is compiled already; convert first: torch.compile(syncbn.convert(model, ...))")
+        for cls in type(module).__mro__:
+            wrapper = compat.WRAPPERS.get(cls.__name__)
+            if wrapper is not None and cls.__module__.startswith("torch."):
+                raise ValueError(f"the model is wrapped by {cls.__name__} already; convert first: {wrapper}")
+
+
+def _globs(patterns: str | Iterable[str] | None) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
+
+
+def _matches(path: str, globs: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(path, glob) for glob in globs)

@@ -1,0 +1,171 @@
+"""Moments of a batch, of all ranks' batches, and the one place that talks to a process group."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from syncbn.norm import compat
+from syncbn.norm.kernels import kernels_for, plain
+
+
+class Moments(NamedTuple):
+    """What the mean and the variance of a batch are made of, per channel, in float64.
+
+    Attributes:
+        count: number of samples in a channel, 0-d.
+        mean: (C,).
+        m2: Σ(x - mean)², (C,).
+    """
+
+    count: Tensor  # type: ignore[assignment]  # the name of a tuple's method, which nobody wants of moments
+    mean: Tensor
+    m2: Tensor
+
+    @property
+    def var(self) -> Tensor:
+        """The biased variance M2 / n; 0 where nothing was counted."""
+        return self.m2 / self.count.clamp(min=1)
+
+    @property
+    def unbiased_var(self) -> Tensor:
+        """M2 / (n - 1); 0 for a single sample."""
+        return self.m2 / (self.count - 1).clamp(min=1)
+
+
+def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:
+    """Moments of this rank's (N, C, *). Differentiable where gradients are recorded.
+
+    Args:
+        x: finite wherever it counts and wherever it doesn't (fill what is masked first).
+        mask: (N, 1, *) bool, True = counts.
+    """
+    differentiable = torch.is_grad_enabled() and x.requires_grad
+    if mask is not None or differentiable or compat.is_tracing():
+        mean, m2, count = plain.moments(x, mask)
+    else:
+        mean, m2, count = kernels_for(x).moments(x)
+    wide = _widest_dtype(x)
+    n = count.to(wide) if isinstance(count, Tensor) else torch.full((), count, dtype=wide, device=x.device)
+    return Moments(n, mean.to(wide), m2.to(wide))
+
+
+def all_reduce(local: Moments, group: ProcessGroup | None) -> Moments:
+    """Moments of all ranks' batches, by one all-reduce of 2C + 1 sums [n·mean, M2 + n·mean², n].
+
+    Sums are linear, so unequal and empty ranks need no special case, and the traffic doesn't grow with the world
+    size. In float64, E[x²] - E[x]² loses a relative 1e-16 only.
+    """
+    if group is None:
+        return local
+    total = local.count * local.mean
+    sums = all_sum(torch.cat([total, local.m2 + total * local.mean, local.count.view(1)]), group)
+    total, squares, count = sums.split([len(total), len(total), 1])
+    mean = total / count.clamp(min=1)
+    return Moments(count.view(()), mean, (squares - total * mean).clamp(min=0))
+
+
+def all_sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The sum over ranks, differentiable to any order. The caller gives the tensor away."""
+    if group is None:
+        return tensor
+    if torch.compiler.is_compiling():
+        return torch.ops.syncbn.all_sum(tensor, group.group_name)
+    if compat.functorch_transforms() or (torch.is_grad_enabled() and tensor.requires_grad):
+        return _AllSum.apply(tensor, group)
+    dist.all_reduce(tensor, group=group)
+    return tensor
+
+
+class _AllSum(torch.autograd.Function):
+    """Every rank's loss depends on the sum, so the gradient of each summand is the sum of all ranks' gradients."""
+
+    @staticmethod
+    def forward(tensor: Tensor, group: ProcessGroup) -> Tensor:
+        return all_sum(tensor.clone(), group)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return all_sum(grad.clone(), ctx.group), None
+
+
+# For graphs. torch's functional all-reduce won't do: Inductor reduces in place, and when what it reduces is a `cat`,
+# the parts of that `cat`, which a backward pass may need, live in the same memory. See docs/decisions/0003.
+@torch.library.custom_op("syncbn::all_sum", mutates_args=())
+def _all_sum_operator(tensor: Tensor, group_name: str) -> Tensor:
+    return all_sum(tensor.clone(), compat.group_by_name(group_name))
+
+
+@_all_sum_operator.register_fake
+def _(tensor: Tensor, group_name: str) -> Tensor:
+    return torch.empty_like(tensor)
+
+
+def _keep_group_name(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.group_name = inputs[1]
+
+
+def _all_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    return torch.ops.syncbn.all_sum(grad, ctx.group_name), None
+
+
+_all_sum_operator.register_autograd(_all_sum_backward, setup_context=_keep_group_name)
+
+# On an empty rank nothing depends on the sum, so Inductor would drop it as dead code, and the other ranks would wait.
+torch.fx.node.has_side_effect(torch.ops.syncbn.all_sum.default)
+
+
+def communicating_group(process_group: ProcessGroup | None) -> ProcessGroup | None:
+    """The group to reduce over: `process_group`, or the default group; None where there is nobody to talk to."""
+    if process_group is None:
+        if not (dist.is_available() and dist.is_initialized()):
+            return None
+        process_group = dist.group.WORLD
+    return process_group if process_group is not None and process_group.size() > 1 else None
+
+
+def check_group(process_group: ProcessGroup | None) -> None:
+    """Raise `TypeError` for what isn't a process group and `ValueError` for one without this rank."""
+    if process_group is None:
+        return
+    if process_group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            "this rank isn't a member of process_group; give every rank a group of its own, for example the first "
+            "result of torch.distributed.new_subgroups()"
+        )
+    if not isinstance(process_group, dist.ProcessGroup):
+        raise TypeError(
+            f"process_group must be a torch.distributed process group or None, got {process_group!r}; "
+            "make one with torch.distributed.new_group(ranks)"
+        )
+
+
+def mean_over_ranks(values: Tensor, process_group: ProcessGroup | None = None) -> Tensor:
+    """The loss whose gradient, averaged over ranks as DDP does it, is that of the mean over all ranks' samples.
+
+    It is `values.sum() · world_size / N`, with N the number of values on all ranks. The mean of each rank's own
+    values, which is what `reduction="mean"` gives, weighs a sample of a small batch more than one of a large batch.
+    One all-reduce of a count. An empty rank contributes 0; without a process group it is the plain mean.
+
+    Args:
+        values: a loss for each sample of this rank, any shape.
+        process_group: the group that averages the gradients; the default group when None.
+
+    Returns:
+        0-d, in the dtype of `values`. Its average over ranks is the mean over all samples.
+    """
+    group = communicating_group(process_group)
+    count = torch.full((), values.numel(), dtype=_widest_dtype(values), device=values.device)
+    world_size = 1 if group is None else group.size()
+    weight = world_size / all_sum(count, group).clamp(min=1)
+    return values.sum() * weight.to(values.dtype)
+
+
+def _widest_dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.device.type == "mps" else torch.float64

@@ -1,0 +1,222 @@
+"""Synchronized batch normalization: one process's answer, for any split of the batch over ranks."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from syncbn.norm import compat
+from syncbn.norm.base import TrackingNorm
+from syncbn.norm.kernels import kernels_for, plain
+from syncbn.norm.moments import Moments, all_reduce, all_sum, batch_moments, check_group, communicating_group
+from syncbn.norm.registry import register
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, mask: Tensor | None, group: ProcessGroup | None
+) -> tuple[Tensor, Moments]:
+    """Normalize by the moments of all ranks' samples: y, and those moments."""
+    if compat.is_tracing():
+        total = all_reduce(batch_moments(x, mask), group)
+        mean, var = _as_statistics(total, x)
+        return plain.normalize(x, mean, var, eps, weight, bias), total
+    with torch.no_grad():
+        total = all_reduce(batch_moments(x, mask), group)
+    mean, var = _as_statistics(total, x)
+    return _Normalize.apply(x, weight, bias, mean, var, total.count, eps, group), total
+
+
+class _Normalize(torch.autograd.Function):
+    """y = (x - mean) / sqrt(var + eps) · weight + bias, where mean and var are functions of all ranks' x."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        count: Tensor,
+        eps: float,
+        group: ProcessGroup | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, var, count)
+        ctx.eps, ctx.group = eps, group
+        return kernels_for(x).normalize(x, mean, var, eps, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, var, count = ctx.saved_tensors
+        passes = kernels_for(x)
+        if torch.is_grad_enabled():  # create_graph=True: what is computed here will be differentiated
+            passes = plain
+            mean, var = _AttachMoments.apply(x, mean, var, count, ctx.group)
+        sum_dy, sum_dy_xhat = passes.reduce_grad(dy, x, mean, var, ctx.eps)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            sums = all_sum(torch.cat([sum_dy, sum_dy_xhat]).to(count.dtype), ctx.group)
+            mean_dy, mean_dy_xhat = (sums / count.clamp(min=1)).to(mean.dtype).chunk(2)
+            dx = passes.input_grad(dy, x, mean, var, ctx.eps, weight, mean_dy, mean_dy_xhat)
+        # γ and β get this rank's share: DDP averages it with the others'.
+        dweight = sum_dy_xhat if ctx.needs_input_grad[1] else None
+        dbias = sum_dy if ctx.needs_input_grad[2] else None
+        return dx, dweight, dbias, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        raise NotImplementedError("SyncBatchNorm in training has no forward-mode derivative: use reverse mode")
+
+
+class _AttachMoments(torch.autograd.Function):
+    """Saved moments, made functions of x again.
+
+    Autograd takes saved statistics for constants, so a backward pass that uses them has a right first derivative and
+    a silently wrong second one. `mean` is saved as an output, so that every further derivative comes through here too.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mean: Tensor, var: Tensor, count: Tensor, group: ProcessGroup | None
+    ) -> tuple[Tensor, Tensor]:
+        mean, var = mean.clone(), var.clone()
+        ctx.save_for_backward(x, mean, count)
+        ctx.group = group
+        return mean, var
+
+    @staticmethod
+    def backward(ctx: Any, dmean: Tensor, dvar: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, count = ctx.saved_tensors
+        sums = all_sum(torch.cat([dmean, dvar]).to(count.dtype), ctx.group)
+        dmean, dvar = (sums / count.clamp(min=1)).to(mean.dtype).chunk(2)
+        return plain.moments_grad(x, mean, dmean, dvar), None, None, None, None
+
+
+def _as_statistics(moments: Moments, x: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = plain.statistics_dtype(x)
+    return moments.mean.to(dtype), moments.var.to(dtype)
+
+
+@register("sync")
+class SyncBatchNorm(TrackingNorm):
+    r"""Batch normalization by the moments of every rank's batch: exactly what one process would compute.
+
+    Training, with n samples of a channel on all ranks of the group together:
+
+        mean = Σx / n,  var = Σ(x - mean)² / n,  y = (x - mean) / sqrt(var + eps) · γ + β
+
+    and running_mean, running_var move towards mean and the unbiased variance var · n / (n - 1) by `momentum`. One
+    all-reduce of 2C + 1 float64 numbers forward and one of 2C backward, whatever the world size; ranks may hold
+    different numbers of samples, or none. Evaluation normalizes by the running statistics (by this rank's batch when
+    they aren't tracked) and communicates nothing. Without a process group, or alone in it, the layer is
+    `torch.nn.BatchNorm1d/2d/3d`; `state_dict` keys are theirs, too.
+
+    The gradients of γ and β are this rank's share of the sum, as DDP expects. Losses of unequal batches must be
+    weighted so that their average over ranks is the mean over all samples: see `syncbn.mean_over_ranks`. Derivatives of
+    any order are exact across ranks, in eager mode; under `torch.compile` torch allows the first only.
+
+    When the sums over ranks aren't finite, or nothing was counted, running statistics stay as they are, on every
+    rank. A forward pass recomputed by activation checkpointing doesn't count a second time (and neither does any
+    forward pass started inside a backward hook). Of the `torch.func` transforms, training supports grad, vjp
+    and jacrev, without running statistics.
+
+    Args:
+        num_features: C of an input (N, C) or (N, C, *spatial).
+        eps: added to the variance; greater than 0.
+        momentum: weight of the new batch in the running statistics, in [0, 1]; None for the average of all batches.
+        affine: whether there are γ (`weight`) and β (`bias`), float parameters (C,).
+        track_running_stats: whether there are `running_mean` and `running_var`, float32 (C,) buffers, kept out of half
+            precision by `.half()` and by loading; float64 after `.double()`.
+        process_group: the ranks to synchronize over, which this rank belongs to; all of them when None.
+        bias: whether an affine layer has β.
+        device: where parameters and buffers are made.
+        dtype: of the parameters.
+
+    Shape:
+        input (N, C, *), of a floating-point dtype, contiguous or channels last; output the same in all three.
+        mask (N, *), bool: only samples where it is True count, in the statistics and in the gradients. Elsewhere the
+        output is 0 and the input, which may be NaN, gets a gradient of 0.
+
+    Raises:
+        ValueError: an argument out of its range; another number of channels or dimensions; a mask of another shape; a
+            training batch with a single sample a channel on the only rank (on several ranks, one sample in all gives
+            y = β: nobody knows the total without waiting for it); a `process_group` without this rank.
+        TypeError: an input that isn't floating point, a mask that isn't bool, a `process_group` that isn't one.
+
+    Source:
+        Ioffe & Szegedy, Batch Normalization, ICML 2015, https://arxiv.org/abs/1502.03167; across devices: Peng et al.,
+        MegDet, CVPR 2018, https://arxiv.org/abs/1711.07240.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: ProcessGroup | None = None,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, device, dtype)
+        check_group(process_group)
+        self.process_group = process_group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        if self.process_group is not None:
+            memo[id(self.process_group)] = self.process_group  # a copy talks to the same ranks
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.process_group is not None:
+            raise TypeError(
+                "a layer with a process_group can't be pickled, since groups don't outlive their processes; "
+                "save the state_dict, or set layer.process_group = None first"
+            )
+        return self.__dict__
+
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        self.check_input(input, mask)
+        if mask is not None:
+            mask = mask.unsqueeze(1)
+            input = torch.where(mask, input, 0)
+        weight, bias = self.affine_parameters(input)
+        if self.training or self.running_mean is None or self.running_var is None:
+            group = communicating_group(self.process_group) if self.training else None
+            self._check_batch(input, group)
+            output, moments = batch_norm(input, weight, bias, self.eps, mask, group)
+            if self.training:
+                self.track(moments)
+        else:
+            mean, var = (b.to(plain.statistics_dtype(input)) for b in (self.running_mean, self.running_var))
+            output = F.batch_norm(input, mean, var, weight, bias, eps=self.eps)
+        return output if mask is None else torch.where(mask, output, 0)
+
+    def _check_batch(self, input: Tensor, group: ProcessGroup | None) -> None:
+        if group is None and input.numel() == self.num_features:
+            raise ValueError(
+                f"a batch of one sample a channel has no variance, got shape {tuple(input.shape)}; use a larger batch, "
+                "eval mode, or more ranks"
+            )
+        refused = [t for t in compat.functorch_transforms() if t not in ("grad", "functionalize")]
+        if refused:
+            raise NotImplementedError(
+                f"batch statistics can't be taken under torch.func.{refused[0]}: use grad, vjp or jacrev, or eval mode"
+            )
+        if compat.functorch_transforms() and self.training and self.track_running_stats:
+            raise NotImplementedError(
+                "running statistics can't be updated under a torch.func transform: use eval mode, or "
+                "track_running_stats=False"
+            )

@@ -1,0 +1,29 @@
+"""Fixtures for every test."""
+
+import os
+from collections.abc import Callable, Iterator
+
+# Two processes of one thread each are what the tests' ranks are; wandb and hydra must not look outside.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+import pytest
+
+from tests.ranks import Ranks
+
+pytest_plugins = ["tests.plugins.no_silent_skips"]
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Callable[[int], Ranks]]:
+    """`ranks(2)`: two gloo processes, started at the first use and kept for the session."""
+    pools: dict[int, Ranks] = {}
+
+    def pool(world_size: int) -> Ranks:
+        if world_size not in pools:
+            pools[world_size] = Ranks(world_size)
+        return pools[world_size]
+
+    yield pool
+    for started in pools.values():
+        started.close()

@@ -1,0 +1,63 @@
+"""What `compat` takes from torch's private API: each test fails when torch changes it."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from syncbn.norm import compat
+from syncbn.norm.convert import _HOOKS
+
+
+def test_the_base_class_of_batch_norms() -> None:
+    assert issubclass(nn.BatchNorm2d, compat.BatchNormBase)
+    assert issubclass(nn.SyncBatchNorm, compat.BatchNormBase)
+    assert not issubclass(nn.InstanceNorm2d, compat.BatchNormBase)
+
+
+def test_a_recomputation_is_recognized() -> None:
+    seen: list[bool] = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        seen.append(compat.in_backward())
+        return x.sin().sin()
+
+    x = torch.randn(3, requires_grad=True)
+    checkpoint(function, x, use_reentrant=False).sum().backward()
+    function(x)
+    assert seen == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("transform", "names"),
+    [
+        (torch.func.grad, ("grad",)),
+        (torch.func.vmap, ("vmap",)),
+        (lambda f: torch.func.vmap(torch.func.grad(f)), ("vmap", "grad")),
+        (lambda f: lambda x: torch.func.jvp(f, (x,), (x,)), ("jvp",)),
+    ],
+)
+def test_the_names_of_transforms(transform: object, names: tuple[str, ...]) -> None:
+    seen = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        seen.append(compat.functorch_transforms())
+        return x.sum()
+
+    transform(function)(torch.randn(3, 2))
+    assert seen == [names]
+    assert compat.functorch_transforms() == ()
+
+
+def test_wrappers_are_recognized() -> None:
+    assert compat.is_compiled(torch.compile(nn.Linear(1, 1)))
+    assert not compat.is_compiled(nn.Linear(1, 1))
+    from torch.distributed import fsdp
+
+    modules = [nn.parallel.DistributedDataParallel, nn.DataParallel, fsdp.FullyShardedDataParallel, fsdp.FSDPModule]
+    assert {cls.__name__ for cls in (*modules, torch.jit.ScriptModule)} == set(compat.WRAPPERS)
+
+
+def test_the_hooks_of_a_module_are_all_known() -> None:
+    hooks = {key for key in nn.Linear(1, 1).__dict__ if "hook" in key}
+    assert hooks == set(_HOOKS)
