@@ -1,0 +1,82 @@
+"""One order of the samples for all ranks, cut into global batches and then into each rank's part."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+class GlobalBatchSampler:
+    """The batches of one rank, as lists of indices, such that all ranks together see each global batch once.
+
+    The order of an epoch depends on (seed, epoch) alone. Global batch i is order[i·B·W : (i+1)·B·W], for B =
+    `batch_size` and W = `world_size`, and rank r takes its r-th of W contiguous slices, whose lengths differ by at
+    most one. So 2 ranks of 16 see the batches of 1 rank of 32; no sample is repeated to fill a batch; every rank has
+    the same number of batches; and the last batch may be shorter, unequal, or empty on some ranks.
+
+    Args:
+        num_samples: size of the data set.
+        batch_size: samples of one rank in a full batch.
+        rank: this process, from 0 to world_size - 1.
+        world_size: number of processes.
+        shuffle: a new order each epoch; otherwise 0, 1, 2, ...
+        seed: of the order.
+        drop_last: leave the last global batch out when it isn't full.
+
+    Raises:
+        ValueError: a size below 1, a rank outside of the world, or a global batch larger than the data.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        for name, size in {"num_samples": num_samples, "batch_size": batch_size, "world_size": world_size}.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be from 0 to {world_size - 1}, got {rank}")
+        if batch_size * world_size > num_samples:
+            raise ValueError(
+                f"a batch of {batch_size} on each of {world_size} rank(s) is {batch_size * world_size} samples, "
+                f"more than the {num_samples} there are; allowed: batch_size <= {num_samples // world_size}"
+            )
+        self.num_samples = num_samples
+        self.global_batch_size = batch_size * world_size
+        self.rank = rank
+        self.world_size = world_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.drop_last = drop_last
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration follows."""
+        self.epoch = epoch
+
+    @property
+    def sampler(self) -> "GlobalBatchSampler":
+        """Itself: a Lightning loop calls `loader.batch_sampler.sampler.set_epoch`."""
+        return self
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.num_samples, self.global_batch_size)
+        return full if self.drop_last or rest == 0 else full + 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self._order()
+        for i in range(len(self)):
+            batch = order[i * self.global_batch_size : (i + 1) * self.global_batch_size]
+            start = len(batch) * self.rank // self.world_size
+            stop = len(batch) * (self.rank + 1) // self.world_size
+            yield batch[start:stop].tolist()
+
+    def _order(self) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(self.num_samples)
+        return np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
