@@ -1,0 +1,23 @@
+"""The Lightning side: a plugin, a task module and callbacks. `pip install syncbn[lightning]` is enough to import it."""
+
+from syncbn.training.callbacks.epoch_lines import EpochLines
+from syncbn.training.callbacks.norm_statistics import NormStatisticsRecorder
+from syncbn.training.callbacks.plots import Plots
+from syncbn.training.callbacks.wandb_media import WandbMedia
+from syncbn.training.checkpoint import AtomicCheckpointIO
+from syncbn.training.plugin import SyncBatchNormPlugin
+from syncbn.training.schedule import cosine_with_warmup
+from syncbn.training.strategy import ddp
+from syncbn.training.task import ClassificationTask
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "ClassificationTask",
+    "EpochLines",
+    "NormStatisticsRecorder",
+    "Plots",
+    "SyncBatchNormPlugin",
+    "WandbMedia",
+    "cosine_with_warmup",
+    "ddp",
+]

@@ -1,0 +1,8 @@
+"""Callbacks that Lightning doesn't have."""
+
+from syncbn.training.callbacks.epoch_lines import EpochLines
+from syncbn.training.callbacks.norm_statistics import NormStatisticsRecorder
+from syncbn.training.callbacks.plots import Plots
+from syncbn.training.callbacks.wandb_media import WandbMedia
+
+__all__ = ["EpochLines", "NormStatisticsRecorder", "Plots", "WandbMedia"]

@@ -1,0 +1,103 @@
+"""How each norm's running statistics move during training, as a table in the run folder."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor, nn
+
+FILENAME = "norm_statistics.csv"
+FIELDS = ("step", "layer", "mean_mean", "mean_std", "var_mean", "var_std")
+
+
+class NormStatisticsRecorder(L.Callback):
+    """Writes, every n steps, each norm layer's running mean and variance: their mean and deviation over the channels.
+
+    One row a step and layer in `norm_statistics.csv`: step, layer, mean_mean, mean_std, var_mean, var_std. Rank 0
+    writes its own, which synchronized layers share. A layer without running statistics (group norm and its kin) has no
+    row. A resumed run goes on in the same file, from the step it resumes at.
+
+    Args:
+        every_n_steps: optimizer steps between rows; the last step is always recorded.
+        folder: where to write; the trainer's `default_root_dir` when None.
+
+    Raises:
+        ValueError: every_n_steps below 1.
+    """
+
+    def __init__(self, every_n_steps: int = 10, folder: str | Path | None = None) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self.folder = folder
+        self._last_step = -1
+        self._pending: list[tuple[int, list[str], Tensor]] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open a new table, or cut the old one at the step that a resumed run starts from."""
+        if not trainer.is_global_zero:
+            return
+        self.path = Path(self.folder or trainer.default_root_dir) / FILENAME
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_statistics(self.path) if int(row["step"]) < trainer.global_step]
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(kept)
+        self._last_step = -1
+        self._record(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        """Record at every n-th optimizer step."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self._record(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write what the epoch recorded."""
+        self._write()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record and write the last step."""
+        self._record(trainer, pl_module)
+        self._write()
+
+    def _record(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.global_step == self._last_step:
+            return
+        self._last_step = trainer.global_step
+        layers = list(running_statistics(pl_module))
+        if layers:
+            # Numbers stay on the device until the epoch ends: reading them here would stall a GPU.
+            rows = torch.stack([torch.stack([*_moments(mean), *_moments(var)]) for _, mean, var in layers])
+            self._pending.append((trainer.global_step, [name for name, _, _ in layers], rows))
+
+    def _write(self) -> None:
+        if not self._pending:
+            return
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            for step, names, rows in self._pending:
+                writer.writerows([step, name, *row] for name, row in zip(names, rows.tolist(), strict=True))
+        self._pending.clear()
+
+
+def running_statistics(module: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, running mean (C) and running variance (C) of every layer that has both, in the order of the network."""
+    for name, layer in module.named_modules():
+        mean, var = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
+        if isinstance(mean, Tensor) and isinstance(var, Tensor):
+            yield name, mean.detach(), var.detach()
+
+
+def read_statistics(path: Path) -> list[dict[str, str]]:
+    """The rows of a recorded table; none when there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    return values.mean(), values.std(unbiased=False)

@@ -1,0 +1,56 @@
+"""Pictures of a finished run, in its own folder."""
+
+from pathlib import Path
+
+import lightning.pytorch as L
+from lightning.pytorch.loggers import CSVLogger
+
+from syncbn.training.callbacks import figures, norm_statistics
+
+
+class Plots(L.Callback):
+    """After fit and after test: plots/{loss,accuracy,norm_statistics,confusion_matrix}.png, from what the run wrote.
+
+    The curves come from the CSV logger's metrics.csv, the norms from `NormStatisticsRecorder`'s table, which must come
+    before this callback, and the confusion matrix from `ClassificationTask` after a test. What a run did not record
+    has no picture. Needs matplotlib (`pip install syncbn[train]`).
+
+    Args:
+        folder: the run folder, which holds norm_statistics.csv and gets `plots/`; the trainer's `default_root_dir` when
+            None.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the curves and the norms."""
+        if not trainer.is_global_zero:
+            return
+        self._draw_curves(trainer)
+        folder = self._folder(trainer)
+        if rows := norm_statistics.read_statistics(folder / norm_statistics.FILENAME):
+            figures.draw_norm_statistics(rows, folder / "plots" / "norm_statistics.png")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the confusion matrix, and the curves again with the test's point."""
+        if not trainer.is_global_zero:
+            return
+        self._draw_curves(trainer)
+        counts = getattr(pl_module, "confusion_matrix", None)
+        if counts is not None:
+            names = getattr(pl_module, "class_names", [str(i) for i in range(len(counts))])
+            path = self._folder(trainer) / "plots" / "confusion_matrix.png"
+            figures.draw_confusion_matrix(counts, names, path)
+
+    def _draw_curves(self, trainer: L.Trainer) -> None:
+        for logger in trainer.loggers:
+            path = Path(logger.log_dir) / "metrics.csv" if isinstance(logger, CSVLogger) else None
+            if path is not None and path.is_file():
+                metrics = figures.read_metrics(path)
+                plots = self._folder(trainer) / "plots"
+                figures.draw_loss(metrics, plots / "loss.png")
+                figures.draw_accuracy(metrics, plots / "accuracy.png")
+
+    def _folder(self, trainer: L.Trainer) -> Path:
+        return Path(self.folder or trainer.default_root_dir)

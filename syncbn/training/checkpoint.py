@@ -1,0 +1,100 @@
+"""Checkpoints that are whole or absent, and that can't run code when they are read."""
+
+import os
+import pickle
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins import TorchCheckpointIO
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, flushes to disk and renames; reads tensors and plain types alone.
+
+    Lightning writes to the system's temporary folder and moves the file, which is a copy when that is another file
+    system, and a job killed in the middle of it leaves half a checkpoint under the good name. Here the old file stays
+    until the new one is complete.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write `checkpoint` to the local file `path`, all of it or nothing."""
+        if storage_options is not None:
+            raise TypeError(f"storage_options has no meaning for a local file, got {storage_options!r}; leave it out")
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint, `weights_only` whatever the caller asks."""
+        return load_checkpoint(path, map_location)
+
+
+def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """A checkpoint as a dict of tensors and plain types; nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, is no checkpoint, or holds Python objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {str(path)!r}; those beside it: {_neighbours(path)}")
+    if not zipfile.is_zipfile(path):  # its directory is at the end, so a part of a checkpoint is none either
+        raise ValueError(
+            f"{str(path)!r} is truncated or no checkpoint; use another, those beside it: {_neighbours(path)}"
+        )
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{str(path)!r} is not a checkpoint of tensors and plain types, and is not read further ({_line(error)}); "
+            "if it holds Python objects, save its state_dict again with torch.save and load that"
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"the checkpoint {str(path)!r} is damaged ({_line(error)}); "
+            f"use another, those beside it: {_neighbours(path)}"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{str(path)!r} holds a {type(checkpoint).__name__}, not the dict of a checkpoint")
+    return checkpoint
+
+
+def _neighbours(path: Path) -> str:
+    others = sorted(other.name for other in path.parent.glob("*.ckpt") if other != path)
+    return ", ".join(others) or "none"
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,43 @@
+"""The learning rate as a function of the optimizer step."""
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def cosine_with_warmup(
+    optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.1, final_fraction: float = 0.0
+) -> LambdaLR:
+    """A linear rise to each group's learning rate, then half a cosine down; step it after every optimizer step.
+
+    With w = round(warmup_fraction·total_steps), the factor at step t is (t+1)/(w+1) for t < w, and afterwards
+    f + (1-f)·(1 + cos(π·(t-w)/(total_steps-w)))/2 with f = `final_fraction`.
+
+    Args:
+        optimizer: its groups' `lr` is the peak.
+        total_steps: optimizer steps of the whole training; `ClassificationTask` asks the trainer.
+        warmup_fraction: part of the steps that rises, from 0 up to below 1.
+        final_fraction: the last learning rate over the peak, from 0 to 1.
+
+    Raises:
+        ValueError: a fraction out of its range, or fewer than one step.
+
+    Source: Loshchilov & Hutter, SGDR, ICLR 2017, https://arxiv.org/abs/1608.03983; warm-up: Goyal et al. 2017,
+    https://arxiv.org/abs/1706.02677.
+    """
+    if total_steps < 1:
+        raise ValueError(f"total_steps must be at least 1, got {total_steps}; give the trainer max_epochs or max_steps")
+    if not 0 <= warmup_fraction < 1:
+        raise ValueError(f"warmup_fraction must be at least 0 and below 1, got {warmup_fraction}")
+    if not 0 <= final_fraction <= 1:
+        raise ValueError(f"final_fraction must be from 0 to 1, got {final_fraction}")
+    warmup_steps = round(warmup_fraction * total_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        progress = min(1.0, (step - warmup_steps) / (total_steps - warmup_steps))
+        return final_fraction + (1 - final_fraction) * (1 + math.cos(math.pi * progress)) / 2
+
+    return LambdaLR(optimizer, factor)
