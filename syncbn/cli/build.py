@@ -1,0 +1,158 @@
+"""From a checked config to the objects it describes."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import hydra.utils
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig
+from torch import nn
+
+from syncbn.config import allowed_targets, is_allowed
+from syncbn.launch.world import World, devices_and_nodes
+from syncbn.norm import norm_layer
+from syncbn.schema import suggest
+from syncbn.training import AtomicCheckpointIO, ClassificationTask, EpochLines, WandbMedia
+from syncbn.training.optim import parameter_groups
+
+
+def build_data(config: DictConfig) -> LightningDataModule:
+    """The data module of `config.data`."""
+    return _build(config.data)
+
+
+def build_network(config: DictConfig, data: Any) -> nn.Module:
+    """The network of `config.model` with the norm of `config.norm`, for the images and classes of the data."""
+    options = {key: value for key, value in config.norm.items() if key != "name"}
+    sizes = {
+        "num_classes": config.model.get("num_classes") or data.num_classes,
+        "in_channels": config.model.get("in_channels") or data.in_channels,
+    }
+    return _build(config.model, norm=norm_layer(config.norm.name, **options), **sizes)
+
+
+def build_task(config: DictConfig, net: nn.Module, data: Any) -> LightningModule:
+    """The Lightning module that trains `net` with the config's optimizer and schedule."""
+    task = _build(
+        config.task,
+        net=net,
+        optimizer=_build(config.optimizer),
+        scheduler=_build(config.scheduler) if config.get("scheduler") else None,
+        num_classes=data.num_classes,
+        class_names=data.class_names,
+    )
+    task.example_input_array = torch.zeros(1, data.in_channels, *data.image_size)  # the model summary counts by it
+    return task
+
+
+def build_loggers(config: DictConfig) -> list[Logger]:
+    """The loggers of `config.logger`, in order."""
+    return [_build(node) for node in (config.get("logger") or {}).values()]
+
+
+def build_callbacks(config: DictConfig, loggers: list[Logger], task: LightningModule) -> list[Callback]:
+    """The callbacks of `config.callbacks`; what only W&B shows is left out where no logger is W&B.
+
+    Raises:
+        ValueError: a callback monitors a metric that the task doesn't log, or logs in a validation that there isn't.
+    """
+    nodes = config.get("callbacks") or {}
+    callbacks = [_build(node) for node in nodes.values()]
+    if isinstance(task, ClassificationTask):
+        for name, node in nodes.items():
+            _check_monitor(name, node.get("monitor"), task.monitored_names, config.trainer.limit_val_batches)
+    has_wandb = any(isinstance(logger, WandbLogger) for logger in loggers)
+    return [callback for callback in callbacks if has_wandb or not isinstance(callback, WandbMedia)]
+
+
+def _check_monitor(name: str, monitor: str | None, allowed: list[str], limit_val_batches: float | None) -> None:
+    if monitor is None:
+        return
+    if monitor not in allowed:
+        raise ValueError(f"callbacks.{name}.monitor={monitor}: no such metric; {suggest(monitor, allowed)}")
+    if monitor.startswith("val/") and limit_val_batches == 0:
+        raise ValueError(
+            f"callbacks.{name} monitors {monitor}, but trainer.limit_val_batches=0 leaves validation out: add "
+            f"callbacks.{name}.monitor=train/loss, or callbacks=none"
+        )
+
+
+def build_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[Logger], world: World) -> Trainer:
+    """The trainer, over the processes that the launcher started.
+
+    Our samplers cut the data for the ranks themselves, without the padding that counts samples twice.
+
+    Raises:
+        ValueError: the trainer asks for other processes than the launcher started.
+    """
+    _check_accelerator(config.trainer.accelerator)
+    devices, num_nodes = devices_and_nodes(config.trainer.devices, config.trainer.num_nodes, world)
+    if config.trainer.enable_progress_bar and not sys.stdout.isatty():
+        callbacks = [*callbacks, EpochLines()]
+    return _build(
+        config.trainer,
+        devices=devices,
+        num_nodes=num_nodes,
+        callbacks=callbacks,
+        logger=loggers or False,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=config.paths.output_dir,
+        use_distributed_sampler=False,
+    )
+
+
+def _check_accelerator(accelerator: str) -> None:
+    if accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise ValueError(
+            f"trainer.accelerator={accelerator}, but torch {torch.__version__} finds no GPU: take "
+            "trainer.accelerator=cpu, or install a build of torch for the GPU"
+        )
+
+
+def check_start(config: DictConfig, task: LightningModule, data: LightningDataModule, trainer: Trainer) -> None:
+    """Make optimizer and training loader once before the fit: what is wrong with them is told as the user's mistake.
+
+    Raises:
+        ValueError: the ranks' batches don't fit the data, validation would come after the end of an epoch, or the
+            optimizer doesn't take its options.
+    """
+    if isinstance(task, ClassificationTask):
+        task.optimizer(parameter_groups(task.net))
+    data.trainer = trainer
+    batches = len(data.train_dataloader())
+    limit = config.trainer.limit_train_batches
+    if isinstance(limit, int):
+        batches = min(batches, limit)
+    interval = config.trainer.val_check_interval
+    if isinstance(interval, int) and interval > batches and config.trainer.check_val_every_n_epoch is not None:
+        raise ValueError(
+            f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch: make it smaller, "
+            "or count over epochs by adding trainer.check_val_every_n_epoch=null"
+        )
+
+
+def _build(node: DictConfig, **objects: Any) -> Any:
+    """Call a node's `_target_` with the node's keys and `objects`; stays a partial where the node says `_partial_`."""
+    for target in _targets(node):
+        _check_target(target)
+    # Objects aren't given to `instantiate`: it would turn dataclasses among them into configs.
+    made = hydra.utils.instantiate(node, _convert_="all", _partial_=True)
+    return made if node.get("_partial_") else made(**objects)
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping | DictConfig):
+        if "_target_" in node:
+            yield node["_target_"]
+        for child in node.values():
+            yield from _targets(child)
+
+
+def _check_target(target: str) -> None:
+    """Refuse what an allowed name only leads to, as `torch.nn.functional.warnings.sys.exit` would."""
+    home = getattr(hydra.utils.get_object(target), "__module__", None) or ""
+    if not is_allowed(target) or not (is_allowed(home) or home.startswith("lightning.pytorch.trainer.")):
+        raise ValueError(f"_target_ {target!r} is from {home!r}, not from {', '.join(allowed_targets())}")

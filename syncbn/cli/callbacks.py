@@ -1,0 +1,18 @@
+"""Lightning's callbacks whose arguments a YAML file can't write."""
+
+from typing import Any
+
+from lightning.pytorch.callbacks import ThroughputMonitor
+
+
+def throughput_monitor(window_size: int = 100) -> ThroughputMonitor:
+    """Samples and batches a second, for batches (inputs, labels).
+
+    Args:
+        window_size: batches to average over.
+    """
+    return ThroughputMonitor(batch_size_fn=_samples, window_size=window_size)
+
+
+def _samples(batch: Any) -> int:
+    return len(batch[1])

@@ -1,0 +1,91 @@
+"""What the commands over `conf/` share: the check before anything heavy is imported, and Hydra after it."""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from syncbn.cli.errors import UserError, fail
+from syncbn.cli.overrides import CommandLine, checked_configs
+from syncbn.config import conf_dir
+from syncbn.launch.relaunch import ranks_to_start, run_under_torchrun
+from syncbn.launch.run_id import ensure_run_id
+from syncbn.launch.world import World, current_world, devices_and_nodes
+
+
+def run_with_hydra(job: Callable[[DictConfig, World], None], config_name: str) -> None:
+    """Name the run, check the command line, start the ranks it asks for, and let Hydra call `job` for each config."""
+    world = current_world()
+    try:
+        ensure_run_id()
+        ranks = _checked_ranks(sys.argv[1:], config_name, world)
+    except (UserError, ValueError) as error:
+        fail(str(error), prints=world.rank == 0, after_others=world.rank > 0)
+    if ranks > 1:
+        run_under_torchrun(ranks)
+    sys.argv.append("hydra.output_subdir=null")  # the job writes .hydra, when nothing was wrong
+
+    def guarded(config: DictConfig) -> None:
+        try:
+            job(config, world)
+        except UserError as error:
+            with suppress(OSError):  # a folder that holds something is a run's, and stays
+                Path(HydraConfig.get().runtime.output_dir).rmdir()
+            # A mistake on one rank only, a file missing on its node say, no other can tell.
+            fail(f"rank {world.rank}: {error}" if world.rank else str(error), after_others=world.rank > 0)
+
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)()
+    _leave_together(world)
+
+
+def _leave_together(world: World) -> None:
+    """Close the process group on all ranks at once: a rank that others leave behind may abort while it exits."""
+    if world.world_size == 1:
+        return
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _checked_ranks(argv: list[str], config_name: str, world: World) -> int:
+    args = get_args_parser().parse_args(argv)
+    if args.config_dir and not Path(args.config_dir).is_dir():
+        raise UserError(f"--config-dir {args.config_dir}: there is no such folder")
+    if args.help or args.hydra_help or args.info or args.shell_completion or args.experimental_rerun:
+        return 1
+    line = CommandLine(
+        overrides=args.overrides,
+        multirun=args.multirun,
+        config_name=args.config_name or config_name,
+        extra_dirs=(Path(args.config_dir).resolve(),) if args.config_dir else (),
+    )
+    configs = checked_configs(line)
+    if args.cfg:
+        return 1
+    for config in configs:
+        devices_and_nodes(config["trainer"]["devices"], config["trainer"]["num_nodes"], world)
+    wanted = {ranks_to_start(config["trainer"], world) for config in configs}
+    if len(wanted) > 1:
+        raise UserError(f"the jobs of one sweep run on the same processes, got {sorted(wanted)}: sweep them separately")
+    for config in configs:
+        _check_output_root(Path(config["output_root"]))
+    return wanted.pop()
+
+
+def _check_output_root(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()
+    except OSError as error:
+        raise UserError(
+            f"can't write to output_root={root} ({error.strerror}): set output_root=<folder>, or export "
+            "SYNCBN_OUTPUT_ROOT=<folder>"
+        ) from error

@@ -1,0 +1,116 @@
+"""scripts/compare.py outputs/*: finished runs side by side, as a table and as curves, without W&B."""
+
+import csv
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from syncbn.cli.errors import fail
+
+USAGE = """\
+Compare finished runs: python scripts/compare.py outputs/* [plot=compare.png]
+
+Folders of runs, or of sweeps, whose jobs are taken. The table has what differs between the runs' configs and their
+metrics; the plot has their validation curves.
+"""
+_METRICS = ("val/acc", "test/acc", "test/loss")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder says: its name, its overrides of the defaults, and its metrics by epoch."""
+
+    name: str
+    settings: Mapping[str, str]
+    rows: list[dict[str, str]]
+
+    def curve(self, metric: str) -> tuple[list[float], list[float]]:
+        """Epochs and values of a metric."""
+        rows = [row for row in self.rows if row.get(metric) and row.get("epoch")]
+        points = [(float(row["epoch"]), float(row[metric])) for row in rows]
+        return [epoch for epoch, _ in points], [value for _, value in points]
+
+    def final(self, metric: str) -> float | None:
+        """The best validation accuracy, or the last value of another metric; None where the run has none."""
+        values = self.curve(metric)[1]
+        return (max(values) if metric == "val/acc" else values[-1]) if values else None
+
+
+def main() -> None:
+    """Read folders from the command line, print the table and save the plot."""
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return
+    plot = Path("compare.png")
+    folders = []
+    for argument in arguments:
+        if argument.startswith("plot="):
+            plot = Path(argument.removeprefix("plot="))
+        else:
+            folders.append(Path(argument))
+    runs = find_runs(folders)
+    if not runs:
+        places = ", ".join(str(folder) for folder in folders) or "no folders"
+        fail(f"no finished run in {places}; usage: scripts/compare.py outputs/*")
+    print_table(runs)
+    plot_curves(runs, plot)
+    print(f"plot: {plot}")
+
+
+def find_runs(folders: Iterable[Path]) -> list[Run]:
+    """The runs in folders, and in the numbered folders of sweeps; what isn't a run is passed over."""
+    places = [(place, folder) for folder in folders for place in [folder, *sorted(folder.glob("*/"))]]
+    return [_read(place, folder) for place, folder in places if _is_run(place)]
+
+
+def print_table(runs: list[Run]) -> None:
+    """A row for each run: what was set on its command line, where runs differ in it, and its metrics."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("run", *(columns := _differing(runs)), *_METRICS)
+    for run in runs:
+        metrics = ("" if (value := run.final(metric)) is None else f"{value:.4f}" for metric in _METRICS)
+        table.add_row(run.name, *(run.settings.get(column, "") for column in columns), *metrics)
+    # Not a terminal: a width that cuts nothing, for files and pipes.
+    console = Console()
+    (console if console.is_terminal else Console(width=400)).print(table)
+
+
+def plot_curves(runs: list[Run], path: Path) -> None:
+    """Validation accuracy and loss of all runs over epochs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    columns = _differing(runs)
+    for axes, metric in zip(figure.subplots(1, 2), ("val/acc", "val/loss"), strict=True):
+        for run in runs:
+            label = " ".join(f"{key}={run.settings[key]}" for key in columns if key in run.settings) or run.name
+            axes.plot(*run.curve(metric), label=label, marker=".")
+        axes.set(xlabel="epoch", ylabel=metric)
+        axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _is_run(place: Path) -> bool:
+    return (place / ".hydra" / "overrides.yaml").is_file() and (place / "metrics.csv").is_file()
+
+
+def _read(place: Path, folder: Path) -> Run:
+    overrides = [str(item) for item in OmegaConf.load(place / ".hydra" / "overrides.yaml")]
+    settings = dict(item.lstrip("+~").split("=", 1) for item in overrides if "=" in item)
+    with (place / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return Run(place.name if place == folder else f"{folder.name}/{place.name}", settings, rows)
+
+
+def _differing(runs: list[Run]) -> list[str]:
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    return [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]

@@ -1,0 +1,65 @@
+"""What the user can mend: one message, exit code 2, no traceback."""
+
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+EXIT_CODE = 2
+_PATIENCE_S = 5.0
+
+
+class UserError(Exception):
+    """A mistake on the command line or in a config; its text says what to do."""
+
+
+def fail(message: str, *, prints: bool = True, after_others: bool = False) -> NoReturn:
+    """End the process with exit code 2 and, on the rank that speaks for all, the message on stderr.
+
+    torchrun ends all ranks as soon as one ends: `after_others` leaves rank 0, which found the same mistake, the time to
+    speak, and is ended by torchrun meanwhile.
+    """
+    if after_others:
+        time.sleep(_PATIENCE_S)
+    if prints:
+        print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(EXIT_CODE)
+
+
+@contextmanager
+def user_mistakes() -> Iterator[None]:
+    """Our checks' ValueError and TypeError, raised while things are built, are the user's to mend, not bugs."""
+    try:
+        yield
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise UserError(str(error)) from error
+    except Exception as error:
+        if _is_lightnings_refusal(error) or isinstance(error.__cause__, ValueError | TypeError):
+            raise UserError(_first_paragraph(error.__cause__ or error)) from error
+        raise
+
+
+@contextmanager
+def lightnings_refusals() -> Iterator[None]:
+    """What Lightning itself refuses when a fit starts is a mistake in the config; other errors are left as they are."""
+    try:
+        yield
+    except Exception as error:
+        if _is_lightnings_refusal(error) or (isinstance(error, ValueError) and _raised_by_lightning(error)):
+            raise UserError(_first_paragraph(error)) from error
+        raise
+
+
+def _raised_by_lightning(error: Exception) -> bool:
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("lightning.")
+
+
+def _is_lightnings_refusal(error: Exception) -> bool:
+    return type(error).__name__ == "MisconfigurationException"
+
+
+def _first_paragraph(error: BaseException) -> str:
+    return str(error).strip().split("\n\n")[0]

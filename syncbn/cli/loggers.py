@@ -1,0 +1,127 @@
+"""The loggers that need more than Lightning's arguments: one folder for a run, and W&B without an account."""
+
+import csv
+import netrc
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+
+class _Appending(ExperimentWriter):
+    """Goes on with the metrics.csv it finds, where Lightning's deletes it."""
+
+    def _check_log_dir_exists(self) -> None:
+        if Path(self.metrics_file_path).is_file():
+            with open(self.metrics_file_path, newline="") as file:
+                self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
+
+
+class RunFolderCSVLogger(CSVLogger):
+    """`metrics.csv` right in the run folder; a resumed run adds to it.
+
+    Args:
+        save_dir: the run folder.
+    """
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__(save_dir, name="", version="")
+
+    @property
+    @rank_zero_only
+    def experiment(self) -> Any:
+        """The writer of metrics.csv; on ranks other than 0 there is none."""
+        if self._experiment is None:
+            self._experiment = _Appending(log_dir=self.log_dir)
+        return self._experiment
+
+    @rank_zero_only
+    def cut_at(self, step: int) -> None:
+        """Drop the rows that a run logged after the checkpoint it goes on from: it will log them again."""
+        path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
+        if not path.is_file():
+            return
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            keys, rows = reader.fieldnames or [], [row for row in reader if int(row["step"]) < step]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, keys)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def wandb_logger(
+    save_dir: str,
+    run_id: str,
+    project: str,
+    offline: bool | None = None,
+    entity: str | None = None,
+    group: str | None = None,
+    job_type: str | None = None,
+    tags: list[str] | None = None,
+    log_model: bool | Literal["all"] = False,
+) -> WandbLogger:
+    """Lightning's W&B logger for a run of ours: its id is the run's, so that a resumed run goes on.
+
+    Args:
+        save_dir: the run folder; W&B's files are in `wandb/` there.
+        run_id: the run's id.
+        project: W&B's project.
+        offline: None follows `WANDB_MODE` and, where that is unset, is offline unless the user is logged in.
+        entity: the user's or team's name; None is the account's default.
+        group: runs to show together.
+        job_type: the kind of run.
+        tags: words to find the run by.
+        log_model: checkpoints as artifacts: False, True (the best and the last) or "all".
+    """
+    import wandb
+
+    Path(save_dir).mkdir(parents=True, exist_ok=True)
+    return WandbLogger(
+        save_dir=save_dir,
+        id=run_id,
+        name=run_id,
+        resume="allow",
+        offline=is_offline() if offline is None else offline,
+        project=project,
+        entity=entity,
+        group=group,
+        job_type=job_type,
+        tags=tags,
+        log_model=log_model,
+        settings=wandb.Settings(quiet=True),  # its summary of the metrics would bury ours
+    )
+
+
+def is_offline() -> bool:
+    """Whether W&B should keep its files to itself: `WANDB_MODE` says so or, without it, nobody is logged in."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode not in ("online", "shared")
+    return not (os.environ.get("WANDB_API_KEY") or _has_netrc_entry())
+
+
+def _has_netrc_entry() -> bool:
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return netrc.netrc(str(file)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def log_config(logger: Logger, config: dict[str, Any], commit: str | None) -> None:
+    """Send the run's config and git commit to a logger; beside metrics.csv the config lies in .hydra already."""
+    if not isinstance(logger, CSVLogger):
+        logger.log_hyperparams({**config, "git_commit": commit})
+
+
+def finish(loggers: Iterable[Logger]) -> None:
+    """End W&B's run, which would otherwise take in the next job of a sweep."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()

@@ -1,0 +1,90 @@
+"""What a run says on the screen, and which messages of other packages it leaves out."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+    from omegaconf import DictConfig
+    from torch import nn
+
+# Each is about a choice that is made on purpose; the text begins as Lightning's or torch's does.
+_KNOWN = (
+    "When using the `ThroughputMonitor`, you need to define a `flops_per_batch`",  # samples a second are enough
+    ".*does not have many workers which may be a bottleneck",  # images in memory need no workers
+    "Using `DistributedSampler` with the dataloaders",  # our sampler pads nothing
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # between Lightning and torch
+    "Checkpoint directory .* exists and is not empty",  # a resumed run
+)
+# Lightning's remarks on devices, ranks, checkpoints and its products. Warnings, and what a callback or a profiler was
+# asked to print, come through other loggers.
+_REMARKS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.distributed",
+)
+
+
+def quiet() -> None:
+    """Leave out the warnings and remarks that say nothing about this run."""
+    for start in _KNOWN:
+        warnings.filterwarnings("ignore", message=start)
+    for name in _REMARKS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def print_start(
+    config: "DictConfig", net: "nn.Module", trainer: "Trainer", folder: Path, resumed_at: int | None
+) -> None:
+    """What is about to be trained, on how many processes, and where it will be found."""
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    name = config.model._target_.rpartition(".")[2]
+    print(f"network:       {name}, {parameters:,} parameters, norm={config.norm.name}")
+    print(f"processes:     {trainer.world_size} on {trainer.strategy.root_device.type}, {trainer.precision}")
+    print(f"run folder:    {_shown(folder)}")
+    if resumed_at is not None:
+        print(f"resumed:       after step {resumed_at}")
+    print(flush=True)
+
+
+def print_results(metrics: Mapping[str, Any], folder: Path, training: str | None = None) -> None:
+    """How the training went, the test accuracy, the run folder and its plots."""
+    print()
+    if training:
+        print(f"training:      {training}")
+    if "test/acc" in metrics:
+        print(f"test accuracy: {100 * float(metrics['test/acc']):.2f} %   test loss: {float(metrics['test/loss']):.4f}")
+    print(f"run folder:    {_shown(folder)}")
+    plots = sorted((folder / "plots").glob("*.png"))
+    if plots:
+        print(f"plots:         {_shown(folder)}/plots/{{{','.join(plot.name for plot in plots)}}}")
+    if offline := sorted((folder / "wandb").glob("offline-run-*")):
+        print(f"W&B, offline:  wandb sync {' '.join(_shown(run) for run in offline)}")
+
+
+def print_interruption(trainer: "Trainer", run_id: str, has_checkpoint: bool) -> None:
+    """Where a run was stopped, and how it goes on."""
+    how = f"to go on, add run_id={run_id} resume=auto" if has_checkpoint else "it has no checkpoint yet"
+    print(f"\nstopped in epoch {trainer.current_epoch + 1} at step {trainer.global_step}; {how}", file=sys.stderr)
+
+
+def describe_training(trainer: "Trainer", seconds: float, first_step: int) -> str:
+    """Epochs, the steps since `first_step` and their time, and why it ended early where it did."""
+    epochs = str(trainer.current_epoch)
+    if trainer.max_epochs is not None and trainer.current_epoch < trainer.max_epochs:
+        epochs += f" of {trainer.max_epochs}"
+    resumed = f" after step {first_step}" if first_step else ""
+    text = f"{epochs} epoch(s), {trainer.global_step - first_step} steps{resumed} in {seconds:.1f} s"
+    callback = trainer.early_stopping_callback
+    reason = callback.stopping_reason_message if callback is not None and trainer.should_stop else None
+    return f"{text} (stopped early: {reason})" if reason else text
+
+
+def _shown(folder: Path) -> str:
+    """Relative to where the user is, when the folder is below it."""
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)

@@ -1,0 +1,110 @@
+"""scripts/train.py: one training run, or with -m several, from `conf/train.yaml`."""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from syncbn.cli.command import run_with_hydra
+from syncbn.cli.overrides import plain
+from syncbn.launch.world import World
+from syncbn.run_folder import write_config
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from syncbn.launch.resume import Checkpoint
+
+SIGINT_CODE, SIGTERM_CODE = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as a shell reports them
+
+
+def main() -> None:
+    """Check the command line, then train."""
+    run_with_hydra(train, "train")
+
+
+def train(config: DictConfig, world: World) -> None:
+    """One run, from its config to the accuracy on the test set."""
+    import torch
+    from hydra.core.hydra_config import HydraConfig
+    from lightning.pytorch import seed_everything
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from syncbn.cli import build, output
+    from syncbn.cli.errors import lightnings_refusals, user_mistakes
+    from syncbn.cli.loggers import RunFolderCSVLogger, finish, log_config
+    from syncbn.launch.relaunch import threads_of_a_rank
+    from syncbn.launch.resume import LAST, resume_from
+
+    output.quiet()
+    hydra_config = HydraConfig.get()
+    _name_the_job(config, hydra_config)
+    folder = Path(config.paths.output_dir)
+    torch.set_num_threads(threads_of_a_rank(config.threads, world))
+    seed_everything(config.seed, workers=True, verbose=False)
+
+    with user_mistakes():
+        checkpoint = resume_from(config.resume, folder)
+        data = build.build_data(config)
+        net = build.build_network(config, data)
+        task = build.build_task(config, net, data)
+        loggers = build.build_loggers(config)
+        callbacks = build.build_callbacks(config, loggers, task)
+        trainer = build.build_trainer(config, callbacks, loggers, world)
+        build.check_start(config, task, data, trainer)
+
+    # Only a run that can start leaves a folder: one refused above must not touch the config of a run that is there.
+    if trainer.is_global_zero:
+        write_config(folder, config, hydra_config)
+        output.print_start(config, net, trainer, folder, checkpoint.step if checkpoint else None)
+        for logger in loggers:
+            log_config(logger, plain(config), _git_commit())
+    training = None
+    if config.train:
+        for logger in loggers:
+            if checkpoint and isinstance(logger, RunFolderCSVLogger):
+                logger.cut_at(checkpoint.step)
+        started = time.monotonic()
+        try:
+            with lightnings_refusals():
+                trainer.fit(task, data, ckpt_path=checkpoint.path if checkpoint else None)
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C and to SIGTERM
+            if trainer.is_global_zero:
+                output.print_interruption(trainer, config.run_id, has_checkpoint=(folder / LAST).exists())
+            raise SystemExit(SIGTERM_CODE if isinstance(stop, SIGTERMException) else SIGINT_CODE) from stop
+        training = output.describe_training(trainer, time.monotonic() - started, checkpoint.step if checkpoint else 0)
+    metrics: dict[str, Any] = dict(trainer.callback_metrics)
+    if config.test:
+        metrics |= trainer.test(task, data, ckpt_path=_to_test(trainer, checkpoint), verbose=False)[0]
+    if trainer.is_global_zero:
+        finish(loggers)
+        output.print_results(metrics, folder, training)
+
+
+def _name_the_job(config: DictConfig, hydra_config: Any) -> None:
+    """Give a job of a sweep its numbered folder and an id of its own."""
+    config.paths.output_dir = hydra_config.runtime.output_dir
+    if hydra_config.mode.name == "MULTIRUN":
+        config.run_id = f"{config.run_id}-{hydra_config.job.num}"
+
+
+def _to_test(trainer: "Trainer", resumed: "Checkpoint | None") -> str | Path | None:
+    """The best checkpoint of this fit; else, without a fit, the one to resume from; else the network as it is."""
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if best or trainer.fit_loop.total_batch_idx >= 0 or not resumed:
+        return best or None
+    return resumed.path
+
+
+def _git_commit() -> str | None:
+    """The commit of the repository that this code, or else the user, is in; None where neither is in one."""
+    for place in (Path(__file__).parent, Path.cwd()):
+        try:
+            answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=place, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        return answer.stdout.strip()
+    return None

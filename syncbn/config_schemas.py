@@ -1,0 +1,242 @@
+"""What each kind of config in `conf/` may say: a dataclass whose fields are the keys, with types and bounds."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from syncbn.schema import Range
+
+Count = Annotated[int, Range(low=1)]
+Natural = Annotated[int, Range(low=0)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(low=0)]
+Fraction = Annotated[float, Range(low=0, high=1)]
+BelowOne = Annotated[float, Range(low=0, below=1)]
+Share = Annotated[float, Range(above=0, below=1)]  # neither nothing nor all
+Batches = Annotated[int, Range(low=0)] | Fraction
+
+
+@dataclass
+class _Affine:
+    name: str
+    eps: Positive = 1e-5
+    affine: bool = True
+
+
+@dataclass
+class BatchNorm(_Affine):
+    momentum: Fraction | None = 0.1
+    track_running_stats: bool = True
+    bias: bool = True
+
+
+@dataclass
+class GroupNorm(_Affine):
+    groups: Count = 32
+
+
+@dataclass
+class NoNorm:
+    name: str
+
+
+NORMS: dict[str, type] = {
+    "batch": BatchNorm,
+    "sync": BatchNorm,
+    "group": GroupNorm,
+    "layer": _Affine,
+    "instance": _Affine,
+    "none": NoNorm,
+}
+
+
+@dataclass
+class ResNet:
+    _target_: str
+    norm: None = None  # the group `norm` says it
+    num_classes: Count | None = None  # null: the data's
+    in_channels: Count | None = None
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    width: Count = 64
+    zero_init_residual: bool = False
+
+
+@dataclass
+class Digits:
+    _target_: str
+    batch_size: Count = 32
+    eval_batch_size: Count = 128
+    seed: int = 0
+    split_seed: int = 0
+    val_fraction: Share = 0.2
+    test_fraction: Share = 0.2
+    augment: bool = True
+    max_shift: Annotated[float, Range(low=0, below=8)] = 1.0
+    max_rotation: Annotated[float, Range(low=0, below=180)] = 10.0
+    max_scale: BelowOne = 0.1
+    drop_last: bool = False
+
+
+@dataclass
+class SGD:
+    _target_: str
+    _partial_: Literal[True]
+    lr: Positive
+    momentum: NotNegative = 0.0
+    dampening: NotNegative = 0.0
+    weight_decay: NotNegative = 0.0
+    nesterov: bool = False
+
+
+@dataclass
+class AdamW:
+    _target_: str
+    _partial_: Literal[True]
+    lr: Positive = 1e-3
+    betas: tuple[BelowOne, BelowOne] | None = None
+    eps: NotNegative = 1e-8
+    weight_decay: NotNegative = 1e-2
+    amsgrad: bool = False
+
+
+@dataclass
+class Cosine:
+    _target_: str
+    _partial_: Literal[True]
+    warmup_fraction: BelowOne = 0.1
+    final_fraction: Fraction = 0.0
+
+
+@dataclass
+class Task:
+    _target_: str
+    label_smoothing: BelowOne = 0.0
+
+
+@dataclass
+class Trainer:
+    _target_: str
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    devices: Count | Literal["auto"] = 1
+    num_nodes: Count | Literal["auto"] = 1
+    strategy: Any = "auto"
+    precision: Literal[
+        "64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed", "64", "32", 64, 32, 16, "16", "bf16"
+    ] = "32-true"
+    max_epochs: Count | Literal[-1] | None = None  # -1: until something else stops it
+    min_epochs: Natural | None = None
+    max_steps: Annotated[int, Range(low=-1)] = -1
+    min_steps: Natural | None = None
+    max_time: str | dict[str, int] | None = None
+    gradient_clip_val: NotNegative | None = None
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
+    accumulate_grad_batches: Count = 1
+    limit_train_batches: Count | Annotated[float, Range(above=0, high=1)] | None = None
+    limit_val_batches: Batches | None = None
+    limit_test_batches: Batches | None = None
+    check_val_every_n_epoch: Count | None = 1
+    val_check_interval: Batches | None = None
+    num_sanity_val_steps: Annotated[int, Range(low=-1)] | None = None
+    log_every_n_steps: Natural | None = None
+    deterministic: bool | Literal["warn"] | None = None
+    benchmark: bool | None = None
+    detect_anomaly: bool = False
+    overfit_batches: Batches = 0.0
+    fast_dev_run: bool | Natural = False
+    profiler: Literal["simple", "advanced", "pytorch"] | dict[str, Any] | None = None
+    enable_progress_bar: bool = True
+    enable_model_summary: bool = True
+    enable_checkpointing: bool = True
+    inference_mode: bool = True
+    plugins: Any = None
+
+
+@dataclass
+class DDP:
+    _target_: str
+    timeout_s: Positive = 300.0
+    process_group_backend: Literal["gloo", "nccl"] | None = None
+    start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen"
+    find_unused_parameters: bool = False
+    gradient_as_bucket_view: bool = False
+    static_graph: bool = False
+
+
+@dataclass
+class EarlyStopping:
+    _target_: str
+    monitor: str
+    mode: Literal["min", "max"] = "min"
+    patience: Natural = 3
+    min_delta: float = 0.0
+    verbose: bool = False
+    strict: bool = True
+    check_finite: bool = True
+    stopping_threshold: float | None = None
+    divergence_threshold: float | None = None
+    check_on_train_epoch_end: bool | None = None
+    log_rank_zero_only: bool = False
+
+
+@dataclass
+class ModelCheckpoint:
+    _target_: str
+    dirpath: str | None = None
+    filename: str | None = None
+    monitor: str | None = None
+    mode: Literal["min", "max"] = "min"
+    save_top_k: Annotated[int, Range(low=-1)] = 1  # -1: all
+    save_last: bool | Literal["link"] | None = None
+    save_weights_only: bool = False
+    save_on_exception: bool = False
+    every_n_train_steps: Natural | None = None
+    every_n_epochs: Natural | None = None
+    save_on_train_epoch_end: bool | None = None
+    auto_insert_metric_name: bool = True
+    enable_version_counter: bool = True
+    verbose: bool = False
+
+
+TARGETS: dict[str, type] = {
+    **{f"syncbn.models.resnet.resnet{depth}": ResNet for depth in (18, 34, 50, 101, 152)},
+    "syncbn.data.DigitsDataModule": Digits,
+    "torch.optim.SGD": SGD,
+    "torch.optim.AdamW": AdamW,
+    "syncbn.training.cosine_with_warmup": Cosine,
+    "syncbn.training.ClassificationTask": Task,
+    "lightning.pytorch.Trainer": Trainer,
+    "syncbn.training.ddp": DDP,
+    "lightning.pytorch.callbacks.EarlyStopping": EarlyStopping,
+    "lightning.pytorch.callbacks.ModelCheckpoint": ModelCheckpoint,
+}
+
+Node = dict[str, Any]
+
+
+@dataclass
+class Paths:
+    output_dir: str
+
+
+@dataclass
+class Main:
+    """The top of a composed config. The groups are checked each by its `name` or `_target_`."""
+
+    norm: Node
+    model: Node
+    data: Node
+    optimizer: Node
+    trainer: Node
+    task: Node
+    task_name: str
+    tags: list[str]
+    seed: Annotated[int, Range(low=0, high=2**32 - 1)]
+    train: bool
+    test: bool
+    resume: str | None
+    output_root: str
+    run_id: str
+    paths: Paths
+    threads: Count | Literal["auto"]
+    scheduler: Node | None = None
+    logger: Node | None = None
+    callbacks: Node | None = None

@@ -1,0 +1,84 @@
+"""Start the ranks that a config asks for, where no launcher has: `python` acts as `torchrun`."""
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from syncbn.launch.world import World
+
+
+def ranks_to_start(trainer: Mapping[str, Any], world: World) -> int:
+    """The number of processes that a trainer's config wants started; 1 where this process is all or one of them.
+
+    `devices: auto` with a distributed strategy is one for each GPU, or 2 on the CPU.
+
+    Raises:
+        ValueError: several nodes without a launcher, or a launcher and a strategy that starts ranks of its own.
+    """
+    if world.launcher != "python":
+        if _starts_by_itself(trainer["strategy"]):
+            raise ValueError(
+                f"{world.launcher} started {world.world_size} process(es), and this trainer would start ranks in each "
+                "of them: take trainer=ddp, or leave the launcher out (python scripts/train.py trainer=ddp_sim)"
+            )
+        return 1
+    if trainer["num_nodes"] not in ("auto", 1):
+        raise ValueError(
+            f"trainer.num_nodes={trainer['num_nodes']}, but nothing started the processes of the other nodes: run this "
+            f"on each node under torchrun --nnodes {trainer['num_nodes']} --rdzv-id=<name> ..., or under srun"
+        )
+    if _starts_by_itself(trainer["strategy"]):
+        return 1
+    if trainer["devices"] != "auto":
+        return int(trainer["devices"])
+    distributed = trainer["strategy"] != "auto"
+    return _gpus(trainer["accelerator"]) or (2 if distributed and trainer["accelerator"] != "mps" else 1)
+
+
+def run_under_torchrun(ranks: int) -> NoReturn:
+    """Run this script with the same arguments on `ranks` processes, and end as they end.
+
+    The run id goes along in the environment. Lightning would start copies of its own, but those go wrong in a Hydra
+    sweep, where each job would start the whole sweep anew; torchrun's ranks go through the sweep together.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_cores() // ranks)))
+    try:
+        run(parse_args([f"--nproc-per-node={ranks}", *sys.argv]))
+    except ChildFailedError as error:  # the rank has said why
+        code = error.get_first_failure()[1].exitcode
+        raise SystemExit(code if code > 0 else 128 - code) from error
+    except SignalException as error:  # Ctrl-C or SIGTERM, which has gone to the ranks too
+        raise SystemExit(128 + error.sigval) from error
+    raise SystemExit(0)
+
+
+def cpu_cores() -> int:
+    """The cores this process may use, which in a container or a SLURM job are fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def threads_of_a_rank(threads: int | str, world: World) -> int:
+    """CPU threads for a rank: the number itself, or with "auto" its share of the node's cores."""
+    return max(1, cpu_cores() // world.local_world_size) if threads == "auto" else int(threads)
+
+
+def _starts_by_itself(strategy: Any) -> bool:
+    """Whether the strategy makes its ranks from within the process."""
+    if isinstance(strategy, Mapping):
+        return strategy.get("start_method", "popen") != "popen"
+    return str(strategy).endswith(("_spawn", "_fork", "_notebook"))
+
+
+def _gpus(accelerator: str) -> int:
+    if accelerator not in ("auto", "gpu", "cuda"):
+        return 0
+    import torch  # only here: everything before can be answered without it
+
+    return torch.cuda.device_count()

@@ -1,0 +1,52 @@
+"""`resume=auto|<path>|null`: the checkpoint that a run goes on from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+LAST = Path("checkpoints", "last.ckpt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read once and is whole: where it is, and after how many optimizer steps it was saved."""
+
+    path: Path
+    step: int
+
+
+def resume_from(resume: str | None, folder: Path) -> Checkpoint | None:
+    """The checkpoint to go on from, or None to start from nothing.
+
+    Args:
+        resume: "auto" for this run's last checkpoint, where there is one; a path; or None.
+        folder: the run folder.
+
+    Raises:
+        ValueError: the path is no checkpoint, or is damaged; or `resume` is None in a folder that holds a run already,
+            which a new one would overwrite.
+    """
+    last = folder / LAST
+    if resume is None:
+        if last.exists():
+            raise ValueError(
+                f"{str(folder)!r} holds a run already: add resume=auto to go on with it, or choose another run_id=..."
+            )
+        return None
+    if resume == "auto":
+        return _readable(last) if last.exists() else None
+    return _readable(Path(resume))
+
+
+def _readable(path: Path) -> Checkpoint:
+    from syncbn.training.checkpoint import load_checkpoint  # imports torch
+
+    try:
+        checkpoint = load_checkpoint(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"resume: {error}") from error
+    if not {"state_dict", "optimizer_states", "loops", "global_step"} <= checkpoint.keys():
+        raise ValueError(
+            f"resume: {str(path)!r} is not a checkpoint of a training run (it has {', '.join(sorted(checkpoint))}); "
+            "give one that scripts/train.py wrote"
+        )
+    return Checkpoint(path, int(checkpoint["global_step"]))

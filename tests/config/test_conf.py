@@ -1,0 +1,102 @@
+"""Every file under conf/ is composed, checked and instantiated."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from syncbn.cli.errors import UserError, user_mistakes
+from syncbn.cli.overrides import CommandLine, checked_configs, config_groups
+from syncbn.config import conf_dir
+from syncbn.config_schemas import NORMS
+from syncbn.launch.world import World
+
+GROUPS = {group: choices for group, choices in config_groups([conf_dir()]).items() if group != "wandb"}
+ALL = [(group, choice) for group, choices in GROUPS.items() for choice in choices]
+TWO_RANKS = World("torchrun", rank=0, local_rank=0, world_size=2, local_world_size=2, num_nodes=1)
+ONE_RANK = World("python", rank=0, local_rank=0, world_size=1, local_world_size=1, num_nodes=1)
+
+
+def compose_with(overrides: list[str]) -> DictConfig:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("train", overrides)
+
+
+def instantiate(config: DictConfig, world: World) -> None:
+    from syncbn.cli import build
+
+    data = build.build_data(config)
+    net = build.build_network(config, data)
+    task = build.build_task(config, net, data)
+    loggers = build.build_loggers(config)
+    build.build_trainer(config, build.build_callbacks(config, loggers, task), loggers, world)
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SYNCBN_RUN_ID", "test")
+    monkeypatch.setenv("SYNCBN_OUTPUT_ROOT", str(tmp_path))
+
+
+def test_the_groups_are_those_that_users_of_the_template_know() -> None:
+    training = {"norm", "model", "data", "optimizer", "scheduler", "trainer"}
+    assert set(GROUPS) == training | {"logger", "callbacks", "experiment", "debug"}
+    assert {"default", "cpu", "gpu", "ddp", "ddp_sim"} <= set(GROUPS["trainer"])
+    assert {"csv", "wandb", "tensorboard", "many_loggers"} <= set(GROUPS["logger"])
+    assert {"default", "fast", "overfit", "profiler"} <= set(GROUPS["debug"])
+
+
+@pytest.mark.parametrize(("group", "choice"), [item for item in ALL if item != ("trainer", "gpu")])
+def test_every_choice_is_composed_checked_and_instantiated(group: str, choice: str) -> None:
+    override = f"{group}={choice}"
+    checked_configs(CommandLine([override]))
+    instantiate(compose_with([override]), TWO_RANKS if choice == "ddp" else ONE_RANK)
+
+
+def test_the_gpu_trainer_is_built_on_a_gpu_and_elsewhere_says_that_there_is_none() -> None:
+    import torch
+
+    config = compose_with(["trainer=gpu"])
+    if torch.cuda.is_available():
+        instantiate(config, ONE_RANK)
+    else:
+        with pytest.raises(UserError, match=r"(?i)gpu|cuda"), user_mistakes():
+            instantiate(config, ONE_RANK)
+
+
+def test_every_norm_has_a_config_with_its_options() -> None:
+    from syncbn.norm.registry import available_norms, norm_options
+
+    assert set(available_norms()) == set(GROUPS["norm"]) == set(NORMS)
+    for name in available_norms():
+        keys = set(OmegaConf.load(conf_dir() / "norm" / f"{name}.yaml"))
+        assert keys == {field.name for field in dataclasses.fields(NORMS[name])}
+        assert keys - {"name"} == set(norm_options(name)) - {"process_group", "device", "dtype"}
+
+
+def test_the_sweep_file_names_keys_of_the_config() -> None:
+    sweep = OmegaConf.to_container(OmegaConf.load(conf_dir() / "wandb" / "sweep.yaml"))
+    assert isinstance(sweep, dict)
+    overrides = []
+    for key, choice in sweep["parameters"].items():
+        overrides.append(f"{key}={choice['values'][0] if 'values' in choice else choice['min']}")
+    assert len(checked_configs(CommandLine(overrides))) == 1
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.nn.functional.warnings.warn",
+        "syncbn.cli.train.subprocess.run",
+        "lightning.pytorch.callbacks.timer.time.sleep",
+    ],
+)
+def test_what_an_allowed_package_only_imports_is_not_allowed(target: str) -> None:
+    from syncbn.cli import build
+
+    config = compose_with([])
+    config.data = {"_target_": target}
+    with pytest.raises(ValueError, match="_target_"):
+        build.build_data(config)
