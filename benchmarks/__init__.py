@@ -1,0 +1,1 @@
+"""Timings beside peers measured in the same run: `make bench`."""
