@@ -1,0 +1,42 @@
+"""The program that draws the README's picture, on two digits: what the caption says holds there too."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.docs.markdown import REPOSITORY
+from tests.ranks import Ranks
+
+
+def picture() -> ModuleType:
+    path = REPOSITORY / "docs" / "images" / "one_class_per_rank.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def train(norm: str, data: tuple[Any, ...], average: bool = False) -> tuple[Any, ...]:
+    module = picture()
+    return tuple(module.train(norm, module.Digits(*data), steps=4, every=2, average=average))
+
+
+@pytest.mark.distributed
+def test_synchronized_ranks_are_one_process_and_others_are_not(ranks: Callable[[int], Ranks], tmp_path: Path) -> None:
+    module = picture()
+    data = tuple(module.load(classes=2))
+    one_process = module.Curve(*train("batch", data))
+    runs = [ranks(2).run(train, *work)[0] for work in (("sync", data), ("batch", data, True), ("batch", data))]
+    synchronized, averaged, of_rank_0 = (module.Curve(*run) for run in runs)
+
+    assert max(module.difference(synchronized, one_process)) < 1e-11
+    for unsynchronized in (averaged, of_rank_0):
+        assert min(module.difference(unsynchronized, one_process)) > 1e-2
+    module.draw([one_process, synchronized, averaged, of_rank_0], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
