@@ -1,0 +1,33 @@
+# Each target sets up what it needs. VENV= (empty) uses the current environment as it is; VENV=<path> another one.
+VENV ?= .venv
+PYTHON ?= python3
+
+ifeq ($(VENV),)
+BIN :=
+READY :=
+else
+BIN := $(VENV)/bin/
+READY := $(VENV)/.installed
+endif
+
+.PHONY: demo test lint bench
+
+demo: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)torchrun --nproc-per-node 2 scripts/train.py norm=sync trainer=ddp
+
+test: $(READY)
+	$(BIN)pytest -q
+
+lint: $(READY)
+	$(BIN)ruff check .
+	$(BIN)ruff format --check .
+	$(BIN)mypy
+
+bench: $(READY)
+	$(BIN)python -m benchmarks
+
+# For the CPU build of torch, which is smaller, install it into the environment first, from PyTorch's CPU index.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
