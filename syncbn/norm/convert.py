@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -11,6 +10,7 @@ from torch import nn
 from syncbn.norm import compat
 from syncbn.norm.adapters import adapter_for, looks_like_batch_norm
 from syncbn.norm.registry import norm_layer, norm_options
+from syncbn.norm.select import select_layers
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -74,7 +74,7 @@ def convert(
         options["process_group"] = process_group
     norm_layer(name, **options)  # an unknown norm or option is refused before anything is touched
     new = {}
-    for path, module in _select(model, _globs("*" if include is None else include), _globs(exclude)):
+    for path, module in select_layers(model, _is_convertible, include, exclude):
         try:
             new[module] = _converted(_reverted(module), name, options)
         except ValueError as error:
@@ -140,23 +140,8 @@ def _hand_over(source: nn.Module, target: nn.Module) -> None:
     target.training = source.training
 
 
-def _select(model: nn.Module, include: tuple[str, ...], exclude: tuple[str, ...]) -> list[tuple[str, nn.Module]]:
-    """Layers with a place that is included and none that is excluded, each once."""
-    places = [
-        (path, module)
-        for path, module in model.named_modules(remove_duplicate=False)
-        if _ORIGINAL in module.__dict__ or looks_like_batch_norm(module)
-    ]
-    for glob in (*include, *exclude):
-        if glob != "*" and not any(fnmatchcase(path, glob) for path, _ in places):
-            names = ", ".join(path for path, _ in places[:6]) + (", ..." if len(places) > 6 else "")
-            raise ValueError(f"no normalization layer is named {glob!r}; this model has: {names or 'none'}")
-    excluded = {module for path, module in places if _matches(path, exclude)}
-    chosen: dict[nn.Module, str] = {}
-    for path, module in places:
-        if module not in excluded and _matches(path, include):
-            chosen.setdefault(module, path)
-    return [(path, module) for module, path in chosen.items()]
+def _is_convertible(module: nn.Module) -> bool:
+    return _ORIGINAL in module.__dict__ or looks_like_batch_norm(module)
 
 
 def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -175,11 +160,3 @@ def _refuse_wrapped(model: nn.Module) -> None:
             wrapper = compat.WRAPPERS.get(cls.__name__)
             if wrapper is not None and cls.__module__.startswith("torch."):
                 raise ValueError(f"the model is wrapped by {cls.__name__} already; convert first: {wrapper}")
-
-
-def _globs(patterns: str | Iterable[str] | None) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
-
-
-def _matches(path: str, globs: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(path, glob) for glob in globs)
