@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from syncbn.norm import compat
+from syncbn.norm.checks import check_channels, check_eps, check_num_features
 from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.moments import Moments
 
@@ -40,15 +41,7 @@ class TrackingNorm(compat.BatchNormBase):
 
     def check_input(self, input: Tensor, mask: Tensor | None) -> None:
         """Raise `ValueError` or `TypeError` for what can't be normalized."""
-        if input.dim() < 2:
-            raise ValueError(f"expected an input (N, C) or (N, C, *spatial), got shape {tuple(input.shape)}")
-        if input.shape[1] != self.num_features:
-            raise ValueError(
-                f"expected {self.num_features} channels in dimension 1, got shape {tuple(input.shape)}; "
-                f"build the layer with num_features={input.shape[1]} or move the channels to dimension 1"
-            )
-        if not input.is_floating_point():
-            raise TypeError(f"expected a floating-point input, got {input.dtype}; convert it with .float()")
+        check_channels(input, self.num_features)
         if mask is None:
             return
         if mask.dtype != torch.bool:
@@ -131,11 +124,7 @@ _OPERATOR = torch.library.custom_op(
 
 
 def _check_arguments(num_features: int, eps: float, momentum: float | None) -> None:
-    if isinstance(num_features, bool) or not isinstance(num_features, int):
-        raise TypeError(f"num_features must be an int, got {num_features!r}")
-    if num_features < 1:
-        raise ValueError(f"num_features must be at least 1, got {num_features}")
-    if not eps > 0:
-        raise ValueError(f"eps must be greater than 0, got {eps}; 1e-5 is the usual value")
+    check_num_features(num_features)
+    check_eps(eps)
     if momentum is not None and not 0 <= momentum <= 1:
         raise ValueError(f"momentum must be in [0, 1], or None for the average of all batches, got {momentum}")
