@@ -50,14 +50,20 @@ NORMS: dict[str, type] = {
 
 
 @dataclass
-class ResNet:
+class _Model:
     _target_: str
     norm: None = None  # the group `norm` says it
     num_classes: Count | None = None  # null: the data's
     in_channels: Count | None = None
+    weights: str | None = None
+
+
+@dataclass
+class ResNet(_Model):
     stem: Literal["imagenet", "cifar"] = "imagenet"
     width: Count = 64
     zero_init_residual: bool = False
+    placement: Literal["post_conv", "post_activation", "pre_activation"] = "post_conv"
 
 
 @dataclass

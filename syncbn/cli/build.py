@@ -8,11 +8,12 @@ import hydra.utils
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from syncbn.config import allowed_targets, is_allowed
 from syncbn.launch.world import World, devices_and_nodes
+from syncbn.models import load_weights
 from syncbn.norm import norm_layer
 from syncbn.schema import suggest
 from syncbn.training import AtomicCheckpointIO, ClassificationTask, EpochLines, WandbMedia
@@ -31,7 +32,14 @@ def build_network(config: DictConfig, data: Any) -> nn.Module:
         "num_classes": config.model.get("num_classes") or data.num_classes,
         "in_channels": config.model.get("in_channels") or data.in_channels,
     }
-    return _build(config.model, norm=norm_layer(config.norm.name, **options), **sizes)
+    model = OmegaConf.masked_copy(config.model, [key for key in config.model if key != "weights"])
+    return _build(model, norm=norm_layer(config.norm.name, **options), **sizes)
+
+
+def load_pretrained(config: DictConfig, net: nn.Module) -> str | None:
+    """Put the weights of the file `config.model.weights`, where one is named, into `net`; what was loaded."""
+    path = config.model.get("weights")
+    return None if path is None else load_weights(net, path)
 
 
 def build_task(config: DictConfig, net: nn.Module, data: Any) -> LightningModule:

@@ -38,12 +38,19 @@ def quiet() -> None:
 
 
 def print_start(
-    config: "DictConfig", net: "nn.Module", trainer: "Trainer", folder: Path, resumed_at: int | None
+    config: "DictConfig",
+    net: "nn.Module",
+    trainer: "Trainer",
+    folder: Path,
+    resumed_at: int | None,
+    weights: str | None,
 ) -> None:
     """What is about to be trained, on how many processes, and where it will be found."""
     parameters = sum(parameter.numel() for parameter in net.parameters())
     name = config.model._target_.rpartition(".")[2]
     print(f"network:       {name}, {parameters:,} parameters, norm={config.norm.name}")
+    if weights is not None:
+        print(f"weights:       {weights}")
     print(f"processes:     {trainer.world_size} on {trainer.strategy.root_device.type}, {trainer.precision}")
     print(f"run folder:    {_shown(folder)}")
     if resumed_at is not None:

@@ -50,6 +50,7 @@ def train(config: DictConfig, world: World) -> None:
         checkpoint = resume_from(config.resume, folder)
         data = build.build_data(config)
         net = build.build_network(config, data)
+        weights = None if checkpoint else build.load_pretrained(config, net)
         task = build.build_task(config, net, data)
         loggers = build.build_loggers(config)
         callbacks = build.build_callbacks(config, loggers, task)
@@ -59,7 +60,7 @@ def train(config: DictConfig, world: World) -> None:
     # Only a run that can start leaves a folder: one refused above must not touch the config of a run that is there.
     if trainer.is_global_zero:
         write_config(folder, config, hydra_config)
-        output.print_start(config, net, trainer, folder, checkpoint.step if checkpoint else None)
+        output.print_start(config, net, trainer, folder, checkpoint.step if checkpoint else None, weights)
         for logger in loggers:
             log_config(logger, plain(config), _git_commit())
     training = None

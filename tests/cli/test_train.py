@@ -209,3 +209,17 @@ def test_the_scripts_are_a_few_lines_and_ci_can_be_run() -> None:
     assert {script.stem for script in scripts} >= {"train", "evaluate", "compare"}
     assert all(len(script.read_text().splitlines()) <= 4 for script in scripts)
     assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_the_weights_of_another_and_says_what_is_new(
+    one_process_run: Finished, tmp_path: Path
+) -> None:
+    checkpoint = one_process_run.folder / "outputs" / "one" / "checkpoints" / "last.ckpt"
+    weights = f"model.weights={checkpoint}"
+    done = run_script(tmp_path, "train", weights, "train=false", "test=false", "+model.num_classes=7", *SHORT)
+    assert done.code == 0, done.err
+    assert re.search(r"weights: +\d+ tensors from .*last.ckpt; fc.weight, fc.bias made anew, for 7 classes", done.out)
+    wrong = run_script(tmp_path, "train", weights, *SHORT, "model.width=8")
+    assert wrong.code == 2
+    assert "of another shape: conv1.weight ((4, 1, 3, 3) in the file, (8, 1, 3, 3) in the network)" in wrong.err

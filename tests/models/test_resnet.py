@@ -60,12 +60,19 @@ def test_parameters_and_keys_are_torchvisions(name: str) -> None:
     assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == expected_shapes(name)
 
 
-def functional_resnet(state: dict[str, Tensor], x: Tensor, *, strides: dict[str, int], imagenet: bool) -> Tensor:
-    """Eval-mode ResNet written from the paper over a bare state dict, without any of our modules."""
+def functional_resnet(
+    state: dict[str, Tensor],
+    x: Tensor,
+    *,
+    strides: dict[str, int],
+    imagenet: bool,
+    placement: str = "post_conv",
+) -> Tensor:
+    """Eval-mode ResNet written from the papers over a bare state dict, without any of our modules."""
 
     def conv(x: Tensor, key: str, stride: int = 1) -> Tensor:
         weight = state[f"{key}.weight"]
-        return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+        return F.conv2d(x, weight, state.get(f"{key}.bias"), stride=stride, padding=weight.shape[-1] // 2)
 
     def norm(x: Tensor, key: str) -> Tensor:
         mean, var, scale, shift = (
@@ -73,42 +80,72 @@ def functional_resnet(state: dict[str, Tensor], x: Tensor, *, strides: dict[str,
         )
         return (x - mean) / (var + 1e-5).sqrt() * scale + shift
 
-    x = F.relu(norm(conv(x, "conv1", 2 if imagenet else 1), "bn1"))
+    def block(x: Tensor, at: str, stride: int) -> Tensor:
+        projected = f"{at}.downsample.0.weight" in state
+        bottleneck = f"{at}.conv3.weight" in state
+        steps = {1: 1, 2: stride, 3: 1} if bottleneck else {1: stride, 2: 1}
+        if placement == "pre_activation":  # He et al. 2016, Figure 1 (b)
+            y = F.relu(norm(x, f"{at}.bn1"))
+            x = conv(y, f"{at}.downsample.0", stride) if projected else x
+            y = conv(y, f"{at}.conv1", steps[1])
+            for i in list(steps)[1:]:
+                y = conv(F.relu(norm(y, f"{at}.bn{i}")), f"{at}.conv{i}", steps[i])
+            return x + y
+        shortcut = norm(conv(x, f"{at}.downsample.0", stride), f"{at}.downsample.1") if projected else x
+        for i, step in steps.items():
+            x = conv(x, f"{at}.conv{i}", step)
+            if placement == "post_activation":
+                x = norm(F.relu(x), f"{at}.bn{i}")
+            else:
+                x = norm(x, f"{at}.bn{i}")
+                x = F.relu(x + shortcut) if i == len(steps) else F.relu(x)
+        return x + shortcut if placement == "post_activation" else x
+
+    x = conv(x, "conv1", 2 if imagenet else 1)
+    if placement == "post_conv":
+        x = F.relu(norm(x, "bn1"))
+    elif placement == "post_activation":
+        x = norm(F.relu(x), "bn1")
     if imagenet:
         x = F.max_pool2d(x, 3, 2, 1)
-    blocks = sorted({tuple(key.split(".")[:2]) for key in state if key.startswith("layer")}, key=str)
-    for layer, block in sorted(blocks, key=lambda b: (b[0], int(b[1]))):
-        at = f"{layer}.{block}"
-        stride = strides[layer] if block == "0" else 1
-        shortcut = x
-        if f"{at}.downsample.0.weight" in state:
-            shortcut = norm(conv(x, f"{at}.downsample.0", stride), f"{at}.downsample.1")
-        if f"{at}.conv3.weight" in state:
-            y = F.relu(norm(conv(x, f"{at}.conv1"), f"{at}.bn1"))
-            y = F.relu(norm(conv(y, f"{at}.conv2", stride), f"{at}.bn2"))
-            y = norm(conv(y, f"{at}.conv3"), f"{at}.bn3")
-        else:
-            y = F.relu(norm(conv(x, f"{at}.conv1", stride), f"{at}.bn1"))
-            y = norm(conv(y, f"{at}.conv2"), f"{at}.bn2")
-        x = F.relu(y + shortcut)
+    blocks = {tuple(key.split(".")[:2]) for key in state if key.startswith("layer")}
+    for layer, number in sorted(blocks, key=lambda b: (b[0], int(b[1]))):
+        x = block(x, f"{layer}.{number}", strides[layer] if number == "0" else 1)
+    if placement == "pre_activation":
+        x = F.relu(norm(x, "bn_last"))
     return F.linear(x.mean(dim=(2, 3)), state["fc.weight"], state["fc.bias"])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("stem", ["imagenet", "cifar"])
-def test_outputs_are_the_papers(name: str, stem: str) -> None:
-    torch.manual_seed(0)
-    model = getattr(resnet, name)(num_classes=7, stem=stem, width=4).double().eval()
+def randomized(model: nn.Module) -> nn.Module:
+    """In float64 and eval mode, with statistics, scales and shifts that aren't 0 and 1."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
             nn.init.normal_(module.weight)
             nn.init.normal_(module.bias)
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(
+    ("stem", "placement"),
+    [
+        ("imagenet", "post_conv"),
+        ("cifar", "post_conv"),
+        ("imagenet", "post_activation"),
+        ("imagenet", "pre_activation"),
+    ],
+)
+def test_outputs_are_the_papers(name: str, stem: str, placement: str) -> None:
+    torch.manual_seed(0)
+    model = randomized(getattr(resnet, name)(num_classes=7, stem=stem, width=4, placement=placement))
     x = torch.randn(2, 3, 37, 33, dtype=torch.float64)
     strides = {"layer1": 1, "layer2": 2, "layer3": 2, "layer4": 2}
 
-    expected = functional_resnet(model.state_dict(), x, strides=strides, imagenet=stem == "imagenet")
+    expected = functional_resnet(
+        model.state_dict(), x, strides=strides, imagenet=stem == "imagenet", placement=placement
+    )
 
     torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
 
@@ -149,11 +186,30 @@ def test_a_norm_given_as_a_function() -> None:
     assert {norm.momentum for norm in norms} == {0.3}
 
 
+@pytest.mark.parametrize("placement", ["post_conv", "post_activation", "pre_activation"])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_zero_init_residual_makes_blocks_the_identity(name: str) -> None:
-    model = getattr(resnet, name)(width=4, zero_init_residual=True)
+def test_zero_init_residual_makes_blocks_the_identity(name: str, placement: str) -> None:
+    model = getattr(resnet, name)(width=4, zero_init_residual=True, placement=placement)
     x = torch.rand(2, model.layer2[1].conv1.in_channels, 5, 5)
     torch.testing.assert_close(model.layer2[1](x), x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("placement", "biases"), [("post_conv", {False}), ("post_activation", {True}), ("pre_activation", {False})]
+)
+def test_only_a_bias_that_a_norm_undoes_is_left_out(placement: str, biases: set[bool]) -> None:
+    model = resnet.resnet50(width=4, placement=placement)
+    in_branches = [m for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and "downsample" not in name]
+    assert {conv.bias is not None for conv in in_branches} == biases
+
+
+def test_every_placement_trains_through_its_norms() -> None:
+    for placement in ("post_conv", "post_activation", "pre_activation"):
+        model = resnet.resnet18(norm="sync", num_classes=3, stem="cifar", width=4, placement=placement)
+        model(torch.randn(4, 3, 16, 16)).square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters()), placement
+        norms = [m for m in model.modules() if isinstance(m, syncbn.SyncBatchNorm)]
+        assert {int(norm.num_batches_tracked) for norm in norms} == {1}, placement
 
 
 def test_an_empty_batch_in_eval() -> None:
@@ -165,6 +221,7 @@ def test_an_empty_batch_in_eval() -> None:
     [
         ({"norm": "bach"}, "unknown norm 'bach'; did you mean 'batch'"),
         ({"stem": "mnist"}, "unknown stem 'mnist'; allowed: 'imagenet'"),
+        ({"placement": "post"}, "unknown placement 'post'; allowed: 'post_conv', 'post_activation', 'pre_activation'"),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"in_channels": -1}, "in_channels must be at least 1, got -1"),

@@ -1,0 +1,135 @@
+"""Residual blocks, with the norm in any of three places."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from syncbn.models.common import conv2d, zero_scale
+from syncbn.norm.registry import NormFactory
+
+Placement = Literal["post_conv", "post_activation", "pre_activation"]
+
+
+class ResidualBlock(nn.Module):
+    """A few convolutions, each with a norm, added to a shortcut; the subclasses say which convolutions.
+
+    (N, in, H, W) -> (N, expansion·channels, H/stride, W/stride). With F the convolutions:
+
+    - "post_conv": x -> conv, norm, relu, ..., conv, norm; y = relu(F(x) + shortcut). He et al. 2015.
+    - "post_activation": x -> conv, relu, norm, ...; y = F(x) + shortcut.
+    - "pre_activation": x -> norm, relu, conv, ...; y = F(x) + shortcut. He et al. 2016, version 2.
+
+    A convolution has no bias where a norm adds one after it; before a ReLU ("post_activation") it keeps it.
+
+    Source: He et al., Deep Residual Learning, CVPR 2016, https://arxiv.org/abs/1512.03385; Identity Mappings in Deep
+    Residual Networks, ECCV 2016, https://arxiv.org/abs/1603.05027.
+    """
+
+    expansion: int
+    conv1: nn.Conv2d
+    bn1: nn.Module
+
+    def __init__(
+        self, in_channels: int, shapes: list[tuple[int, int, int]], norm: NormFactory, placement: Placement
+    ) -> None:
+        super().__init__()
+        self.placement = placement
+        channels, total_stride = in_channels, 1
+        for i, (out_channels, kernel, stride) in enumerate(shapes, start=1):
+            bias = bias_before(placement)
+            setattr(
+                self, f"conv{i}", conv2d(channels, out_channels, kernel=kernel, stride=stride, norm=norm, bias=bias)
+            )
+            setattr(self, f"bn{i}", norm(channels if placement == "pre_activation" else out_channels))
+            channels, total_stride = out_channels, total_stride * stride
+        self.downsample = _projection(in_channels, channels, total_stride, norm, placement)
+        self.depth = len(shapes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.placement == "pre_activation":
+            return self._pre_activation(x)
+        if self.placement == "post_activation":
+            return self._post_activation(x)
+        return self._post_conv(x)
+
+    def _post_conv(self, x: Tensor) -> Tensor:
+        y = x
+        *inner, (last_conv, last_norm) = self._layers()
+        for conv, norm in inner:
+            y = torch.relu(norm(conv(y)))
+        return torch.relu(last_norm(last_conv(y)) + self._shortcut(x))
+
+    def _post_activation(self, x: Tensor) -> Tensor:
+        y = x
+        for conv, norm in self._layers():
+            y = norm(torch.relu(conv(y)))
+        return y + self._shortcut(x)
+
+    def _pre_activation(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(x))
+        shortcut = x if self.downsample is None else self.downsample(y)
+        y = self.conv1(y)
+        for conv, norm in self._layers()[1:]:
+            y = conv(torch.relu(norm(y)))
+        return y + shortcut
+
+    def zero_init(self) -> None:
+        """Make the block start as its shortcut: by the scale of its last norm or, pre-activation, its last weight."""
+        last_conv, last_norm = self._layers()[-1]
+        if self.placement == "pre_activation":
+            nn.init.zeros_(last_conv.weight)
+        else:
+            zero_scale(last_norm)
+
+    def _layers(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        return [(getattr(self, f"conv{i}"), getattr(self, f"bn{i}")) for i in range(1, self.depth + 1)]
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        return x if self.downsample is None else self.downsample(x)
+
+
+class BasicBlock(ResidualBlock):
+    """Two 3×3 convolutions and a shortcut."""
+
+    expansion = 1
+
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, norm: NormFactory, placement: Placement = "post_conv"
+    ) -> None:
+        super().__init__(in_channels, [(channels, 3, stride), (channels, 3, 1)], norm, placement)
+
+
+class Bottleneck(ResidualBlock):
+    """1×1, 3×3, 1×1 convolutions and a shortcut; the stride is the 3×3's (version 1.5)."""
+
+    expansion = 4
+
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, norm: NormFactory, placement: Placement = "post_conv"
+    ) -> None:
+        shapes = [(channels, 1, 1), (channels, 3, stride), (self.expansion * channels, 1, 1)]
+        super().__init__(in_channels, shapes, norm, placement)
+
+
+def check_placement(placement: str) -> None:
+    """Raise `ValueError` for a placement that there isn't."""
+    if placement not in get_args(Placement):
+        raise ValueError(f"unknown placement {placement!r}; allowed: {', '.join(map(repr, get_args(Placement)))}")
+
+
+def _projection(
+    in_channels: int, out_channels: int, stride: int, norm: NormFactory, placement: Placement
+) -> nn.Sequential | None:
+    """A projection where the block changes the shape, and None, the identity, where it doesn't."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    projection = conv2d(in_channels, out_channels, kernel=1, stride=stride, norm=norm)
+    if placement == "pre_activation":
+        return nn.Sequential(projection)
+    return nn.Sequential(projection, norm(out_channels))
+
+
+def bias_before(placement: Placement) -> bool | None:
+    """For `conv2d(bias=)`: no norm undoes a bias before a ReLU; None leaves it to the norm."""
+    return True if placement == "post_activation" else None
