@@ -5,9 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from syncbn.norm import SyncBatchNorm, available_norms, convert, mean_over_ranks, norm_layer, revert
+    from syncbn.policy import freeze, unfreeze
     from syncbn.run_folder import load_run
 
-__all__ = ["SyncBatchNorm", "available_norms", "convert", "load_run", "mean_over_ranks", "norm_layer", "revert"]
+__all__ = [
+    "SyncBatchNorm",
+    "available_norms",
+    "convert",
+    "freeze",
+    "load_run",
+    "mean_over_ranks",
+    "norm_layer",
+    "revert",
+    "unfreeze",
+]
 __version__ = "0.1.0"
 
 # Public names are imported when they are first used, so that a command line can be checked without waiting for torch.
@@ -15,12 +26,14 @@ _HOMES = {
     "SyncBatchNorm": "syncbn.norm",
     "available_norms": "syncbn.norm",
     "convert": "syncbn.norm",
+    "freeze": "syncbn.policy",
     "load_run": "syncbn.run_folder",
     "mean_over_ranks": "syncbn.norm",
     "norm_layer": "syncbn.norm",
     "revert": "syncbn.norm",
+    "unfreeze": "syncbn.policy",
 }
-_SUBMODULES = ("data", "models", "norm", "training")
+_SUBMODULES = ("data", "models", "norm", "policy", "training")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,13 +1,17 @@
 """Every use of torch's private API, in one place; `tests/norm/test_compat.py` fails when torch changes one."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup, distributed_c10d
 
 # The base that DDP, FSDP and Lightning know as "a batch norm". Not `nn.SyncBatchNorm`: DDP refuses that class on CPU.
 BatchNormBase = nn.modules.batchnorm._BatchNorm
+
+# Every normalization layer of torch: batch and instance normalization have a base of their own.
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 # Wrappers that have looked into the model's layers by the time they exist, and the order to use instead.
 WRAPPERS = {
@@ -49,3 +53,42 @@ def group_by_name(name: str) -> ProcessGroup:
 def is_compiled(module: nn.Module) -> bool:
     """Whether `module` is the wrapper that `torch.compile(module)` returns."""
     return hasattr(module, "_orig_mod")
+
+
+def convolution_weight_grad(
+    grad_output: Tensor,
+    input: Tensor,
+    weight_shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    transposed: bool,
+    output_padding: tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    """The gradient of a convolution by its weight: `torch.nn.grad` has none for transposed ones."""
+    weight = input.new_empty(1).expand(weight_shape)  # only its shape is looked at
+    _, grad, _ = torch.ops.aten.convolution_backward(
+        grad_output,
+        input,
+        weight,
+        None,
+        stride,
+        padding,
+        dilation,
+        transposed,
+        output_padding,
+        groups,
+        [False, True, False],
+    )
+    return grad
+
+
+def padding_ahead(convolution: Any) -> list[int]:
+    """The padding of a convolution as `torch.nn.functional.pad` takes it, last dimension first."""
+    return convolution._reversed_padding_repeated_twice
+
+
+def forward_pre_hooks(module: nn.Module) -> tuple[Callable[..., Any], ...]:
+    """What a module calls before its forward, in order."""
+    return tuple(module._forward_pre_hooks.values())

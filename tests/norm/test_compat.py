@@ -61,3 +61,18 @@ def test_wrappers_are_recognized() -> None:
 def test_the_hooks_of_a_module_are_all_known() -> None:
     hooks = {key for key in nn.Linear(1, 1).__dict__ if "hook" in key}
     assert hooks == set(_HOOKS)
+
+
+def test_the_norms_of_torch_are_all_known() -> None:
+    names = [name for name in dir(nn) if name.endswith("Norm") or ("Norm" in name and name[-2:] in ("1d", "2d", "3d"))]
+    assert len(names) > 12
+    for name in set(names) - {"CrossMapLRN2d", "LocalResponseNorm"}:
+        assert issubclass(getattr(nn, name), compat.NORMS), name
+
+
+def test_the_hooks_before_forward() -> None:
+    layer = nn.Linear(1, 1)
+    hooks = [print, repr]
+    for hook in hooks:
+        layer.register_forward_pre_hook(hook)
+    assert list(compat.forward_pre_hooks(layer)) == hooks
