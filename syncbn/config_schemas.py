@@ -35,6 +35,26 @@ class GroupNorm(_Affine):
 
 
 @dataclass
+class FilterResponseNorm(_Affine):
+    eps: Positive = 1e-6
+    learnable_eps: bool = True
+    tlu: bool = True
+
+
+@dataclass
+class DynamicTanh:
+    name: str
+    alpha_init: Positive = 0.5
+    affine: bool = True
+    channel_dim: Literal[1, -1] = 1
+
+
+@dataclass
+class DynamicErf(DynamicTanh):
+    shift_init: float = 0.0
+
+
+@dataclass
 class NoNorm:
     name: str
 
@@ -44,6 +64,10 @@ NORMS: dict[str, type] = {
     "sync": BatchNorm,
     "group": GroupNorm,
     "layer": _Affine,
+    "rms": _Affine,
+    "filter_response": FilterResponseNorm,
+    "dynamic_tanh": DynamicTanh,
+    "dynamic_erf": DynamicErf,
     "instance": _Affine,
     "none": NoNorm,
 }

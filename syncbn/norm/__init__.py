@@ -1,17 +1,23 @@
 """Normalization layers. Imports torch and nothing else."""
 
 from syncbn.norm.batch import BatchNorm
-from syncbn.norm.batch_free import GroupNorm, InstanceNorm, LayerNorm
+from syncbn.norm.batch_free import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from syncbn.norm.convert import convert, revert
+from syncbn.norm.dynamic import DynamicErf, DynamicTanh
+from syncbn.norm.filter_response import FilterResponseNorm
 from syncbn.norm.moments import mean_over_ranks
 from syncbn.norm.registry import available_norms, norm_layer, register
 from syncbn.norm.sync import SyncBatchNorm
 
 __all__ = [
     "BatchNorm",
+    "DynamicErf",
+    "DynamicTanh",
+    "FilterResponseNorm",
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
+    "RMSNorm",
     "SyncBatchNorm",
     "available_norms",
     "convert",

@@ -1,7 +1,9 @@
 """Layers whose moments never leave one sample, so that batch size and ranks don't matter to them."""
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from syncbn.norm.checks import check_channels, check_eps
 from syncbn.norm.registry import register
 
 
@@ -50,6 +52,36 @@ class InstanceNorm(nn.GroupNorm):
 
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__(num_features, num_features, eps=eps, affine=affine)
+
+
+@register("rms")
+class RMSNorm(nn.RMSNorm):
+    """`torch.nn.RMSNorm` over the channels of (N, C, *): each position divided by its root mean square.
+
+        y = x / sqrt(mean over C of x² + eps) · γ
+
+    The axis is the one that transformers mean, channels (dimension 1) at each position by itself, so that (N, C, H, W)
+    is normalized as the H·W tokens of an image are. Neither mean nor shift: the convolution before it keeps its bias.
+    γ (`weight`) is per channel. Train and eval are the same. The mean of squares is taken in float32 for half inputs.
+
+    Source: Zhang & Sennrich, Root Mean Square Layer Normalization, NeurIPS 2019, https://arxiv.org/abs/1910.07467.
+
+    Raises:
+        ValueError: eps isn't greater than 0; the input has another number of channels or fewer than two dimensions.
+        TypeError: the input isn't floating point.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True) -> None:
+        check_eps(eps)
+        super().__init__(num_features, eps=eps, elementwise_affine=affine)
+        self.num_features = num_features
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_channels(input, self.num_features)
+        weight = None if self.weight is None else self.weight.to(input.dtype)  # torch warns about a mixture
+        output = F.rms_norm(input.movedim(1, -1), self.normalized_shape, weight, self.eps).movedim(-1, 1)
+        output = output.to(input.dtype)
+        return output.contiguous() if input.is_contiguous() else output
 
 
 @register("none")

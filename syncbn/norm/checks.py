@@ -18,7 +18,7 @@ def check_num_features(num_features: int) -> None:
 
 
 def check_channels(input: Tensor, num_features: int, channel_dim: int = 1) -> None:
-    """Raise `ValueError` or `TypeError` unless `input` is floating point, with `num_features` channels in their place."""
+    """Raise `ValueError` or `TypeError` unless `input` is floating point with `num_features` channels in place."""
     if input.dim() < 2:
         raise ValueError(f"expected an input (N, C) or (N, C, *spatial), got shape {tuple(input.shape)}")
     if input.shape[channel_dim] != num_features:

@@ -1,0 +1,84 @@
+"""Filter response normalization and its thresholded linear unit: one sample's channel, divided by its own power."""
+
+import torch
+from torch import Tensor, nn
+
+from syncbn.norm.checks import check_channels, check_eps, check_num_features
+from syncbn.norm.kernels.plain import statistics_dtype
+from syncbn.norm.registry import register
+
+_LEARNED_EPS = 1e-4  # where the paper starts it
+
+
+@register("filter_response")
+class FilterResponseNorm(nn.Module):
+    """Filter response normalization of (N, C, *), and the activation that belongs to it.
+
+        ν² = mean over positions of x²,  y = x / sqrt(ν² + eps + |ε|) · γ + β,  z = max(y, τ)
+
+    for each sample and channel by itself: batch size and ranks don't matter, and train and eval are the same. Without a
+    mean to subtract, activations may lie far from zero, so the threshold τ is learned instead of ReLU's 0 (the
+    thresholded linear unit, TLU). γ (`weight`), β (`bias`), τ (`threshold`) and ε (`learned_eps`) are per channel and
+    start at 1, 0, 0 and 1e-4.
+
+    With a single position, as in (N, C) or (N, C, 1, 1), ν² is x² and y little more than the sign of x, whose gradient
+    is nearly 0, unless ε is of the size of x². There ε must be learned; elsewhere it makes little difference.
+
+    Args:
+        num_features: C.
+        eps: what is added to ν² at least; greater than 0.
+        affine: whether there are γ and β.
+        learnable_eps: whether there is ε. The paper has it where inputs have a single position.
+        tlu: whether there is τ. Without, the layer is z = y, for networks that keep their own activation.
+
+    Shape:
+        input (N, C, *) of a floating-point dtype; output the same. ν² is float32, or float64 for a float64 input.
+
+    Raises:
+        ValueError: eps isn't greater than 0; the input has another number of channels or fewer than two dimensions, or
+            a single position while `learnable_eps` is False.
+        TypeError: the input isn't floating point.
+
+    Source: Singh & Krishnan, Filter Response Normalization Layer, CVPR 2020, https://arxiv.org/abs/1911.09737.
+    """
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-6, affine: bool = True, learnable_eps: bool = True, tlu: bool = True
+    ) -> None:
+        check_num_features(num_features)
+        check_eps(eps)
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
+        self.threshold = nn.Parameter(torch.zeros(num_features)) if tlu else None
+        self.learned_eps = nn.Parameter(torch.full((num_features,), _LEARNED_EPS)) if learnable_eps else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_channels(input, self.num_features)
+        positions = input.shape[2:]
+        if self.learned_eps is None and positions.numel() == 1:
+            raise ValueError(
+                f"an input {tuple(input.shape)} has a single position a channel, which filter response normalization "
+                "reduces to its sign; set learnable_eps=True"
+            )
+
+        def along(per_channel: Tensor) -> Tensor:
+            return per_channel.view(-1, *[1] * len(positions))
+
+        x = input.to(statistics_dtype(input))
+        power = x.square().mean(list(range(2, x.dim())), keepdim=True) if positions else x.square()
+        eps = self.eps if self.learned_eps is None else self.eps + along(self.learned_eps).abs()
+        y = x * torch.rsqrt(power + eps)
+        if self.weight is not None and self.bias is not None:
+            y = y * along(self.weight) + along(self.bias)
+        if self.threshold is not None:
+            y = torch.maximum(y, along(self.threshold))
+        return y.to(input.dtype)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_features}, eps={self.eps}, affine={self.weight is not None}, "
+            f"learnable_eps={self.learned_eps is not None}, tlu={self.threshold is not None}"
+        )
