@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from syncbn.norm import SyncBatchNorm, available_norms, convert, mean_over_ranks, norm_layer, revert
-    from syncbn.policy import freeze, unfreeze
+    from syncbn.policy import freeze, recalibrate, unfreeze
     from syncbn.run_folder import load_run
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "load_run",
     "mean_over_ranks",
     "norm_layer",
+    "recalibrate",
     "revert",
     "unfreeze",
 ]
@@ -30,6 +31,7 @@ _HOMES = {
     "load_run": "syncbn.run_folder",
     "mean_over_ranks": "syncbn.norm",
     "norm_layer": "syncbn.norm",
+    "recalibrate": "syncbn.policy",
     "revert": "syncbn.norm",
     "unfreeze": "syncbn.policy",
 }

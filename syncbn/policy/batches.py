@@ -1,0 +1,96 @@
+"""What the policies take for a batch, and how ranks go through their batches together."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from syncbn.norm.moments import all_sum
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def inputs_of(batch: Any, device: torch.device) -> Tensor:
+    """A model's input: the batch itself, or the first of (inputs, labels, ...), on the model's device.
+
+    Raises:
+        TypeError: the batch is neither.
+    """
+    inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(inputs, Tensor):
+        raise TypeError(
+            f"a batch must be a tensor, or a tuple or list that begins with one, got {type(batch).__name__}; "
+            "give (batch['image'] for batch in loader), for example"
+        )
+    return inputs.to(device)
+
+
+def in_step(
+    batches: Iterable[Any], max_batches: int | None, device: torch.device, group: ProcessGroup | None
+) -> Iterator[Tensor]:
+    """The inputs of each batch, for as long as every rank of the group has one.
+
+    Raises:
+        ValueError: on every rank, when there are no batches, when only some ranks have another one, or when
+            `max_batches` isn't at least 1.
+    """
+    if max_batches is not None and max_batches < 1:
+        raise ValueError(f"max_batches must be at least 1, or None for all, got {max_batches}")
+    iterator = islice(batches, max_batches)
+    count = 0
+    while True:
+        inputs = next((inputs_of(batch, device) for batch in iterator), None)
+        having = all_sum(torch.tensor(0.0 if inputs is None else 1.0, device=device), group).item()
+        if having == 0:
+            break
+        if inputs is None or (group is not None and having < group.size()):
+            raise ValueError(
+                f"after {count} batches {having:.0f} of the ranks have another one, the others have none: give every "
+                "rank the same number of batches (of any size), or max_batches="
+            )
+        count += 1
+        yield inputs
+    if count == 0:
+        raise ValueError("there are no batches; a loader that is empty, or a generator that is used up?")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of DDP, whose forward would send buffers around."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer is."""
+    tensor = next((t for tensors in (model.parameters(), model.buffers()) for t in tensors), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Put each module's `training` back at the end."""
+    training = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, was in training.items():
+            module.training = was
+
+
+@contextmanager
+def generators_kept(device: torch.device) -> Iterator[None]:
+    """Put the state of Python's and of torch's generators, on the CPU and on `device`, back at the end."""
+    python = random.getstate()
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)

@@ -1,0 +1,158 @@
+"""Running statistics measured anew, exactly, at fixed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from syncbn.norm.moments import Moments, all_reduce, batch_moments, communicating_group, merge
+from syncbn.norm.select import Globs, select_layers
+from syncbn.policy import batches as passes
+from syncbn.policy.freeze import has_frozen_statistics
+from syncbn.policy.layers import buffers_of, has_statistics
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def recalibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    max_batches: int | None = None,
+    process_group: ProcessGroup | None = None,
+    include: Globs = None,
+    exclude: Globs = None,
+) -> nn.Module:
+    """Replace running statistics by the mean and variance of everything that the layers see in `batches`, in place.
+
+    For each layer, over all samples x of all batches, of all ranks, and of all its calls in a forward pass, in float64:
+
+        running_mean = Σx / n,  running_var = Σ(x - running_mean)² / (n - 1)
+
+    where momentum would weigh the last batches, and statistics of earlier weights, most. The moments of unequal
+    batches are merged by the law of total variance. While it goes on, these layers normalize by their batch (a
+    synchronized one by that of all ranks) and everything else is in eval mode: statistics are those of the network
+    as it is evaluated, without dropout. Layers that `freeze` froze stay as they are, and so do layers that the batches
+    don't reach. Weights, modes and the state of the random generators are the same afterwards; the window of
+    cross-iteration batch normalization is empty.
+
+    Use batches as large as in training, or larger: what a layer sees depends on how those before it normalize.
+
+    Args:
+        model: any model with batch normalization layers of torch or of this package, wrapped by DDP or not.
+        batches: inputs (N, ...), or tuples (inputs, ...), of any sizes; the same number of them on every rank.
+        max_batches: use the first ones only. All when None.
+        process_group: the ranks to pool over; the default group when None.
+        include: globs of module names. All when None.
+        exclude: globs of module names whose statistics stay.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: no batches, or another number of them on another rank; no layer to recalibrate; fewer than two
+            samples of a channel; statistics that aren't finite; a layer whose statistics aren't one number a channel.
+            The running statistics are then as before.
+        TypeError: a batch that isn't a tensor or a tuple that begins with one.
+
+    Source:
+        Wu & Johnson, Rethinking "Batch" in BatchNorm, 2021, https://arxiv.org/abs/2105.07576, section 3 ("precise
+        BatchNorm").
+    """
+    layers = _layers(model, include, exclude)
+    net, device = passes.unwrapped(model), passes.device_of(model)
+    group = communicating_group(process_group)
+    sums = {layer: _Sum(path, layer) for path, layer in layers}
+    with _buffers_kept_on_failure(sums), passes.modes_kept(model), passes.generators_kept(device), torch.no_grad():
+        model.eval()
+        for layer in sums:
+            layer.training = True
+        handles = [layer.register_forward_pre_hook(s.add, with_kwargs=True) for layer, s in sums.items()]
+        synchronized = any(hasattr(layer, "process_group") for layer in sums)
+        count = 0
+        try:
+            for inputs in passes.in_step(batches, max_batches, device, group):
+                count += 1
+                if len(inputs) or synchronized:  # torch's layers refuse an empty batch
+                    net(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        totals = {layer: s.total(group) for layer, s in sums.items()}
+        if not any(moments.count for moments in totals.values()):
+            raise ValueError(f"no sample of the {count} batches reaches a layer to recalibrate")
+        for layer, moments in totals.items():
+            sums[layer].write(layer, moments, count)
+            if clear_window := getattr(layer, "clear_window", None):  # cross-iteration norms: moments of other batches
+                clear_window()
+    return model
+
+
+def _layers(model: nn.Module, include: Globs, exclude: Globs) -> list[tuple[str, nn.Module]]:
+    layers = select_layers(model, has_statistics, include, exclude)
+    moving = [(path, layer) for path, layer in layers if not has_frozen_statistics(layer)]
+    if not moving:
+        frozen = f"; {len(layers)} are frozen, syncbn.unfreeze them first" if layers else ""
+        raise ValueError(f"the model has no layer whose running statistics can be recalibrated{frozen}")
+    return moving
+
+
+class _Sum:
+    """The moments of everything that one layer has seen."""
+
+    def __init__(self, path: str, layer: Any) -> None:
+        self.path = path or "the layer"
+        self.moments = _nothing(layer.running_mean)
+
+    def add(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = (args[0] if args else kwargs["input"]).detach()
+        mask = args[1] if len(args) > 1 else kwargs.get("mask")
+        if layer.running_mean.dim() != 1 or x.dim() < 2 or x.shape[1] != len(layer.running_mean):
+            raise ValueError(
+                f"{self.path} has running statistics of shape {tuple(layer.running_mean.shape)} for an input of shape "
+                f"{tuple(x.shape)}: leave it out with exclude="
+            )
+        if mask is not None:
+            mask = mask.unsqueeze(1)
+            x = torch.where(mask, x, 0)
+        self.moments = merge([self.moments, batch_moments(x, mask)])
+
+    def total(self, group: ProcessGroup | None) -> Moments:
+        return all_reduce(self.moments, group)
+
+    def write(self, layer: Any, moments: Moments, count: int) -> None:
+        """Put the moments into the layer's buffers; `count` batches are what they are of."""
+        if moments.count == 0:
+            return
+        if moments.count < 2:
+            raise ValueError(f"{self.path} has seen a single sample of each channel: give it more, or larger, batches")
+        if not (moments.mean.isfinite().all() and moments.m2.isfinite().all()):
+            raise ValueError(
+                f"{self.path} has seen values that aren't finite: look for NaN in the data and the weights"
+            )
+        layer.running_mean.copy_(moments.mean)
+        layer.running_var.copy_(moments.unbiased_var)
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.fill_(count)
+
+
+def _nothing(running_mean: Tensor) -> Moments:
+    wide = torch.float32 if running_mean.device.type == "mps" else torch.float64
+    zeros = torch.zeros(running_mean.shape, dtype=wide, device=running_mean.device)
+    return Moments(zeros.new_zeros(()), zeros, zeros)
+
+
+@contextmanager
+def _buffers_kept_on_failure(layers: Iterable[nn.Module]) -> Iterator[None]:
+    before = [(buffer, buffer.clone()) for layer in layers for buffer in buffers_of(layer).values()]
+    try:
+        yield
+    except BaseException:
+        for buffer, value in before:
+            buffer.data.copy_(value)
+        raise
