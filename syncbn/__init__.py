@@ -4,12 +4,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from syncbn.norm import SyncBatchNorm, available_norms, convert, mean_over_ranks, norm_layer, revert
-    from syncbn.policy import freeze, recalibrate, unfreeze
+    from syncbn.norm import (
+        CrossIterationBatchNorm,
+        SyncBatchNorm,
+        available_norms,
+        convert,
+        mean_over_ranks,
+        norm_layer,
+        revert,
+    )
+    from syncbn.policy import adapt, freeze, recalibrate, unfreeze
     from syncbn.run_folder import load_run
 
 __all__ = [
+    "CrossIterationBatchNorm",
     "SyncBatchNorm",
+    "adapt",
     "available_norms",
     "convert",
     "freeze",
@@ -24,7 +34,9 @@ __version__ = "0.1.0"
 
 # Public names are imported when they are first used, so that a command line can be checked without waiting for torch.
 _HOMES = {
+    "CrossIterationBatchNorm": "syncbn.norm",
     "SyncBatchNorm": "syncbn.norm",
+    "adapt": "syncbn.policy",
     "available_norms": "syncbn.norm",
     "convert": "syncbn.norm",
     "freeze": "syncbn.policy",

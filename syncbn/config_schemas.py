@@ -1,6 +1,6 @@
 """What each kind of config in `conf/` may say: a dataclass whose fields are the keys, with types and bounds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from syncbn.schema import Range
@@ -104,6 +104,7 @@ class Digits:
     max_rotation: Annotated[float, Range(low=0, below=180)] = 10.0
     max_scale: BelowOne = 0.1
     drop_last: bool = False
+    corruptions: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """1,797 real handwritten digits of 8×8 pixels that come with scikit-learn, so no network is needed."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from syncbn.data.augment import RandomAffine
+from syncbn.data.corruptions import Corruptions
 from syncbn.data.loader import BatchLoader
 from syncbn.data.sampler import GlobalBatchSampler
 
@@ -35,10 +37,12 @@ class DigitsDataModule(LightningDataModule):
         max_scale: relative, larger or smaller.
         drop_last: leave out the last training batch of an epoch when it isn't full, for norms that can't take a batch
             of one sample or none.
+        corruptions: another domain: amounts of `syncbn.data.corruptions` by name, for all three parts, after the
+            augmentation; {"contrast": 0.4, "brightness": 0.5} makes x into 0.4·x + 0.5.
 
     Raises:
         ValueError: a batch below 1 or larger than the training data, a fraction outside of (0, 1), fractions that leave
-            nothing to train on, or an augmentation out of range.
+            nothing to train on, an augmentation out of range, or an unknown corruption.
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998, the test part;
     https://archive.ics.uci.edu/dataset/80.
@@ -62,6 +66,7 @@ class DigitsDataModule(LightningDataModule):
         max_rotation: float = 10.0,
         max_scale: float = 0.1,
         drop_last: bool = False,
+        corruptions: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         for name, size in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
@@ -96,6 +101,7 @@ class DigitsDataModule(LightningDataModule):
         if augment:
             count = len(self.labels)
             self.augmentation = RandomAffine(count, max_shift, max_rotation, max_scale, seed, fill=BACKGROUND)
+        self.corruptions = Corruptions(corruptions or {}, len(self.labels))
         self.train_indices, self.val_indices, self.test_indices = self._split()
 
     def train_dataloader(self) -> BatchLoader:
@@ -139,7 +145,7 @@ class DigitsDataModule(LightningDataModule):
     def _eval_loader(self, part: Tensor) -> BatchLoader:
         def fetch(indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
             rows = part[indices]
-            return self.images[rows], self.labels[rows]
+            return self.corruptions(self.images[rows], rows), self.labels[rows]
 
         # A part smaller than one batch is one batch: nothing is learned from it, so its size doesn't matter.
         batch_size = min(self.eval_batch_size, max(1, len(part) // self._world_size))
@@ -150,7 +156,7 @@ class DigitsDataModule(LightningDataModule):
         images = self.images[rows]
         if self.augmentation is not None:
             images = self.augmentation(images, rows, epoch)
-        return images, self.labels[rows]
+        return self.corruptions(images, rows), self.labels[rows]
 
     def _split(self) -> tuple[Tensor, Tensor, Tensor]:
         from sklearn.model_selection import train_test_split
