@@ -66,6 +66,7 @@ NORMS: dict[str, type] = {
     "layer": _Affine,
     "rms": _Affine,
     "filter_response": FilterResponseNorm,
+    "switchable": BatchNorm,
     "dynamic_tanh": DynamicTanh,
     "dynamic_erf": DynamicErf,
     "instance": _Affine,

@@ -7,6 +7,7 @@ from syncbn.norm.dynamic import DynamicErf, DynamicTanh
 from syncbn.norm.filter_response import FilterResponseNorm
 from syncbn.norm.moments import mean_over_ranks
 from syncbn.norm.registry import available_norms, norm_layer, register
+from syncbn.norm.switchable import SwitchableNorm
 from syncbn.norm.sync import SyncBatchNorm
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "RMSNorm",
+    "SwitchableNorm",
     "SyncBatchNorm",
     "available_norms",
     "convert",

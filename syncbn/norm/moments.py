@@ -52,6 +52,21 @@ def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:
     return Moments(n, mean.to(wide), m2.to(wide))
 
 
+def pool(count: Tensor, mean: Tensor, var: Tensor) -> Moments:
+    """Moments of this rank's batch from those of its samples, by the law of total variance. Differentiable.
+
+    Args:
+        count: positions of each sample, (N,); those of samples without any may be anything finite.
+        mean: over them, (N, C).
+        var: over them, biased, (N, C).
+    """
+    wide = _widest_dtype(mean)
+    count, mean, var = count.to(wide).unsqueeze(1), mean.to(wide), var.to(wide)
+    total = count.sum()
+    pooled = (count * mean).sum(0) / total.clamp(min=1)
+    return Moments(total, pooled, (count * (var + (mean - pooled).square())).sum(0))
+
+
 def all_reduce(local: Moments, group: ProcessGroup | None) -> Moments:
     """Moments of all ranks' batches, by one all-reduce of 2C + 1 sums [n·mean, M2 + n·mean², n].
 
