@@ -92,6 +92,24 @@ class ResNet(_Model):
 
 
 @dataclass
+class Inception(_Model):
+    width: Annotated[int, Range(low=2)] = 64
+    activation: Literal["relu", "sigmoid"] = "relu"
+    dropout: BelowOne = 0.0
+    local_response_norm: bool = False
+
+
+@dataclass
+class ViT(_Model):
+    image_size: Count | tuple[Count, Count] | None = None  # null: the data's
+    patch_size: Count = 4
+    dim: Count = 64
+    depth: Count = 4
+    heads: Count = 4
+    dropout: BelowOne = 0.0
+
+
+@dataclass
 class Digits:
     _target_: str
     batch_size: Count = 32
@@ -230,6 +248,8 @@ class ModelCheckpoint:
 
 TARGETS: dict[str, type] = {
     **{f"syncbn.models.resnet.resnet{depth}": ResNet for depth in (18, 34, 50, 101, 152)},
+    **{f"syncbn.models.inception.{size}": Inception for size in ("bn_inception", "bn_inception_small")},
+    **{f"syncbn.models.vit.{kind}": ViT for kind in ("vit", "llama_vit")},
     "syncbn.data.DigitsDataModule": Digits,
     "torch.optim.SGD": SGD,
     "torch.optim.AdamW": AdamW,

@@ -1,7 +1,9 @@
 """From a checked config to the objects it describes."""
 
+import inspect
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import hydra.utils
@@ -28,12 +30,18 @@ def build_data(config: DictConfig) -> LightningDataModule:
 def build_network(config: DictConfig, data: Any) -> nn.Module:
     """The network of `config.model` with the norm of `config.norm`, for the images and classes of the data."""
     options = {key: value for key, value in config.norm.items() if key != "name"}
-    sizes = {
-        "num_classes": config.model.get("num_classes") or data.num_classes,
-        "in_channels": config.model.get("in_channels") or data.in_channels,
-    }
-    model = OmegaConf.masked_copy(config.model, [key for key in config.model if key != "weights"])
+    model = DictConfig(OmegaConf.to_container(config.model, resolve=True))
+    model.pop("weights", None)  # `load_pretrained` reads them
+    sizes = {name: model.get(name) or getattr(data, name) for name in _sizes_taken(model)}
     return _build(model, norm=norm_layer(config.norm.name, **options), **sizes)
+
+
+def _sizes_taken(model: DictConfig) -> list[str]:
+    """What of the data's sizes the function that makes the model asks for."""
+    parameters = inspect.signature(hydra.utils.get_object(model._target_)).parameters
+    taken = [name for name in ("num_classes", "in_channels", "image_size") if name in parameters]
+    takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return taken or (["num_classes", "in_channels"] if takes_more else [])
 
 
 def load_pretrained(config: DictConfig, net: nn.Module) -> str | None:

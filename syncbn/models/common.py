@@ -1,6 +1,9 @@
 """What the networks share: checks of arguments and images, and the convolution before a norm."""
 
+from typing import Literal
+
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from syncbn.norm.registry import NormFactory, has_bias
@@ -40,6 +43,10 @@ def check_sizes(**sizes: int) -> None:
 
 def check_images(x: Tensor, in_channels: int) -> None:
     """Raise `TypeError` for an integer dtype and `ValueError` for what isn't (N, in_channels, H, W)."""
+    if isinstance(x, torch.fx.Proxy):  # a symbolic trace has no shapes; `syncbn.norm.feeding` makes one
+        return
+    if isinstance(x, torch.fx.Proxy):
+        return  # what torch.fx traces has no shape yet
     if not x.is_floating_point():
         raise TypeError(
             f"expected a floating-point input, got {x.dtype}; scale the images, for example x.float() / 255"
@@ -51,11 +58,11 @@ def check_images(x: Tensor, in_channels: int) -> None:
         )
 
 
-def initialize_convolutions(model: nn.Module) -> None:
-    """He's normal initialization of every convolution, which keeps the gradient's variance through ReLUs; biases 0."""
+def initialize_convolutions(model: nn.Module, activation: Literal["relu", "sigmoid"] = "relu") -> None:
+    """He's normal initialization of every convolution, which keeps the gradient's variance through it; biases 0."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity=activation)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
