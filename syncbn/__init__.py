@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         norm_layer,
         revert,
     )
-    from syncbn.policy import adapt, freeze, recalibrate, unfreeze
+    from syncbn.policy import adapt, freeze, fuse, recalibrate, unfreeze
     from syncbn.run_folder import load_run
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "available_norms",
     "convert",
     "freeze",
+    "fuse",
     "load_run",
     "mean_over_ranks",
     "norm_layer",
@@ -40,6 +41,7 @@ _HOMES = {
     "available_norms": "syncbn.norm",
     "convert": "syncbn.norm",
     "freeze": "syncbn.policy",
+    "fuse": "syncbn.policy",
     "load_run": "syncbn.run_folder",
     "mean_over_ranks": "syncbn.norm",
     "norm_layer": "syncbn.norm",

@@ -30,6 +30,13 @@ class BatchNorm(_Affine):
 
 
 @dataclass
+class CrossIterationBatchNorm(BatchNorm):
+    window: Count = 8
+    burn_in: Natural = 0
+    sync: bool = True
+
+
+@dataclass
 class GroupNorm(_Affine):
     groups: Count = 32
 
@@ -62,6 +69,7 @@ class NoNorm:
 NORMS: dict[str, type] = {
     "batch": BatchNorm,
     "sync": BatchNorm,
+    "cross_iteration": CrossIterationBatchNorm,
     "group": GroupNorm,
     "layer": _Affine,
     "rms": _Affine,

@@ -58,10 +58,12 @@ class TrackingNorm(compat.BatchNormBase):
             None if self.bias is None else self.bias.to(dtype),
         )
 
-    def track(self, moments: Moments) -> None:
+    def track(self, moments: Moments, second_moment: bool = False) -> None:
         """Move the running statistics towards the moments of a batch.
 
         By `momentum`, or, where it is None, to the average of all batches so far; the variance is the unbiased one.
+        With `second_moment` what is averaged is E[x²], by the biased variance, and running_var is what lies between
+        its average and the square of running_mean.
         Nothing moves when the moments aren't finite, when nothing was counted, or when activation checkpointing
         recomputes a forward pass that has been counted already.
         """
@@ -74,8 +76,9 @@ class TrackingNorm(compat.BatchNormBase):
             self.num_batches_tracked,
             moments.count.detach(),
             moments.mean.detach(),
-            moments.unbiased_var.detach(),
+            (moments.var if second_moment else moments.unbiased_var).detach(),
             self.momentum,
+            second_moment,
         )
 
     def _widen_buffers(self, originals: dict[str, Tensor] | None = None) -> None:
@@ -102,17 +105,21 @@ def _track(
     num_batches_tracked: Tensor,
     count: Tensor,
     mean: Tensor,
-    unbiased_var: Tensor,
+    var: Tensor,
     momentum: float | None,
+    second_moment: bool,
 ) -> None:
     if compat.in_backward():
         return
-    mean, unbiased_var = mean.to(running_mean.dtype), unbiased_var.to(running_var.dtype)
+    mean, var = mean.to(running_mean.dtype), var.to(running_var.dtype)
     # A tensor, not a bool: the host never waits. The same on every rank, since the moments are.
-    valid = (mean + unbiased_var).isfinite().all() & (count > 0)
+    valid = (mean + var).isfinite().all() & (count > 0)
     rate = momentum if momentum is not None else (num_batches_tracked + 1).to(mean.dtype).reciprocal()
-    running_mean.lerp_(torch.where(valid, mean, running_mean), rate)
-    running_var.lerp_(torch.where(valid, unbiased_var, running_var), rate)
+    mean, var = torch.where(valid, mean, running_mean), torch.where(valid, var, running_var)
+    if second_moment:  # the average of E[x²] less the new mean², without the difference of large numbers
+        var = var + (1 - rate) * (mean - running_mean).square()
+    running_mean.lerp_(mean, rate)
+    running_var.lerp_(var, rate)
     num_batches_tracked.add_(valid)
 
 

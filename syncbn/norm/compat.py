@@ -1,6 +1,6 @@
 """Every use of torch's private API, in one place; `tests/norm/test_compat.py` fails when torch changes one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ def convolution_weight_grad(
     return grad
 
 
-def padding_ahead(convolution: Any) -> list[int]:
+def padding_ahead(convolution: Any) -> Sequence[int]:
     """The padding of a convolution as `torch.nn.functional.pad` takes it, last dimension first."""
     return convolution._reversed_padding_repeated_twice
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from syncbn.norm import compat
 from syncbn.norm.adapters import adapter_for, looks_like_batch_norm
+from syncbn.norm.feeding import Attachable, attach_norms
 from syncbn.norm.registry import norm_layer, norm_options
 from syncbn.norm.select import select_layers
 
@@ -42,6 +43,7 @@ def convert(
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
     process_group: ProcessGroup | None = None,
+    example_input: Tensor | None = None,
     **options: Any,
 ) -> nn.Module:
     """Replace the batch normalization layers of `model` by the norm `name`, in place.
@@ -60,6 +62,8 @@ def convert(
         include: globs of module names, as in `model.named_modules()`: "layer4.*", "*.downsample.1". All when None.
         exclude: globs of module names that stay as they are.
         process_group: the ranks to synchronize over, for norms that do.
+        example_input: an input of the model, for norms that act on the convolution before them, where the model can't
+            be traced to find it: see `syncbn.norm.feeding.attach_norms`.
         options: further arguments of the layer, over those taken from the old one.
 
     Returns:
@@ -67,7 +71,8 @@ def convert(
 
     Raises:
         ValueError: an unknown norm or option; a glob that matches no normalization layer; a model that is wrapped or
-            compiled; a lazy layer without its shape; a subclass of batch norm whose own `forward` would be lost.
+            compiled; a lazy layer without its shape; a subclass of batch norm whose own `forward` would be lost; a norm
+            that acts on the convolution before it, where there is none.
     """
     _refuse_wrapped(model)
     if process_group is not None:
@@ -79,7 +84,13 @@ def convert(
             new[module] = _converted(_reverted(module), name, options)
         except ValueError as error:
             raise ValueError(f"can't convert {path or 'the model'} to {name!r}: {error}") from error
-    return _replace(model, new)
+    converted = _replace(model, new)
+    try:
+        attach_norms(converted, example_input)
+    except ValueError:
+        _replace(converted, {layer: old for old, layer in new.items()})
+        raise
+    return converted
 
 
 def revert(model: nn.Module) -> nn.Module:
@@ -135,6 +146,8 @@ def _hand_over(source: nn.Module, target: nn.Module) -> None:
             target._buffers[key] = buffer
         elif target._parameters.get(key) is not None and buffer is not None:  # from a frozen layer
             target._parameters[key] = nn.Parameter(buffer.clone())
+    if isinstance(source, Attachable):
+        source.detach()
     for key in _HOOKS:
         target.__dict__[key] = source.__dict__[key]
     target.training = source.training

@@ -1,5 +1,6 @@
 """Moments of a batch, of all ranks' batches, and the one place that talks to a process group."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -92,6 +93,40 @@ def all_sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
         return _AllSum.apply(tensor, group)
     dist.all_reduce(tensor, group=group)
     return tensor
+
+
+def merge(parts: Sequence[Moments]) -> Moments:
+    """Moments of several batches together, by the law of total variance. Batches of count 0 don't count."""
+    counts = torch.stack([part.count for part in parts])
+    means = torch.stack([part.mean for part in parts])
+    count = counts.sum()
+    mean = counts @ means / count.clamp(min=1)
+    between = counts @ (means - mean).square()
+    return Moments(count, mean, torch.stack([part.m2 for part in parts]).sum(0) + between)
+
+
+class PendingSum:
+    """The sums of some tensors over ranks, by one all-reduce that goes on in the background until `wait`."""
+
+    def __init__(self, tensors: Sequence[Tensor], group: ProcessGroup | None) -> None:
+        self._tensors = list(tensors)
+        self._work = None
+        if group is not None:
+            flat = torch.cat([tensor.flatten() for tensor in tensors])
+            parts = flat.split([tensor.numel() for tensor in tensors])
+            self._tensors = [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+            self._work = dist.all_reduce(flat, group=group, async_op=True)
+
+    def wait(self) -> list[Tensor]:
+        """The sums; the first call waits for them."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        return self._tensors
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.wait()  # a copy can't
+        return self.__dict__
 
 
 class _AllSum(torch.autograd.Function):

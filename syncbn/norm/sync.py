@@ -23,14 +23,30 @@ def batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, mask: Tensor | None, group: ProcessGroup | None
 ) -> tuple[Tensor, Moments]:
     """Normalize by the moments of all ranks' samples: y, and those moments."""
+    moments = group_moments(x, mask, group)
+    return normalize(x, weight, bias, moments, eps, group), moments
+
+
+def group_moments(x: Tensor, mask: Tensor | None, group: ProcessGroup | None) -> Moments:
+    """The moments of all ranks' samples. Differentiable under a trace alone: in eager mode `normalize` does that."""
     if compat.is_tracing():
-        total = all_reduce(batch_moments(x, mask), group)
-        mean, var = _as_statistics(total, x)
-        return plain.normalize(x, mean, var, eps, weight, bias), total
+        return all_reduce(batch_moments(x, mask), group)
     with torch.no_grad():
-        total = all_reduce(batch_moments(x, mask), group)
-    mean, var = _as_statistics(total, x)
-    return _Normalize.apply(x, weight, bias, mean, var, total.count, eps, group), total
+        return all_reduce(batch_moments(x, mask), group)
+
+
+def normalize(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, moments: Moments, eps: float, group: ProcessGroup | None
+) -> Tensor:
+    """Normalize `x` by moments that all ranks' `x` are part of.
+
+    Among the `moments.count` samples there may be others, of which the moments are constants: gradients flow through
+    those of `x`.
+    """
+    mean, var = _as_statistics(moments, x)
+    if compat.is_tracing():
+        return plain.normalize(x, mean, var, eps, weight, bias)
+    return _Normalize.apply(x, weight, bias, mean, var, moments.count, eps, group)
 
 
 class _Normalize(torch.autograd.Function):
@@ -194,15 +210,24 @@ class SyncBatchNorm(TrackingNorm):
             input = torch.where(mask, input, 0)
         weight, bias = self.affine_parameters(input)
         if self.training or self.running_mean is None or self.running_var is None:
-            group = communicating_group(self.process_group) if self.training else None
+            group = self.communicating_group() if self.training else None
             self._check_batch(input, group)
-            output, moments = batch_norm(input, weight, bias, self.eps, mask, group)
+            moments = self.choose_moments(input, mask, group)
+            output = normalize(input, weight, bias, moments, self.eps, group)
             if self.training:
                 self.track(moments)
         else:
             mean, var = (b.to(plain.statistics_dtype(input)) for b in (self.running_mean, self.running_var))
             output = F.batch_norm(input, mean, var, weight, bias, eps=self.eps)
         return output if mask is None else torch.where(mask, output, 0)
+
+    def communicating_group(self) -> ProcessGroup | None:
+        """The ranks to reduce over in training; None where there is nobody to talk to."""
+        return communicating_group(self.process_group)
+
+    def choose_moments(self, input: Tensor, mask: Tensor | None, group: ProcessGroup | None) -> Moments:
+        """The moments to normalize by in training: those of the batches of all ranks of the group."""
+        return group_moments(input, mask, group)
 
     def _check_batch(self, input: Tensor, group: ProcessGroup | None) -> None:
         if group is None and input.numel() == self.num_features:

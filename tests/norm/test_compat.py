@@ -76,3 +76,19 @@ def test_the_hooks_before_forward() -> None:
     for hook in hooks:
         layer.register_forward_pre_hook(hook)
     assert list(compat.forward_pre_hooks(layer)) == hooks
+
+
+def test_the_weight_gradient_of_a_convolution() -> None:
+    conv = nn.ConvTranspose2d(2, 3, 2, stride=2)
+    x = torch.randn(2, 2, 3, 3)
+    y = conv(x)
+    grad = torch.randn_like(y)
+    (expected,) = torch.autograd.grad(y, conv.weight, grad)
+    shape = tuple(conv.weight.shape)
+    actual = compat.convolution_weight_grad(grad, x, shape, (2, 2), (0, 0), (1, 1), True, (0, 0), 1)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_the_padding_of_a_convolution() -> None:
+    assert compat.padding_ahead(nn.Conv2d(1, 1, (3, 5), padding=(1, 2))) == (2, 2, 1, 1)
+    assert compat.padding_ahead(nn.Conv1d(1, 1, 4, padding="same")) == [1, 2]

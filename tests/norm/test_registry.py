@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import syncbn
+from syncbn.norm.feeding import attach_norms
 from syncbn.norm.registry import _LAYERS, has_bias, register
 
 
@@ -21,9 +22,11 @@ def test_every_norm_takes_images_and_is_pickled_by_name(name: str) -> None:
     factory = pickle.loads(pickle.dumps(syncbn.norm_layer(name)))
     assert factory == syncbn.norm_layer(name)
     assert repr(factory) == f"norm_layer({name!r})"
-    x = torch.randn(2, 64, 5, 5, requires_grad=True)
-    y = factory(64)(x)
-    assert y.shape == x.shape
+    x = torch.randn(2, 3, 5, 5, requires_grad=True)
+    net = nn.Sequential(nn.Conv2d(3, 64, 1), factory(64))
+    attach_norms(net)
+    y = net(x)
+    assert y.shape == (2, 64, 5, 5)
     y.square().sum().backward()
     assert x.grad.isfinite().all()
 

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-from syncbn.norm.kernels.plain import statistics_dtype
+from syncbn.norm.kernels.plain import row_dots, statistics_dtype
+
+__all__ = ["input_grad", "moments", "normalize", "reduce_grad", "row_dots"]
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor, int]:

@@ -66,6 +66,11 @@ def moments_grad(x: Tensor, mean: Tensor, mean_dmean: Tensor, mean_dvar: Tensor)
     return (_broadcast(mean_dmean, x) + 2 * centred * _broadcast(mean_dvar, x)).to(x.dtype)
 
 
+def row_dots(a: Tensor, b: Tensor) -> Tensor:
+    """<a_r, b_r> for each row of two (R, D)."""
+    return (a * b).sum(1)
+
+
 def statistics_dtype(x: Tensor) -> torch.dtype:
     """The dtype of moments: never a half precision."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

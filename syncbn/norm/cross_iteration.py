@@ -1,0 +1,329 @@
+"""Cross-iteration batch normalization: the moments of the last iterations' batches, carried to today's weights."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from syncbn.norm import compat
+from syncbn.norm.feeding import FEEDERS
+from syncbn.norm.kernels import kernels_for
+from syncbn.norm.kernels.plain import statistics_dtype
+from syncbn.norm.linear_maps import filters, patch_products, patch_sums
+from syncbn.norm.moments import Moments, PendingSum, merge
+from syncbn.norm.registry import register
+from syncbn.norm.sync import SyncBatchNorm, group_moments
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.utils.hooks import RemovableHandle
+
+
+class Slot:
+    """The moments of one iteration, of all ranks, as functions of the filters θ of y_c = <θ_c, p> + b_c.
+
+    The mean is linear in θ and b, the variance a quadratic form in θ, v(θ) = <S, θ>/n with S = Σ(y - mean)·p. So, with
+    no copy of that iteration's θ and b, the mean at other weights is <Σp, θ>/n + b, exactly; and E[y²] to first order
+    lies 2·<S, θ>/n - v - (change of the mean)² above its square.
+    """
+
+    def __init__(self, moments: Moments, products: Tensor, patches: Tensor, group: ProcessGroup | None) -> None:
+        """Start adding `products`, this rank's S (C_out, D), and `patches`, its Σp (groups, D), over the ranks."""
+        self.moments = moments
+        self.pending = PendingSum([products, patches], group)
+
+    def carried_to(self, theta: Tensor, bias: Tensor | None) -> Moments:
+        """Moments at the filters `theta` (C_out, D); of count 0 where they aren't finite or nothing was counted."""
+        products, patches = self.pending.wait()
+        count = self.moments.count.clamp(min=1)
+        dots = kernels_for(theta).row_dots(products, theta)
+        means = torch.matmul(theta.view(len(patches), -1, theta.shape[1]), patches.unsqueeze(2)).flatten()
+        mean = means.to(count.dtype) / count + (0 if bias is None else bias)
+        var = 2 * dots.to(count.dtype) / count - self.moments.var - (mean - self.moments.mean).square()
+        valid = (mean + var).isfinite().all()
+        count = torch.where(valid, self.moments.count, 0)
+        return Moments(count, torch.where(valid, mean, 0), torch.where(valid, var.clamp(min=0) * count, 0))
+
+    def tensors(self) -> list[Tensor]:
+        """What a slot is made of, to be saved or moved."""
+        return [*self.moments, *self.pending.wait()]
+
+    @classmethod
+    def of_tensors(cls, tensors: Sequence[Tensor]) -> Slot:
+        """The inverse of `tensors`."""
+        *moments, products, patches = tensors
+        return cls(Moments(*moments), products, patches, group=None)
+
+
+class _Seen(NamedTuple):
+    """What the convolution's hook leaves for the layer."""
+
+    feeder: nn.Module
+    input: Tensor
+    output: Tensor
+    carried: Moments | None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a copy of the layer has seen nothing
+
+
+@register("cross_iteration")
+class CrossIterationBatchNorm(SyncBatchNorm):
+    r"""Batch normalization by the moments of the last `window` iterations, each carried to today's weights.
+
+    Training, over the current batch and the slots τ of the window's earlier iterations, all of them of every rank:
+
+        μ̂_τ = μ_τ + <∂μ_τ/∂θ, Δθ>,  ν̂_τ = max(ν_τ + <∂ν_τ/∂θ, Δθ>, μ̂_τ²),  with μ = E[x], ν = E[x²], Δθ = θ - θ_τ
+        mean = Σ n_τ·μ̂_τ / Σ n_τ,  var = Σ n_τ·ν̂_τ / Σ n_τ - mean²,  y = (x - mean) / sqrt(var + eps) · γ + β
+
+    where θ are the weight and the bias of the convolution or linear layer before, which `attach` names (`convert` and
+    this package's models do it by themselves). Gradients flow through the moments of the current batch. The derivatives
+    are closed forms, without autograd: E[p], the mean patch, and E[2(x - μ)p], one weight gradient of the convolution.
+    The carried mean is exact where the layers before stand still; E[x²] is then low by E[(Δθ·p)²].
+
+    running_mean and the running average of E[x²], of which running_var is the rest, follow the moments that
+    normalized. Evaluation uses them and nothing else. With `window=1` and in the first `burn_in` iterations the layer
+    is `SyncBatchNorm`.
+
+    Every forward pass in training mode is an iteration: under gradient accumulation each of the batches, with
+    `torch.no_grad()` too, and each call of a step that makes several. A pass recomputed by activation checkpointing is
+    none: it takes the window of the pass it repeats. An iteration whose moments aren't finite has no weight in later
+    ones. A frozen convolution is carried nowhere, rightly.
+
+    Communication is that of SyncBatchNorm, and one more all-reduce of (C_out + groups)·D float32 numbers, with D the
+    size of a filter, in the background until the next iteration. State is that many numbers and 2C more for each of
+    the window's `window - 1` slots, in `state_dict` under `_extra_state` and not in buffers, which DDP would send.
+    Loading a checkpoint without it, for example of an `nn.BatchNorm2d`, empties the window.
+
+    Runs in eager mode: inside `torch.compile(model)` there is a graph break at the layer and its convolution.
+
+    Args:
+        num_features: C of an input (N, C) or (N, C, *spatial).
+        window: number of iterations to take moments over, this one included; at least 1.
+        burn_in: number of first iterations with the current batch's moments alone, while weights change fast.
+        sync: whether moments are of all ranks' batches, or of this rank's.
+        process_group: the ranks to synchronize over; all of them when None.
+        eps: added to the variance; greater than 0.
+        momentum: weight of the new moments in the running statistics, in [0, 1]; None for the average of all.
+        affine: whether there are γ and β.
+        track_running_stats: whether there are running statistics.
+        bias: whether an affine layer has β.
+        device: where parameters and buffers are made.
+        dtype: of the parameters. Statistics and slots are float32, or float64 for a float64 input.
+
+    Shape:
+        input (N, C, *), the very tensor that the attached layer returned; output the same shape, dtype and layout.
+
+    Raises:
+        ValueError: an argument out of its range; in training, no attached layer, or an input that isn't what the
+            attached layer returned last (a functional call with its weight, or a layer called in several places).
+        TypeError: an attached module that is neither a convolution nor linear.
+        NotImplementedError: a mask; a `torch.func` transform in training.
+
+    Source:
+        Yao et al., Cross-Iteration Batch Normalization, CVPR 2021, https://arxiv.org/abs/2002.05712.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        window: int = 8,
+        burn_in: int = 0,
+        sync: bool = True,
+        process_group: ProcessGroup | None = None,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        _check_count("window", window, least=1)
+        _check_count("burn_in", burn_in, least=0)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, process_group, bias, device, dtype)
+        self.window, self.burn_in, self.sync = window, burn_in, sync
+        self._iterations = 0
+        self._slots: collections.deque[Slot] = collections.deque(maxlen=window - 1)
+        self._hook: RemovableHandle | None = None
+        self._no_feeder: str | None = None
+        self._seen: _Seen | None = None
+        # Of the last forward pass, for its recomputation: the moments of its batch and of the window before it.
+        self._current: Moments | None = None
+        self._carried: Moments | None = None
+
+    # --- the layer before -------------------------------------------------------------------------------------------
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the layer knows what feeds it, or doesn't have to."""
+        return self._hook is not None or self._no_feeder is not None or self.window == 1
+
+    def attach(self, feeder: nn.Module) -> None:
+        """Carry moments along the weights of `feeder`, the convolution or linear layer whose output is normalized."""
+        if not isinstance(feeder, FEEDERS):
+            allowed = ", ".join(cls.__name__ for cls in FEEDERS)
+            raise TypeError(f"attach takes the layer that feeds this one ({allowed}), got {type(feeder).__name__}")
+        channels = feeder.out_features if isinstance(feeder, nn.Linear) else feeder.out_channels
+        if channels != self.num_features:
+            raise ValueError(f"this layer normalizes {self.num_features} channels, but {feeder} returns {channels}")
+        self.detach()
+        # First of all hooks: others may change the output, and under FSDP the weight is whole only until theirs run.
+        self._hook = feeder.register_forward_hook(self._after_feeder, prepend=True, with_kwargs=True)
+
+    def detach(self) -> None:
+        """Forget the layer before, and the window."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook, self._no_feeder = None, None
+        self.clear_window()
+
+    def without_feeder(self, reason: str) -> None:
+        """Normalize by the current iteration alone, since no single layer feeds this one."""
+        self.detach()
+        self._no_feeder = reason
+
+    def clear_window(self) -> None:
+        """Forget the earlier iterations, for example after the weights have been replaced."""
+        self._slots.clear()
+        self._seen, self._current, self._carried = None, None, None
+
+    @torch.compiler.disable
+    def _after_feeder(self, feeder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        if not self._looks_back(self._iterations) or compat.in_backward():
+            return
+        input = args[0] if args else kwargs["input"]
+        if isinstance(feeder, nn.Linear) and input.dim() != 2:
+            raise ValueError(f"the Linear before a norm of channels takes (N, C), got shape {tuple(input.shape)}")
+        with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
+            self._seen = _Seen(feeder, input, output, self._carry(feeder, output))
+
+    def _carry(self, feeder: Any, output: Tensor) -> Moments | None:
+        """The moments of the window's earlier iterations at today's weights, together."""
+        if not self._slots:
+            return None
+        theta = filters(feeder, feeder.weight.detach().to(statistics_dtype(output)))
+        bias = None if feeder.bias is None else feeder.bias.detach()
+        return merge([slot.carried_to(theta, bias) for slot in self._slots])
+
+    # --- the moments ------------------------------------------------------------------------------------------------
+
+    @torch.compiler.disable
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None:
+            raise NotImplementedError("cross-iteration moments take no mask: use SyncBatchNorm for masked samples")
+        return super().forward(input)
+
+    def communicating_group(self) -> ProcessGroup | None:
+        return super().communicating_group() if self.sync else None
+
+    def choose_moments(self, input: Tensor, mask: Tensor | None, group: ProcessGroup | None) -> Moments:
+        current = group_moments(input, mask, group)
+        if not self.training:
+            return current
+        if compat.in_backward():
+            self._check_recomputation(current)
+        else:
+            self._next_iteration(input, current, group)
+        return current if self._carried is None else merge([self._carried, current])
+
+    def track(self, moments: Moments, second_moment: bool = False) -> None:
+        super().track(moments, second_moment=self._looks_back(self._iterations - 1))
+
+    def _next_iteration(self, input: Tensor, current: Moments, group: ProcessGroup | None) -> None:
+        self._current, self._carried = current, None
+        if self._looks_back(self._iterations):
+            seen = self._take_seen(input)
+            self._carried = seen.carried
+            with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
+                self._slots.append(_slot(seen, current, group))
+        self._iterations += 1
+
+    def _looks_back(self, iteration: int) -> bool:
+        """Whether an iteration, counted from 0, normalizes by a window; the same on all ranks, whatever their data."""
+        return self.training and self.window > 1 and self._no_feeder is None and iteration >= self.burn_in
+
+    def _take_seen(self, input: Tensor) -> _Seen:
+        seen, self._seen = self._seen, None
+        if self._hook is None:
+            raise ValueError(
+                "this layer carries moments along the weights of the layer before it, which it doesn't know: call "
+                "norm.attach(conv), or let syncbn.convert(model, 'cross_iteration') do it, or set window=1"
+            )
+        if seen is None or seen.output is not input:
+            raise ValueError(
+                "the input isn't what the attached layer returned last: a functional call uses its weight, an "
+                "operation or a hook stands between the two, or it is called several times before this norm is; "
+                "exclude this norm"
+            )
+        return seen
+
+    def _check_recomputation(self, current: Moments) -> None:
+        last = self._current
+        if last is None or not torch.allclose(current.mean, last.mean, rtol=1e-3, atol=1e-6, equal_nan=True):
+            raise NotImplementedError(
+                "activation checkpointing repeats a forward pass that isn't this layer's last: with cross-iteration "
+                "norms, call backward after each forward, or leave them out of the checkpointed part"
+            )
+
+    def _check_batch(self, input: Tensor, group: ProcessGroup | None) -> None:
+        if self.window == 1:
+            super()._check_batch(input, group)
+        elif compat.functorch_transforms():
+            raise NotImplementedError("a window of iterations can't move under a torch.func transform: use eval mode")
+
+    # --- the state --------------------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The iterations so far and the window's slots, plain tensors."""
+        return {"iterations": self._iterations, "slots": [slot.tensors() for slot in self._slots]}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `get_extra_state`."""
+        channels = {len(tensors[1]) for tensors in state["slots"]}
+        if channels - {self.num_features}:
+            raise ValueError(f"slots of {channels} channels don't fit this layer of {self.num_features}")
+        self.clear_window()
+        self._iterations = state["iterations"]
+        self._slots.extend(Slot.of_tensors(tensors) for tensors in state["slots"])
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._iterations == 0:
+            destination.pop(f"{prefix}_extra_state")  # the keys are those of nn.BatchNorm until there is more to save
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        # A checkpoint without slots, nn.BatchNorm's say, empties the window: the slots belong to the weights before.
+        without = {"iterations": self._iterations, "slots": []}
+        super()._load_from_state_dict({f"{prefix}_extra_state": without, **state_dict}, prefix, *args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        slots = [slot.tensors() for slot in self._slots]
+        self.clear_window()
+        for tensors in slots:  # they change devices, not dtypes
+            self._slots.append(Slot.of_tensors([t.to(fn(t.new_empty(0)).device) for t in tensors]))
+        return self
+
+    def extra_repr(self) -> str:
+        text = f"{super().extra_repr()}, window={self.window}, burn_in={self.burn_in}, sync={self.sync}"
+        return text if self._no_feeder is None else f"{text}, no window since {self._no_feeder}"
+
+
+def _slot(seen: _Seen, current: Moments, group: ProcessGroup | None) -> Slot:
+    dtype = statistics_dtype(seen.output)
+    x, y = seen.input.detach().to(dtype), seen.output.detach().to(dtype)
+    centred = y - current.mean.to(dtype).view(-1, *[1] * (y.dim() - 2))
+    products = patch_products(seen.feeder, x, centred)
+    return Slot(current, products, patch_sums(seen.feeder, x, y.shape), group)
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")

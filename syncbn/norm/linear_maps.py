@@ -1,0 +1,76 @@
+"""Convolutions and linear layers as what they are, y_c = <θ_c, p> + b_c: a filter times a patch of the input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from syncbn.norm import compat
+
+
+def filters(module: Any, weight: Tensor) -> Tensor:
+    """θ as one row for each output channel, (C_out, D). A view, except of a transposed convolution's weight."""
+    if not _is_transposed(module):
+        return weight.reshape(weight.shape[0], -1)
+    groups = module.groups
+    by_group = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return by_group.transpose(1, 2).reshape(groups * weight.shape[1], -1)
+
+
+def patch_sums(module: Any, x: Tensor, output_shape: torch.Size) -> Tensor:
+    """Σp over samples and positions, (groups, D): the same for every filter of a group.
+
+    It is the gradient of Σy by a filter. Samples are added before, so that it costs a small part of a forward pass.
+    """
+    if isinstance(module, nn.Linear):
+        return x.sum(0, keepdim=True)
+    ones = x.new_ones((1, module.groups, *output_shape[2:]))
+    return _weight_grad(module, ones, x.sum(0, keepdim=True))
+
+
+def patch_products(module: Any, x: Tensor, y: Tensor) -> Tensor:
+    """Σ y_c·p over samples and positions, (C_out, D): the gradient of Σy²/2 by the filters."""
+    if isinstance(module, nn.Linear):
+        return y.t() @ x
+    return _weight_grad(module, y, x)
+
+
+def _weight_grad(module: Any, grad_output: Tensor, x: Tensor) -> Tensor:
+    x, padding = _padded(module, x)
+    channels = grad_output.shape[1]
+    kernel = module.kernel_size
+    if _is_transposed(module):
+        shape = (x.shape[1], channels // module.groups, *kernel)
+    else:
+        shape = (channels, x.shape[1] // module.groups, *kernel)
+    grad = compat.convolution_weight_grad(
+        grad_output,
+        x,
+        shape,
+        module.stride,
+        padding,
+        module.dilation,
+        _is_transposed(module),
+        module.output_padding,
+        module.groups,
+    )
+    return filters(module, grad)
+
+
+def _padded(module: Any, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """The input with the padding that the convolution can't do itself, and the padding that is left to it."""
+    ahead = compat.padding_ahead(module)
+    if module.padding_mode != "zeros":
+        return F.pad(x, ahead, mode=module.padding_mode), (0,) * len(module.kernel_size)
+    if module.padding == "valid":
+        return x, (0,) * len(module.kernel_size)
+    if module.padding == "same":
+        return F.pad(x, ahead), (0,) * len(module.kernel_size)
+    return x, module.padding
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    return isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
