@@ -14,11 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from syncbn.config import allowed_targets, is_allowed
+from syncbn.launch.resume import LAST
 from syncbn.launch.world import World, devices_and_nodes
 from syncbn.models import load_weights
 from syncbn.norm import norm_layer
 from syncbn.schema import suggest
-from syncbn.training import AtomicCheckpointIO, ClassificationTask, EpochLines, WandbMedia
+from syncbn.training import AtomicCheckpointIO, ClassificationTask, EpochLines, Preemption, WandbMedia
 from syncbn.training.optim import parameter_groups
 
 
@@ -112,7 +113,7 @@ def build_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[L
         config.trainer,
         devices=devices,
         num_nodes=num_nodes,
-        callbacks=callbacks,
+        callbacks=[*callbacks, Preemption(Path(config.paths.output_dir, LAST))],
         logger=loggers or False,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=config.paths.output_dir,

@@ -1,5 +1,6 @@
 """What the commands over `conf/` share: the check before anything heavy is imported, and Hydra after it."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,7 +24,7 @@ def run_with_hydra(job: Callable[[DictConfig, World], None], config_name: str) -
     """Name the run, check the command line, start the ranks it asks for, and let Hydra call `job` for each config."""
     world = current_world()
     try:
-        ensure_run_id()
+        ensure_run_id(os.environ, sys.argv[1:])
         ranks = _checked_ranks(sys.argv[1:], config_name, world)
     except (UserError, ValueError) as error:
         fail(str(error), prints=world.rank == 0, after_others=world.rank > 0)

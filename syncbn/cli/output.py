@@ -1,7 +1,6 @@
 """What a run says on the screen, and which messages of other packages it leaves out."""
 
 import logging
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,12 +70,6 @@ def print_results(metrics: Mapping[str, Any], folder: Path, training: str | None
         print(f"plots:         {_shown(folder)}/plots/{{{','.join(plot.name for plot in plots)}}}")
     if offline := sorted((folder / "wandb").glob("offline-run-*")):
         print(f"W&B, offline:  wandb sync {' '.join(_shown(run) for run in offline)}")
-
-
-def print_interruption(trainer: "Trainer", run_id: str, has_checkpoint: bool) -> None:
-    """Where a run was stopped, and how it goes on."""
-    how = f"to go on, add run_id={run_id} resume=auto" if has_checkpoint else "it has no checkpoint yet"
-    print(f"\nstopped in epoch {trainer.current_epoch + 1} at step {trainer.global_step}; {how}", file=sys.stderr)
 
 
 def describe_training(trainer: "Trainer", seconds: float, first_step: int) -> str:

@@ -1,6 +1,5 @@
 """scripts/train.py: one training run, or with -m several, from `conf/train.yaml`."""
 
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -10,6 +9,8 @@ from omegaconf import DictConfig
 
 from syncbn.cli.command import run_with_hydra
 from syncbn.cli.overrides import plain
+from syncbn.launch import stop
+from syncbn.launch.leave import ends_at_once
 from syncbn.launch.world import World
 from syncbn.run_folder import write_config
 
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 
     from syncbn.launch.resume import Checkpoint
 
-SIGINT_CODE, SIGTERM_CODE = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as a shell reports them
-
 
 def main() -> None:
     """Check the command line, then train."""
-    run_with_hydra(train, "train")
+    with ends_at_once():
+        stop.install()
+        run_with_hydra(train, "train")
 
 
 def train(config: DictConfig, world: World) -> None:
@@ -31,14 +32,15 @@ def train(config: DictConfig, world: World) -> None:
     import torch
     from hydra.core.hydra_config import HydraConfig
     from lightning.pytorch import seed_everything
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from syncbn.cli import build, output
     from syncbn.cli.errors import lightnings_refusals, user_mistakes
     from syncbn.cli.loggers import RunFolderCSVLogger, finish, log_config
+    from syncbn.cli.stoppable import stoppable
     from syncbn.launch.relaunch import threads_of_a_rank
-    from syncbn.launch.resume import LAST, resume_from
+    from syncbn.launch.resume import resume_from
 
+    stop.obey()
     output.quiet()
     hydra_config = HydraConfig.get()
     _name_the_job(config, hydra_config)
@@ -69,17 +71,13 @@ def train(config: DictConfig, world: World) -> None:
             if checkpoint and isinstance(logger, RunFolderCSVLogger):
                 logger.cut_at(checkpoint.step)
         started = time.monotonic()
-        try:
-            with lightnings_refusals():
-                trainer.fit(task, data, ckpt_path=checkpoint.path if checkpoint else None)
-        except SystemExit as stop:  # Lightning's answer to Ctrl-C and to SIGTERM
-            if trainer.is_global_zero:
-                output.print_interruption(trainer, config.run_id, has_checkpoint=(folder / LAST).exists())
-            raise SystemExit(SIGTERM_CODE if isinstance(stop, SIGTERMException) else SIGINT_CODE) from stop
+        with lightnings_refusals(), stoppable(trainer):
+            trainer.fit(task, data, ckpt_path=checkpoint.path if checkpoint else None)
         training = output.describe_training(trainer, time.monotonic() - started, checkpoint.step if checkpoint else 0)
     metrics: dict[str, Any] = dict(trainer.callback_metrics)
     if config.test:
-        metrics |= trainer.test(task, data, ckpt_path=_to_test(trainer, checkpoint), verbose=False)[0]
+        with stoppable(trainer):
+            metrics |= trainer.test(task, data, ckpt_path=_to_test(trainer, checkpoint), verbose=False)[0]
     if trainer.is_global_zero:
         finish(loggers)
         output.print_results(metrics, folder, training)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from syncbn.launch import stop
 from syncbn.launch.world import World
 
 
@@ -47,8 +48,10 @@ def run_under_torchrun(ranks: int) -> NoReturn:
     from torch.distributed.run import parse_args, run
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_cores() // ranks)))
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     try:
-        run(parse_args([f"--nproc-per-node={ranks}", *sys.argv]))
+        with stop.held():
+            run(parse_args([f"--nproc-per-node={ranks}", *sys.argv]))
     except ChildFailedError as error:  # the rank has said why
         code = error.get_first_failure()[1].exitcode
         raise SystemExit(code if code > 0 else 128 - code) from error

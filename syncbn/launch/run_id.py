@@ -11,7 +11,7 @@ import secrets
 import socket
 import subprocess
 import time
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
 VARIABLE = "SYNCBN_RUN_ID"
@@ -20,12 +20,12 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _ALLOWED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def ensure_run_id(environ: MutableMapping[str, str] = os.environ) -> str:
+def ensure_run_id(environ: MutableMapping[str, str] = os.environ, arguments: Sequence[str] = ()) -> str:
     """Find the run's id and leave it in `environ`, so that every process started from here shares it.
 
     The first of these that says something:
 
-    1. `SYNCBN_RUN_ID`: the user's choice, or the parent process's.
+    1. `run_id=...` among the arguments of the command, then `SYNCBN_RUN_ID`: the user's choice, or a parent process's.
     2. SLURM: the array's job and task, or the job. A requeued job keeps it. Where several steps may share one
        allocation (`salloc`, not `sbatch`), the step too.
     3. torchrun: the rendezvous id that the user chose; without one, the start and the identity of the agent process,
@@ -35,7 +35,8 @@ def ensure_run_id(environ: MutableMapping[str, str] = os.environ) -> str:
     Raises:
         ValueError: a chosen id isn't fit for a folder's name, or torchrun has several nodes and no `--rdzv-id`.
     """
-    run_id = environ.get(VARIABLE) or _slurm(environ) or _torchrun(environ) or _fresh()
+    chosen = [argument.removeprefix("run_id=") for argument in arguments if argument.startswith("run_id=")]
+    run_id = (chosen or [""])[-1] or environ.get(VARIABLE) or _slurm(environ) or _torchrun(environ) or _fresh()
     environ[VARIABLE] = check_run_id(run_id)
     return run_id
 

@@ -3,6 +3,7 @@
 from syncbn.training.callbacks.epoch_lines import EpochLines
 from syncbn.training.callbacks.norm_statistics import NormStatisticsRecorder
 from syncbn.training.callbacks.plots import Plots
+from syncbn.training.callbacks.preemption import Preemption
 from syncbn.training.callbacks.wandb_media import WandbMedia
 from syncbn.training.checkpoint import AtomicCheckpointIO
 from syncbn.training.plugin import SyncBatchNormPlugin
@@ -16,6 +17,7 @@ __all__ = [
     "EpochLines",
     "NormStatisticsRecorder",
     "Plots",
+    "Preemption",
     "SyncBatchNormPlugin",
     "WandbMedia",
     "cosine_with_warmup",

@@ -1,13 +1,17 @@
 """A run that is stopped from outside says so, ends with the signal's code, and goes on where it was."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from syncbn.launch.resume import LAST
+from syncbn.training.checkpoint import load_checkpoint
 from tests.cli.conftest import REPOSITORY, SHORT
 
 
@@ -18,8 +22,10 @@ from tests.cli.conftest import REPOSITORY, SHORT
         ([], signal.SIGTERM),
         ([], signal.SIGINT),
         pytest.param(["trainer=ddp"], signal.SIGTERM, marks=pytest.mark.distributed),
+        pytest.param(["trainer=ddp"], signal.SIGINT, marks=pytest.mark.distributed),
+        pytest.param(["trainer=ddp_sim"], signal.SIGUSR1, marks=pytest.mark.distributed),
     ],
-    ids=["SIGTERM", "Ctrl-C", "SIGTERM on two ranks"],
+    ids=["SIGTERM", "Ctrl-C", "SIGTERM on two ranks", "Ctrl-C on two ranks", "SIGUSR1 on two spawned ranks"],
 )
 def test_a_stopped_run_ends_with_the_signals_code_and_says_how_to_go_on(
     tmp_path: Path, arguments: list[str], stop: signal.Signals
@@ -47,3 +53,15 @@ def test_a_stopped_run_ends_with_the_signals_code_and_says_how_to_go_on(
     assert process.returncode == 128 + stop
     assert err.count("to go on, add run_id=r resume=auto") == 1
     assert "Traceback" not in err
+    (step,) = re.findall(rf"stopped by {stop.name} in epoch \d+ at step (\d+)", err)
+    assert load_checkpoint(tmp_path / "outputs" / "r" / LAST)["global_step"] == int(step)
+
+
+def test_a_run_stopped_before_it_trains_says_so_too(tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "run_id=r", "trainer=ddp", *SHORT]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(5)  # the ranks are importing what they need
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert err.count("to go on, add run_id=r resume=auto") == 1

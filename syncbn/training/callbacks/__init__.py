@@ -3,6 +3,7 @@
 from syncbn.training.callbacks.epoch_lines import EpochLines
 from syncbn.training.callbacks.norm_statistics import NormStatisticsRecorder
 from syncbn.training.callbacks.plots import Plots
+from syncbn.training.callbacks.preemption import Preemption
 from syncbn.training.callbacks.wandb_media import WandbMedia
 
-__all__ = ["EpochLines", "NormStatisticsRecorder", "Plots", "WandbMedia"]
+__all__ = ["EpochLines", "NormStatisticsRecorder", "Plots", "Preemption", "WandbMedia"]

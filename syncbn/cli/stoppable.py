@@ -1,0 +1,47 @@
+"""A fit or a test that a signal may break off."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from multiprocessing import resource_tracker
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from torch.multiprocessing.spawn import ProcessExitedException
+
+from syncbn.launch import stop
+from syncbn.launch.stop import Stopped
+
+
+@contextmanager
+def stoppable(trainer: Trainer) -> Iterator[None]:
+    """What ends inside because of a signal ends as `Stopped`, however it ended.
+
+    A rank may lose its peer or its data before it comes to the end of a batch; then the run goes on from the checkpoint
+    before.
+    """
+    launcher = trainer.strategy.launcher
+    try:
+        with _passed_on(launcher) if isinstance(launcher, _MultiProcessingLauncher) else nullcontext():
+            yield
+    except Exception as error:
+        if not (signum := stop.requested()):
+            raise
+        stop.say(f"before it could save: {str(error).strip().splitlines()[0]}", signum)
+        raise Stopped(signum) from error
+
+
+@contextmanager
+def _passed_on(launcher: _MultiProcessingLauncher) -> Iterator[None]:
+    """For the process that spawns the ranks of trainer=ddp_sim: they get its signals, and it ends as they do."""
+    stop.defer(forward=launcher.kill)
+    resource_tracker.ensure_running()  # its start, which the first rank's would bring about, ends `held`
+    try:
+        with stop.held():
+            yield
+    except ProcessExitedException as ended:
+        if ended.exit_code not in [128 + signum for signum in stop.SIGNALS]:
+            raise
+        raise Stopped(ended.exit_code - 128) from None  # the rank has said so
+    if signum := stop.requested():
+        stop.say("after training", signum)
+        raise Stopped(signum)
