@@ -42,6 +42,12 @@ class GroupNorm(_Affine):
 
 
 @dataclass
+class DecorrelatedBatchNorm(BatchNorm):
+    group_size: Count = 64
+    iterations: Count = 5
+
+
+@dataclass
 class FilterResponseNorm(_Affine):
     eps: Positive = 1e-6
     learnable_eps: bool = True
@@ -75,6 +81,7 @@ NORMS: dict[str, type] = {
     "rms": _Affine,
     "filter_response": FilterResponseNorm,
     "switchable": BatchNorm,
+    "decorrelated": DecorrelatedBatchNorm,
     "dynamic_tanh": DynamicTanh,
     "dynamic_erf": DynamicErf,
     "instance": _Affine,

@@ -4,6 +4,7 @@ from syncbn.norm.batch import BatchNorm
 from syncbn.norm.batch_free import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from syncbn.norm.convert import convert, revert
 from syncbn.norm.cross_iteration import CrossIterationBatchNorm
+from syncbn.norm.decorrelated import DecorrelatedBatchNorm
 from syncbn.norm.dynamic import DynamicErf, DynamicTanh
 from syncbn.norm.filter_response import FilterResponseNorm
 from syncbn.norm.moments import mean_over_ranks
@@ -14,6 +15,7 @@ from syncbn.norm.sync import SyncBatchNorm
 __all__ = [
     "BatchNorm",
     "CrossIterationBatchNorm",
+    "DecorrelatedBatchNorm",
     "DynamicErf",
     "DynamicTanh",
     "FilterResponseNorm",

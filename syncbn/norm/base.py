@@ -1,6 +1,6 @@
 """What every layer with running statistics shares: its checks, its buffers and how they move."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.moments import Moments
 
 _HALF = (torch.float16, torch.bfloat16)
-_BUFFERS = ("running_mean", "running_var")
 
 
 class TrackingNorm(compat.BatchNormBase):
@@ -58,12 +57,20 @@ class TrackingNorm(compat.BatchNormBase):
             None if self.bias is None else self.bias.to(dtype),
         )
 
-    def track(self, moments: Moments, second_moment: bool = False) -> None:
+    def track(
+        self,
+        moments: Moments,
+        *,
+        second_moment: bool = False,
+        row: int | None = None,
+        others: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Move the running statistics towards the moments of a batch.
 
         By `momentum`, or, where it is None, to the average of all batches so far; the variance is the unbiased one.
         With `second_moment` what is averaged is E[x²], by the biased variance, and running_var is what lies between
-        its average and the square of running_mean.
+        its average and the square of running_mean. With `row`, buffers have a row for each of several sets of
+        statistics, and that one moves. `others` are further buffers, by name, and what they move towards.
         Nothing moves when the moments aren't finite, when nothing was counted, or when activation checkpointing
         recomputes a forward pass that has been counted already.
         """
@@ -79,17 +86,19 @@ class TrackingNorm(compat.BatchNormBase):
             (moments.var if second_moment else moments.unbiased_var).detach(),
             self.momentum,
             second_moment,
+            row,
+            [getattr(self, name) for name in others or {}],
+            [target.detach() for target in (others or {}).values()],
         )
 
     def _widen_buffers(self, originals: dict[str, Tensor] | None = None) -> None:
-        for name in _BUFFERS:
-            buffer = getattr(self, name)
+        for name, buffer in self._buffers.items():
             if buffer is not None and buffer.dtype in _HALF:
                 source = (originals or {}).get(name, buffer)
                 setattr(self, name, source.to(device=buffer.device, dtype=torch.float32))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        originals = {name: getattr(self, name) for name in _BUFFERS if getattr(self, name) is not None}
+        originals = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
         self._widen_buffers(originals)
         return self
@@ -108,25 +117,36 @@ def _track(
     var: Tensor,
     momentum: float | None,
     second_moment: bool,
+    row: int | None,
+    others: Sequence[Tensor],
+    targets: Sequence[Tensor],
 ) -> None:
     if compat.in_backward():
         return
+    if row is not None:  # not done by the caller: Inductor in torch 2.13 moves row 0 of a view that it is given
+        running_mean, running_var, num_batches_tracked = (
+            buffer[row] for buffer in (running_mean, running_var, num_batches_tracked)
+        )
     mean, var = mean.to(running_mean.dtype), var.to(running_var.dtype)
     # A tensor, not a bool: the host never waits. The same on every rank, since the moments are.
     valid = (mean + var).isfinite().all() & (count > 0)
+    for target in targets:
+        valid = valid & target.isfinite().all()
     rate = momentum if momentum is not None else (num_batches_tracked + 1).to(mean.dtype).reciprocal()
     mean, var = torch.where(valid, mean, running_mean), torch.where(valid, var, running_var)
     if second_moment:  # the average of E[x²] less the new mean², without the difference of large numbers
         var = var + (1 - rate) * (mean - running_mean).square()
     running_mean.lerp_(mean, rate)
     running_var.lerp_(var, rate)
+    for buffer, target in zip(others, targets, strict=True):
+        buffer.lerp_(torch.where(valid, target.to(buffer.dtype), buffer), rate)
     num_batches_tracked.add_(valid)
 
 
 # A custom operator looks for a running backward pass when the graph runs; a traced Python check would look once,
 # while tracing, and a checkpointed compiled block would count twice.
 _OPERATOR = torch.library.custom_op(
-    "syncbn::track", _track, mutates_args=("running_mean", "running_var", "num_batches_tracked")
+    "syncbn::track", _track, mutates_args=("running_mean", "running_var", "num_batches_tracked", "others")
 )
 
 

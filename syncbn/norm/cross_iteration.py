@@ -231,8 +231,8 @@ class CrossIterationBatchNorm(SyncBatchNorm):
             self._next_iteration(input, current, group)
         return current if self._carried is None else merge([self._carried, current])
 
-    def track(self, moments: Moments, second_moment: bool = False) -> None:
-        super().track(moments, second_moment=self._looks_back(self._iterations - 1))
+    def track(self, moments: Moments, **options: Any) -> None:
+        super().track(moments, second_moment=self._looks_back(self._iterations - 1), **options)
 
     def _next_iteration(self, input: Tensor, current: Moments, group: ProcessGroup | None) -> None:
         self._current, self._carried = current, None

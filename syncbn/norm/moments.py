@@ -53,7 +53,7 @@ def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:
     return Moments(n, mean.to(wide), m2.to(wide))
 
 
-def pool(count: Tensor, mean: Tensor, var: Tensor) -> Moments:
+def from_samples(count: Tensor, mean: Tensor, var: Tensor) -> Moments:
     """Moments of this rank's batch from those of its samples, by the law of total variance. Differentiable.
 
     Args:
@@ -81,6 +81,33 @@ def all_reduce(local: Moments, group: ProcessGroup | None) -> Moments:
     total, squares, count = sums.split([len(total), len(total), 1])
     mean = total / count.clamp(min=1)
     return Moments(count.view(()), mean, (squares - total * mean).clamp(min=0))
+
+
+def all_covariance(
+    centred: Tensor, near: Tensor, count: Tensor, group: ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and biased covariance of all ranks' samples, by one all-reduce of Σx, Σxxᵀ and n. Differentiable.
+
+    Args:
+        centred: x - near of this rank's n samples, (groups, n, D); samples that don't count are 0.
+        near: a point near the data, of which the sums here are taken about, (groups, D); a constant.
+        count: how many of them count, 0-d.
+        group: the ranks; None for this one alone.
+
+    Returns:
+        count 0-d, mean (groups, D) and covariance (groups, D, D), all in float64.
+    """
+    wide = _widest_dtype(near)
+    count, near = count.to(wide), near.to(wide)
+    local = centred.sum(1).to(wide)
+    mixed = near.unsqueeze(2) * local.unsqueeze(1)
+    products = (centred.mT @ centred).to(wide) + mixed + mixed.mT + count * near.unsqueeze(2) * near.unsqueeze(1)
+    total = local + count * near
+    sums = all_sum(torch.cat([total.flatten(), products.flatten(), count.view(1)]), group)
+    totals, squares, count = sums.split([total.numel(), products.numel(), 1])
+    n = count.clamp(min=1)
+    mean = totals.view_as(total) / n
+    return count.view(()), mean, squares.view_as(products) / n - mean.unsqueeze(2) * mean.unsqueeze(1)
 
 
 def all_sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:

@@ -1,0 +1,173 @@
+"""Decorrelated batch normalization: whitening of groups of channels, by the covariance over all ranks' samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from syncbn.norm.kernels.plain import statistics_dtype
+from syncbn.norm.moments import Moments, all_covariance
+from syncbn.norm.registry import register
+from syncbn.norm.sync import SyncBatchNorm
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@register("decorrelated")
+class DecorrelatedBatchNorm(SyncBatchNorm):
+    r"""Whitens groups of channels of (N, C, *): the output's channels have variance 1 and no correlation (IterNorm).
+
+    Training, with n samples on all ranks together, for each group of `group_size` channels:
+
+        mean = Σx / n,  Σ = Σ(x - mean)(x - mean)ᵀ / n + eps · I,  y = γ · W (x - mean) + β
+
+    where W, the whitener, is Σ^(-1/2) by `iterations` steps of Newton's method from P = I on Σ' = Σ / trace(Σ):
+
+        P ← (3·P - P³·Σ') / 2,  W = P / sqrt(trace(Σ))
+
+    Of all matrices that whiten, this one (ZCA) turns the channels least. Few iterations leave directions of small
+    variance smaller than 1, which is meant: stretching noise to unit variance hurts small batches. Some
+    3 + 0.85 · log2(trace(Σ) / smallest eigenvalue) make the output's covariance the identity. W is computed in float64.
+
+    `running_mean`, `running_whitener` (and `running_var`, of which only `syncbn.revert` makes use) move towards the
+    batch's by `momentum`; evaluation normalizes by them and communicates nothing. One all-reduce of C · group_size +
+    C + 1 float64 numbers forward and one backward; ranks may hold different numbers of samples, or none.
+
+    Args:
+        num_features: C.
+        group_size: channels that are whitened together. It must divide C, unless C is smaller: then all are.
+        iterations: Newton steps, at least 1.
+        eps: added to the variances; greater than 0.
+        momentum: weight of the new batch in the running statistics, in [0, 1]; None for the average of all batches.
+        affine: whether there are γ (`weight`) and β (`bias`), per channel.
+        track_running_stats: whether there are running statistics; without, evaluation takes this rank's batch.
+        process_group: the ranks to synchronize over; all of them when None.
+        bias: whether an affine layer has β.
+        device: where parameters and buffers are made.
+        dtype: of the parameters.
+
+    Shape:
+        input (N, C, *), of a floating-point dtype; output the same. Products are float32 under autocast, too, or
+        float64 for float64.
+        mask (N, *), bool: only positions where it is True count; elsewhere output and gradient are 0.
+
+    Raises:
+        ValueError: `group_size` doesn't divide C; `iterations` below 1; otherwise as `SyncBatchNorm`.
+        TypeError: as `SyncBatchNorm`.
+
+    Source: Huang et al., Iterative Normalization, CVPR 2019, https://arxiv.org/abs/1904.03441; Decorrelated Batch
+        Normalization, CVPR 2018, https://arxiv.org/abs/1804.08450.
+    """
+
+    running_whitener: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int,
+        group_size: int = 64,
+        iterations: int = 5,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: ProcessGroup | None = None,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, process_group, bias, device, dtype)
+        self.group_size = min(group_size, num_features)
+        if group_size < 1 or num_features % self.group_size:
+            divisors = [size for size in range(1, num_features + 1) if num_features % size == 0]
+            raise ValueError(
+                f"group_size must divide the {num_features} channels, got {group_size}; allowed: {divisors}"
+            )
+        if iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {iterations}; 5 is the usual value")
+        self.iterations = iterations
+        groups = num_features // self.group_size
+        identity = None
+        if self.running_mean is not None:
+            identity = torch.eye(self.group_size, device=device, dtype=self.running_mean.dtype).repeat(groups, 1, 1)
+        self.register_buffer("running_whitener", identity)
+
+    def reset_running_stats(self) -> None:
+        """Running mean 0, variance 1 and whitener the identity."""
+        super().reset_running_stats()
+        whitener = self._buffers.get("running_whitener")  # torch's constructor resets before there is one
+        if whitener is not None:
+            whitener.copy_(torch.eye(self.group_size, device=whitener.device))
+
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        self.check_input(input, mask)
+        if mask is not None:
+            mask = mask.unsqueeze(1)
+            input = torch.where(mask, input, 0)
+        with torch.autocast(input.device.type, enabled=False):
+            output = self._whitened(input, mask)
+        output = output.view(len(input), *input.shape[2:], self.num_features).movedim(-1, 1).to(input.dtype)
+        output = output.contiguous() if input.is_contiguous() else output
+        return output if mask is None else torch.where(mask, output, 0)
+
+    def _whitened(self, input: Tensor, mask: Tensor | None) -> Tensor:
+        """y as (samples and positions, C)."""
+        x = self._grouped(_rows(input.to(statistics_dtype(input))))
+        if self.training or self.running_mean is None or self.running_whitener is None:
+            count = x.new_full((), x.shape[1]) if mask is None else mask.sum()
+            near = x.detach().sum(1, keepdim=True) / count.clamp(
+                min=1
+            )  # about a constant near the data nothing cancels
+            x = x - near
+            x = x if mask is None else torch.where(_rows(mask), x, 0)
+            offset, whitener = self._batch_statistics(input, x, near, count)
+        else:
+            x = x - self._grouped(self.running_mean.to(x.dtype))
+            offset, whitener = torch.zeros_like(x[:, :1]), self.running_whitener.to(x.dtype)
+        weight, bias = self.affine_parameters(input)
+        if weight is not None:
+            whitener = whitener * self._grouped(weight)
+        shift = -offset @ whitener if bias is None else self._grouped(bias) - offset @ whitener
+        return torch.baddbmm(shift, x, whitener).transpose(0, 1).reshape(-1, self.num_features)
+
+    def _batch_statistics(self, input: Tensor, x: Tensor, near: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean less `near`, and W, of all ranks' samples; `x` are this rank's, less `near`."""
+        group = self.communicating_group() if self.training else None
+        self._check_batch(input, group)
+        count, mean, covariance = all_covariance(x, near.squeeze(1), count, group)
+        identity = torch.eye(self.group_size, dtype=covariance.dtype, device=covariance.device)
+        whitener = inverse_sqrt(covariance + self.eps * identity, self.iterations)
+        if self.training:
+            var = covariance.diagonal(dim1=1, dim2=2).flatten().clamp(min=0)
+            self.track(Moments(count, mean.flatten(), count * var), others={"running_whitener": whitener})
+        return (mean.unsqueeze(1) - near).to(x.dtype), whitener.to(x.dtype)
+
+    def _grouped(self, rows: Tensor) -> Tensor:
+        """(samples, C) or (C,) as (groups, samples or 1, group_size)."""
+        return rows.view(-1, self.num_features // self.group_size, self.group_size).transpose(0, 1)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, group_size={self.group_size}, iterations={self.iterations}"
+
+
+def inverse_sqrt(matrices: Tensor, iterations: int) -> Tensor:
+    """A^(-1/2) of symmetric positive definite matrices (*, D, D) by so many Newton steps from the identity.
+
+    With B = A / trace(A): P ← (3·P - P³·B) / 2, and A^(-1/2) = P / sqrt(trace(A)). Carrying Y = B·P along gives the
+    same numbers; from P alone, each step would make the rounding errors of the last one larger (Higham, Functions of
+    Matrices, SIAM 2008, chapter 6).
+    """
+    trace = matrices.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    p, y = identity, matrices / trace
+    for _ in range(iterations):
+        step = (3 * identity - p @ y) / 2
+        p, y = step @ p, y @ step
+    return p / trace.sqrt()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(N, C, *) as (samples and positions, C)."""
+    return x.movedim(1, -1).reshape(-1, x.shape[1])
