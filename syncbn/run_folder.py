@@ -1,5 +1,6 @@
 """A finished run, from its folder alone. Nothing heavy is imported before it is needed."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +45,15 @@ def load_run(folder: str | Path) -> tuple["nn.Module", "DictConfig"]:
     return net.eval(), config
 
 
-def load_config(folder: Path, overrides: list[str] | None = None) -> "DictConfig":
+def load_config(
+    folder: Path, overrides: list[str] | None = None, groups: Mapping[str, Any] | None = None
+) -> "DictConfig":
     """The config of a run, with the folder's present place in it, checked as a command line's is.
+
+    Args:
+        folder: the run's.
+        overrides: `key.key=value`, over what the run was trained with.
+        groups: whole groups to put in the place of the run's, by name.
 
     Raises:
         ValueError: there is none, or it holds what isn't allowed.
@@ -73,6 +81,8 @@ def load_config(folder: Path, overrides: list[str] | None = None) -> "DictConfig
         raise ValueError(f"{str(folder / _CONFIG)!r} holds a list, not a config")
     folder = folder.resolve()
     config.run_id, config.output_root, config.paths = folder.name, str(folder.parent), {"output_dir": str(folder)}
+    for group, node in (groups or {}).items():
+        config[group] = node
     config.merge_with_dotlist(overrides or [])
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)

@@ -2,12 +2,16 @@
 
 from syncbn.policy.adapt import Tent, adapt, use_batch_statistics, use_running_statistics
 from syncbn.policy.freeze import freeze, unfreeze
+from syncbn.policy.fuse import Fusion, fuse, plan_fusion
 from syncbn.policy.recalibrate import recalibrate
 
 __all__ = [
+    "Fusion",
     "Tent",
     "adapt",
     "freeze",
+    "fuse",
+    "plan_fusion",
     "recalibrate",
     "unfreeze",
     "use_batch_statistics",

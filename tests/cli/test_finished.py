@@ -1,0 +1,92 @@
+"""Commands that make something of a finished run: a recalibrated checkpoint, files for inference."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import syncbn
+from syncbn.cli import evaluate, export, recalibrate
+from syncbn.cli.errors import UserError
+from syncbn.data import DigitsDataModule
+from syncbn.training.checkpoint import load_checkpoint
+from tests.cli.conftest import Finished, run_script
+
+QUIET = ("trainer.enable_progress_bar=false", "trainer.accelerator=cpu")
+
+
+@pytest.fixture
+def run(one_process_run: Finished, tmp_path: Path) -> Path:
+    """A copy of a short run's folder, to write into."""
+    assert one_process_run.code == 0, one_process_run.err
+    folder = tmp_path / "one"
+    shutil.copytree(one_process_run.folder / "outputs" / "one", folder)
+    return folder
+
+
+def test_recalibrate_writes_a_checkpoint_with_the_statistics_of_the_new_domain(run: Path) -> None:
+    best = run / "checkpoints" / "best.ckpt"
+    before = best.read_bytes()
+    path = recalibrate.recalibrate([f"run={run}", "data=digits_shifted", "max_batches=20", *QUIET])
+    assert path == run / "checkpoints" / "recalibrated.ckpt"
+    assert best.read_bytes() == before
+
+    expected, _ = syncbn.load_run(run)
+    data = DigitsDataModule(augment=False, corruptions={"contrast": 0.4, "brightness": 0.5})
+    syncbn.recalibrate(expected, data.train_dataloader(), max_batches=20)
+    state = {key.removeprefix("net."): value for key, value in load_checkpoint(path)["state_dict"].items()}
+    torch.testing.assert_close({key: state[key] for key in expected.state_dict()}, expected.state_dict())
+
+    metrics = evaluate.evaluate([f"run={run}", f"checkpoint={path}", "data=digits_shifted", *QUIET])
+    rows = data.test_indices
+    with torch.no_grad():
+        right = expected.eval()(0.4 * data.images[rows] + 0.5).argmax(1) == data.labels[rows]
+    assert metrics["test/acc"] == pytest.approx(float(right.float().mean()), abs=1e-6)
+
+
+def test_recalibrate_as_a_command_shows_both_accuracies_and_overwrites_nothing(run: Path, tmp_path: Path) -> None:
+    done = run_script(tmp_path, "recalibrate", f"run={run}", "max_batches=3", *QUIET)
+    assert done.code == 0, done.err
+    assert done.out.count("test accuracy") == 2
+    assert "recalibrating" in done.out
+    again = run_script(tmp_path, "recalibrate", f"run={run}", "max_batches=3", *QUIET)
+    assert again.code == 2
+    assert "recalibrated.ckpt' exists and is not overwritten" in again.err
+    assert again.err.count("\n") == 1
+
+
+def test_every_exported_file_computes_the_networks_logits(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, program, onnx = export.export([f"run={run}"])
+    assert "folded:        20 of 20 batch norms" in capsys.readouterr().out
+    net, _ = syncbn.load_run(run)
+    data = DigitsDataModule()
+    images = data.images[data.test_indices[:7]]  # another number than the exporter saw
+    with torch.no_grad():
+        expected = net(images)
+    torch.testing.assert_close(torch.export.load(program).module()(images), expected, rtol=1e-4, atol=1e-5)
+    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    assert not [name for name in load_file(weights) if "running" in name]
+    with pytest.raises(UserError, match="would be overwritten"):
+        export.export([f"run={run}", "format=torch"])
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        (recalibrate.recalibrate, ["max_batches=0"], "max_batches must be a whole number of at least 1"),
+        (recalibrate.recalibrate, ["data=digit"], "data=digit: no such choice; did you mean 'digits'"),
+        (recalibrate.recalibrate, ["max_batch=3"], "max_batch: no such key; did you mean 'max_batches'"),
+        (recalibrate.recalibrate, ["data.batchsize=3"], "data.batchsize: no such key; did you mean 'batch_size'"),
+        (export.export, ["format=onxx"], "no such format; did you mean 'onnx'"),
+        (evaluate.evaluate, ["norm=batch"], "norm: no such key"),
+    ],
+)
+def test_a_mistake_is_named(run: Path, command: object, arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        command([f"run={run}", *arguments])
