@@ -14,7 +14,7 @@ from syncbn.norm.feeding import FEEDERS
 from syncbn.norm.kernels import kernels_for
 from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.linear_maps import filters, patch_products, patch_sums
-from syncbn.norm.moments import Moments, PendingSum, merge
+from syncbn.norm.moments import Moments, PendingSum, merge, pool
 from syncbn.norm.registry import register
 from syncbn.norm.sync import SyncBatchNorm, group_moments
 
@@ -26,27 +26,14 @@ if TYPE_CHECKING:
 class Slot:
     """The moments of one iteration, of all ranks, as functions of the filters θ of y_c = <θ_c, p> + b_c.
 
-    The mean is linear in θ and b, the variance a quadratic form in θ, v(θ) = <S, θ>/n with S = Σ(y - mean)·p. So, with
-    no copy of that iteration's θ and b, the mean at other weights is <Σp, θ>/n + b, exactly; and E[y²] to first order
-    lies 2·<S, θ>/n - v - (change of the mean)² above its square.
+    The mean is linear in θ and b, the variance a quadratic form in θ, v(θ) = <S, θ>/n with S = Σ(y - mean)·p: `carry`
+    needs no copy of that iteration's θ and b.
     """
 
     def __init__(self, moments: Moments, products: Tensor, patches: Tensor, group: ProcessGroup | None) -> None:
         """Start adding `products`, this rank's S (C_out, D), and `patches`, its Σp (groups, D), over the ranks."""
         self.moments = moments
         self.pending = PendingSum([products, patches], group)
-
-    def carried_to(self, theta: Tensor, bias: Tensor | None) -> Moments:
-        """Moments at the filters `theta` (C_out, D); of count 0 where they aren't finite or nothing was counted."""
-        products, patches = self.pending.wait()
-        count = self.moments.count.clamp(min=1)
-        dots = kernels_for(theta).row_dots(products, theta)
-        means = torch.matmul(theta.view(len(patches), -1, theta.shape[1]), patches.unsqueeze(2)).flatten()
-        mean = means.to(count.dtype) / count + (0 if bias is None else bias)
-        var = 2 * dots.to(count.dtype) / count - self.moments.var - (mean - self.moments.mean).square()
-        valid = (mean + var).isfinite().all()
-        count = torch.where(valid, self.moments.count, 0)
-        return Moments(count, torch.where(valid, mean, 0), torch.where(valid, var.clamp(min=0) * count, 0))
 
     def tensors(self) -> list[Tensor]:
         """What a slot is made of, to be saved or moved."""
@@ -57,6 +44,27 @@ class Slot:
         """The inverse of `tensors`."""
         *moments, products, patches = tensors
         return cls(Moments(*moments), products, patches, group=None)
+
+
+def carry(slots: Sequence[Slot], theta: Tensor, bias: Tensor | None) -> Moments:
+    """The moments of some iterations together, at today's filters `theta` (C_out, D) and bias.
+
+    The mean is <Σp, θ>/n + b, exactly; to first order, E[y²] lies 2·<S, θ>/n - v - (change of the mean)² above its
+    square. An iteration of which anything isn't finite doesn't count.
+    """
+    counts, means, m2s = (torch.stack(parts) for parts in zip(*(slot.moments for slot in slots), strict=True))
+    products, patches = zip(*(slot.pending.wait() for slot in slots), strict=True)
+    row_dots = kernels_for(theta).row_dots
+    dots = torch.stack([row_dots(each.to(theta.dtype), theta) for each in products])
+    by_group = theta.view(patches[0].shape[0], -1, theta.shape[1])
+    at_patches = torch.einsum("gcd,kgd->kgc", by_group, torch.stack(patches).to(theta.dtype)).flatten(1)
+
+    n = counts.clamp(min=1).unsqueeze(1)
+    mean = at_patches / n if bias is None else at_patches / n + bias
+    var = ((2 * dots - m2s) / n - (mean - means).square()).clamp(min=0)
+    valid = (mean + var).isfinite().all(1)
+    valid_mean, valid_var = (torch.where(valid.unsqueeze(1), t, 0) for t in (mean, var))
+    return merge(torch.where(valid, counts, 0), valid_mean, valid_var)
 
 
 class _Seen(NamedTuple):
@@ -208,7 +216,7 @@ class CrossIterationBatchNorm(SyncBatchNorm):
             return None
         theta = filters(feeder, feeder.weight.detach().to(statistics_dtype(output)))
         bias = None if feeder.bias is None else feeder.bias.detach()
-        return merge([slot.carried_to(theta, bias) for slot in self._slots])
+        return carry(self._slots, theta, bias)
 
     # --- the moments ------------------------------------------------------------------------------------------------
 
@@ -229,7 +237,7 @@ class CrossIterationBatchNorm(SyncBatchNorm):
             self._check_recomputation(current)
         else:
             self._next_iteration(input, current, group)
-        return current if self._carried is None else merge([self._carried, current])
+        return current if self._carried is None else pool(self._carried, current)
 
     def track(self, moments: Moments, **options: Any) -> None:
         super().track(moments, second_moment=self._looks_back(self._iterations - 1), **options)

@@ -10,6 +10,10 @@ from torch.nn import functional as F
 
 from syncbn.norm import compat
 
+# Up to so many output positions, all samples together, a matrix product beats the convolution's own weight gradient,
+# which spends its time on rearranging the weight.
+_FEW_POSITIONS = 64
+
 
 def filters(module: Any, weight: Tensor) -> Tensor:
     """θ as one row for each output channel, (C_out, D). A view, except of a transposed convolution's weight."""
@@ -35,17 +39,25 @@ def patch_products(module: Any, x: Tensor, y: Tensor) -> Tensor:
     """Σ y_c·p over samples and positions, (C_out, D): the gradient of Σy²/2 by the filters."""
     if isinstance(module, nn.Linear):
         return y.t() @ x
-    return _weight_grad(module, y, x)
+    few = y.numel() // y.shape[1] <= _FEW_POSITIONS
+    return _products_of_patches(module, x, y) if few and isinstance(module, nn.Conv2d) else _weight_grad(module, y, x)
+
+
+def _products_of_patches(module: Any, x: Tensor, y: Tensor) -> Tensor:
+    x, padding = _padded(module, x)
+    patches = F.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
+    by_group = patches.unflatten(1, (module.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+    outputs = y.flatten(2).unflatten(1, (module.groups, -1)).permute(1, 2, 0, 3).flatten(2)
+    return torch.bmm(outputs, by_group).flatten(0, 1)
 
 
 def _weight_grad(module: Any, grad_output: Tensor, x: Tensor) -> Tensor:
     x, padding = _padded(module, x)
     channels = grad_output.shape[1]
-    kernel = module.kernel_size
     if _is_transposed(module):
-        shape = (x.shape[1], channels // module.groups, *kernel)
+        shape = (x.shape[1], channels // module.groups, *module.kernel_size)
     else:
-        shape = (channels, x.shape[1] // module.groups, *kernel)
+        shape = (channels, x.shape[1] // module.groups, *module.kernel_size)
     grad = compat.convolution_weight_grad(
         grad_output,
         x,

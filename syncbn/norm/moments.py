@@ -53,19 +53,27 @@ def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:
     return Moments(n, mean.to(wide), m2.to(wide))
 
 
-def from_samples(count: Tensor, mean: Tensor, var: Tensor) -> Moments:
-    """Moments of this rank's batch from those of its samples, by the law of total variance. Differentiable.
+def merge(count: Tensor, mean: Tensor, var: Tensor) -> Moments:
+    """Moments of several parts together, by the law of total variance. Differentiable.
 
     Args:
-        count: positions of each sample, (N,); those of samples without any may be anything finite.
-        mean: over them, (N, C).
-        var: over them, biased, (N, C).
+        count: of each part, a sample or a batch, (N,); the moments of those of count 0 may be anything finite.
+        mean: of each, (N, C).
+        var: of each, biased, (N, C).
     """
     wide = _widest_dtype(mean)
     count, mean, var = count.to(wide).unsqueeze(1), mean.to(wide), var.to(wide)
     total = count.sum()
-    pooled = (count * mean).sum(0) / total.clamp(min=1)
-    return Moments(total, pooled, (count * (var + (mean - pooled).square())).sum(0))
+    merged = (count * mean).sum(0) / total.clamp(min=1)
+    return Moments(total, merged, (count * (var + (mean - merged).square())).sum(0))
+
+
+def pool(a: Moments, b: Moments) -> Moments:
+    """Moments of two batches together."""
+    count = a.count + b.count
+    delta = b.mean - a.mean
+    share = b.count / count.clamp(min=1)
+    return Moments(count, a.mean + delta * share, a.m2 + b.m2 + delta.square() * (a.count * share))
 
 
 def all_reduce(local: Moments, group: ProcessGroup | None) -> Moments:
@@ -120,16 +128,6 @@ def all_sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
         return _AllSum.apply(tensor, group)
     dist.all_reduce(tensor, group=group)
     return tensor
-
-
-def merge(parts: Sequence[Moments]) -> Moments:
-    """Moments of several batches together, by the law of total variance. Batches of count 0 don't count."""
-    counts = torch.stack([part.count for part in parts])
-    means = torch.stack([part.mean for part in parts])
-    count = counts.sum()
-    mean = counts @ means / count.clamp(min=1)
-    between = counts @ (means - mean).square()
-    return Moments(count, mean, torch.stack([part.m2 for part in parts]).sum(0) + between)
 
 
 class PendingSum:

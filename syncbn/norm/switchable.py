@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from syncbn.norm.kernels.plain import statistics_dtype
-from syncbn.norm.moments import Moments, all_reduce, communicating_group, from_samples
+from syncbn.norm.moments import Moments, all_reduce, communicating_group, merge
 from syncbn.norm.registry import register
 from syncbn.norm.sync import SyncBatchNorm
 
@@ -79,7 +79,7 @@ class SwitchableNorm(SyncBatchNorm):
         count, instance_mean, instance_var = _instance_moments(x, mask)
         layer_mean = instance_mean.mean(dim=1, keepdim=True)
         layer_var = (instance_var + (instance_mean - layer_mean).square()).mean(dim=1, keepdim=True)
-        batch_mean, batch_var = self._batch_moments(input, from_samples(count, instance_mean, instance_var))
+        batch_mean, batch_var = self._batch_moments(input, merge(count, instance_mean, instance_var))
 
         single_position = input.shape[2:].numel() == 1
         p, q = (shares(logits, single_position).to(x.dtype) for logits in (self.mean_logits, self.var_logits))
