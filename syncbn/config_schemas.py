@@ -42,6 +42,17 @@ class GroupNorm(_Affine):
 
 
 @dataclass
+class WeightNorm:
+    name: str
+    bias: bool = True
+
+
+@dataclass
+class SpectralNorm(WeightNorm):
+    n_power_iterations: Count = 1
+
+
+@dataclass
 class DecorrelatedBatchNorm(BatchNorm):
     group_size: Count = 64
     iterations: Count = 5
@@ -80,6 +91,8 @@ NORMS: dict[str, type] = {
     "layer": _Affine,
     "rms": _Affine,
     "filter_response": FilterResponseNorm,
+    "weight": WeightNorm,
+    "spectral": SpectralNorm,
     "switchable": BatchNorm,
     "decorrelated": DecorrelatedBatchNorm,
     "dynamic_tanh": DynamicTanh,

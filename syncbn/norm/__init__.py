@@ -9,6 +9,7 @@ from syncbn.norm.dynamic import DynamicErf, DynamicTanh
 from syncbn.norm.filter_response import FilterResponseNorm
 from syncbn.norm.moments import mean_over_ranks
 from syncbn.norm.registry import available_norms, norm_layer, register
+from syncbn.norm.reparametrized import SpectralNorm, WeightNorm
 from syncbn.norm.switchable import SwitchableNorm
 from syncbn.norm.sync import SyncBatchNorm
 
@@ -23,8 +24,10 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "RMSNorm",
+    "SpectralNorm",
     "SwitchableNorm",
     "SyncBatchNorm",
+    "WeightNorm",
     "available_norms",
     "convert",
     "mean_over_ranks",

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, distributed_c10d
+from torch.nn.utils import parametrizations
 
 # The base that DDP, FSDP and Lightning know as "a batch norm". Not `nn.SyncBatchNorm`: DDP refuses that class on CPU.
 BatchNormBase = nn.modules.batchnorm._BatchNorm
@@ -48,6 +49,17 @@ def group_by_name(name: str) -> ProcessGroup:
     """The process group of a `group_name`: operators take names, since a graph can't hold a group."""
     resolve: Any = distributed_c10d.__dict__["_resolve_process_group"]
     return resolve(name)
+
+
+class SpectralNorm(parametrizations._SpectralNorm):
+    """The parametrization of torch's `spectral_norm`, without a power iteration where a forward pass is repeated.
+
+    Torch's own goes on when activation checkpointing repeats a forward pass, which then has other weights.
+    """
+
+    def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
+        if torch.compiler.is_compiling() or not in_backward():
+            super()._power_method(weight_mat, n_power_iterations)
 
 
 def is_compiled(module: nn.Module) -> bool:

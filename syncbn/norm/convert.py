@@ -88,6 +88,9 @@ def convert(
     try:
         attach_norms(converted, example_input)
     except ValueError:
+        for layer in new.values():
+            if isinstance(layer, Attachable):
+                layer.detach()
         _replace(converted, {layer: old for old, layer in new.items()})
         raise
     return converted

@@ -18,6 +18,7 @@ class _Pointwise(nn.Module):
             raise ValueError(f"channel_dim must be 1, for (N, C, *), or -1, for (N, L, C), got {channel_dim}")
         super().__init__()
         self.num_features = num_features
+        self.alpha_init = alpha_init
         self.channel_dim = channel_dim
         self.alpha = nn.Parameter(torch.full((1,), float(alpha_init)))
         self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
@@ -35,7 +36,8 @@ class _Pointwise(nn.Module):
         return output.to(input.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, affine={self.weight is not None}, channel_dim={self.channel_dim}"
+        options = f"affine={self.weight is not None}, channel_dim={self.channel_dim}"
+        return f"{self.num_features}, alpha_init={self.alpha_init}, {options}"
 
 
 @register("dynamic_tanh")
@@ -103,7 +105,11 @@ class DynamicErf(_Pointwise):
         channel_dim: int = 1,
     ) -> None:
         super().__init__(num_features, alpha_init, affine, channel_dim)
+        self.shift_init = shift_init
         self.shift = nn.Parameter(torch.full((1,), float(shift_init)))
 
     def squash(self, x: Tensor) -> Tensor:
         return torch.erf(self.alpha * x + self.shift)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, shift_init={self.shift_init}"

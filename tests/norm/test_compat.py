@@ -92,3 +92,14 @@ def test_the_weight_gradient_of_a_convolution() -> None:
 def test_the_padding_of_a_convolution() -> None:
     assert compat.padding_ahead(nn.Conv2d(1, 1, (3, 5), padding=(1, 2))) == (2, 2, 1, 1)
     assert compat.padding_ahead(nn.Conv1d(1, 1, 4, padding="same")) == [1, 2]
+
+
+def test_the_power_iteration_of_spectral_norm_is_torchs() -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        ours = compat.SpectralNorm(torch.randn(4, 3, 2))
+        torch.manual_seed(seed)
+        theirs = nn.utils.parametrizations._SpectralNorm(torch.randn(4, 3, 2))
+        weight = torch.randn(4, 3, 2)
+        torch.testing.assert_close(ours(weight), theirs(weight), rtol=0, atol=0)
+        assert ours.state_dict().keys() == {"_u", "_v"}
