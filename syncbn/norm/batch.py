@@ -1,22 +1,55 @@
 """Batch normalization of one rank: torch's own layer, for any number of spatial dimensions."""
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from syncbn.norm.base import TrackingNorm
+from syncbn.norm.kernels.plain import statistics_dtype
+from syncbn.norm.moments import Moments
 from syncbn.norm.registry import register
 
 
 @register("batch")
-class BatchNorm(nn.BatchNorm2d):
+class BatchNorm(TrackingNorm, nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` that also takes (N, C), (N, C, L) and (N, C, D, H, W): moments of this rank's batch alone.
 
-    Training normalizes by the batch's moments and moves the running statistics; eval uses the running statistics.
+        y = (x - mean) / sqrt(var + eps) · γ + β
 
-    Source: Ioffe & Szegedy, Batch Normalization, ICML 2015, https://arxiv.org/abs/1502.03167.
+    Training normalizes by the batch's mean and biased variance, and moves running_mean and running_var towards mean and
+    the unbiased variance by `momentum`. Evaluation uses the running statistics. The kernels are torch's. Unlike
+    torch's layer, running statistics stay out of half precision, stay as they are when a batch isn't finite, and move
+    once where activation checkpointing runs a forward pass twice.
+
+    Args:
+        num_features: C of an input (N, C, *).
+        eps: added to the variance; greater than 0.
+        momentum: weight of the new batch in the running statistics, in [0, 1]; None for the average of all batches.
+        affine: whether there are γ (`weight`) and β (`bias`), (C,).
+        track_running_stats: whether there are running statistics; without, evaluation takes the batch's moments, too.
+        bias: whether an affine layer has β.
+        device: where parameters and buffers are made.
+        dtype: of the parameters.
 
     Raises:
-        ValueError: the input has fewer than two dimensions.
+        ValueError: an argument out of its range; another number of channels or dimensions; a training batch with a
+            single value a channel.
+        TypeError: an input that isn't floating point.
+
+    Source: Ioffe & Szegedy, Batch Normalization, ICML 2015, https://arxiv.org/abs/1502.03167.
     """
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"expected an input (N, C) or (N, C, *spatial), got {input.dim()} dimension(s)")
+    def forward(self, input: Tensor) -> Tensor:
+        self.check_input(input, None)
+        weight, bias = self.affine_parameters(input)
+        dtype = statistics_dtype(input)
+        if not self.training and self.running_mean is not None and self.running_var is not None:
+            running_mean, running_var = self.running_mean.to(dtype), self.running_var.to(dtype)
+            return F.batch_norm(input, running_mean, running_var, weight, bias, eps=self.eps)
+        # With a momentum of 1, torch's kernel leaves the batch's own statistics in what it is given.
+        mean, var = (torch.zeros(self.num_features, dtype=dtype, device=input.device) for _ in range(2))
+        output = F.batch_norm(input, mean, var, weight, bias, training=True, momentum=1.0, eps=self.eps)
+        if self.training:
+            count = torch.full((), input.numel() // self.num_features, dtype=dtype, device=input.device)
+            self.track(Moments(count, mean, var * (count - 1)))
+        return output

@@ -25,6 +25,9 @@ class GroupNorm(nn.GroupNorm):
             raise ValueError(f"groups must divide the {num_features} channels, got {groups}; allowed: {divisors}")
         super().__init__(groups, num_features, eps=eps, affine=affine)
 
+    def extra_repr(self) -> str:
+        return f"{self.num_channels}, groups={self.num_groups}, eps={self.eps}, affine={self.affine}"
+
 
 @register("layer")
 class LayerNorm(nn.GroupNorm):
@@ -39,6 +42,9 @@ class LayerNorm(nn.GroupNorm):
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__(1, num_features, eps=eps, affine=affine)
 
+    def extra_repr(self) -> str:
+        return f"{self.num_channels}, eps={self.eps}, affine={self.affine}"
+
 
 @register("instance")
 class InstanceNorm(nn.GroupNorm):
@@ -52,6 +58,9 @@ class InstanceNorm(nn.GroupNorm):
 
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__(num_features, num_features, eps=eps, affine=affine)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_channels}, eps={self.eps}, affine={self.affine}"
 
 
 @register("rms")
@@ -82,6 +91,9 @@ class RMSNorm(nn.RMSNorm):
         output = F.rms_norm(input.movedim(1, -1), self.normalized_shape, weight, self.eps).movedim(-1, 1)
         output = output.to(input.dtype)
         return output.contiguous() if input.is_contiguous() else output
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, affine={self.elementwise_affine}"
 
 
 @register("none")

@@ -140,7 +140,7 @@ class DecorrelatedBatchNorm(SyncBatchNorm):
         identity = torch.eye(self.group_size, dtype=covariance.dtype, device=covariance.device)
         whitener = inverse_sqrt(covariance + self.eps * identity, self.iterations)
         if self.training:
-            var = covariance.diagonal(dim1=1, dim2=2).flatten().clamp(min=0)
+            var = (covariance * identity).sum(2).flatten().clamp(min=0)
             self.track(Moments(count, mean.flatten(), count * var), others={"running_whitener": whitener})
         return (mean.unsqueeze(1) - near).to(x.dtype), whitener.to(x.dtype)
 
@@ -159,8 +159,8 @@ def inverse_sqrt(matrices: Tensor, iterations: int) -> Tensor:
     same numbers; from P alone, each step would make the rounding errors of the last one larger (Higham, Functions of
     Matrices, SIAM 2008, chapter 6).
     """
-    trace = matrices.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    trace = (matrices * identity).sum((-2, -1), keepdim=True)  # Inductor warns of `diagonal`
     p, y = identity, matrices / trace
     for _ in range(iterations):
         step = (3 * identity - p @ y) / 2
