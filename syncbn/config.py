@@ -26,7 +26,7 @@ ALLOWED_TARGETS = (
     "lightning.pytorch.strategies",
 )
 ALLOWED_VARIABLE = "SYNCBN_ALLOWED_PACKAGES"
-REQUIRED_GROUPS = ("norm", "model", "data", "optimizer", "trainer")
+REQUIRED_GROUPS = ("norm", "model", "data", "task", "optimizer", "trainer")
 
 
 def config_mistakes(config: Mapping[str, Any]) -> list[str]:

@@ -138,6 +138,17 @@ class ViT(_Model):
 
 
 @dataclass
+class DCGAN(_Model):
+    num_classes: None = None  # there are no labels
+    image_size: Count | tuple[Count, Count] | None = None  # null: the data's
+    latent_size: Count = 100
+    width: Count = 64
+    base_size: Count = 4
+    norm_at: Literal["paper", "everywhere", "nowhere"] = "paper"
+    average_decay: BelowOne = 0.999
+
+
+@dataclass
 class Digits:
     _target_: str
     batch_size: Count = 32
@@ -166,6 +177,17 @@ class SGD:
 
 
 @dataclass
+class Adam:
+    _target_: str
+    _partial_: Literal[True]
+    lr: Positive = 1e-3
+    betas: tuple[BelowOne, BelowOne] | None = None
+    eps: NotNegative = 1e-8
+    weight_decay: NotNegative = 0.0
+    amsgrad: bool = False
+
+
+@dataclass
 class AdamW:
     _target_: str
     _partial_: Literal[True]
@@ -188,6 +210,16 @@ class Cosine:
 class Task:
     _target_: str
     label_smoothing: BelowOne = 0.0
+
+
+@dataclass
+class GANTask:
+    _target_: str
+    loss: Literal["bce", "wgan_gp"] = "bce"
+    penalty_weight: NotNegative = 10.0
+    discriminator_steps: Count = 1
+    quality_samples: Count = 1000
+    seed: Natural = 0
 
 
 @dataclass
@@ -278,11 +310,14 @@ TARGETS: dict[str, type] = {
     **{f"syncbn.models.resnet.resnet{depth}": ResNet for depth in (18, 34, 50, 101, 152)},
     **{f"syncbn.models.inception.{size}": Inception for size in ("bn_inception", "bn_inception_small")},
     **{f"syncbn.models.vit.{kind}": ViT for kind in ("vit", "llama_vit")},
+    "syncbn.models.dcgan.DCGAN": DCGAN,
     "syncbn.data.DigitsDataModule": Digits,
     "torch.optim.SGD": SGD,
+    "torch.optim.Adam": Adam,
     "torch.optim.AdamW": AdamW,
     "syncbn.training.cosine_with_warmup": Cosine,
     "syncbn.training.ClassificationTask": Task,
+    "syncbn.training.GANTask": GANTask,
     "lightning.pytorch.Trainer": Trainer,
     "syncbn.training.ddp": DDP,
     "lightning.pytorch.callbacks.EarlyStopping": EarlyStopping,

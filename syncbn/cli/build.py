@@ -53,15 +53,17 @@ def load_pretrained(config: DictConfig, net: nn.Module) -> str | None:
 
 def build_task(config: DictConfig, net: nn.Module, data: Any) -> LightningModule:
     """The Lightning module that trains `net` with the config's optimizer and schedule."""
-    task = _build(
-        config.task,
-        net=net,
-        optimizer=_build(config.optimizer),
-        scheduler=_build(config.scheduler) if config.get("scheduler") else None,
-        num_classes=data.num_classes,
-        class_names=data.class_names,
-    )
-    task.example_input_array = torch.zeros(1, data.in_channels, *data.image_size)  # the model summary counts by it
+    objects = {
+        "net": net,
+        "optimizer": _build(config.optimizer),
+        "scheduler": _build(config.scheduler) if config.get("scheduler") else None,
+        "num_classes": data.num_classes,
+        "class_names": data.class_names,
+    }
+    taken = inspect.signature(hydra.utils.get_object(config.task._target_)).parameters
+    task = _build(config.task, **{name: value for name, value in objects.items() if name in taken})
+    if task.example_input_array is None:
+        task.example_input_array = torch.zeros(1, data.in_channels, *data.image_size)  # the model summary counts by it
     return task
 
 

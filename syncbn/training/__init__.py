@@ -4,8 +4,10 @@ from syncbn.training.callbacks.epoch_lines import EpochLines
 from syncbn.training.callbacks.norm_statistics import NormStatisticsRecorder
 from syncbn.training.callbacks.plots import Plots
 from syncbn.training.callbacks.preemption import Preemption
+from syncbn.training.callbacks.sample_grids import SampleGrids
 from syncbn.training.callbacks.wandb_media import WandbMedia
 from syncbn.training.checkpoint import AtomicCheckpointIO
+from syncbn.training.gan import GANTask
 from syncbn.training.plugin import SyncBatchNormPlugin
 from syncbn.training.schedule import cosine_with_warmup
 from syncbn.training.strategy import ddp
@@ -15,9 +17,11 @@ __all__ = [
     "AtomicCheckpointIO",
     "ClassificationTask",
     "EpochLines",
+    "GANTask",
     "NormStatisticsRecorder",
     "Plots",
     "Preemption",
+    "SampleGrids",
     "SyncBatchNormPlugin",
     "WandbMedia",
     "cosine_with_warmup",

@@ -48,6 +48,12 @@ class _DDPStrategy(DDPStrategy):
 
     grace_s = 5.0  # a rank that lost its peers raises by itself within 2 seconds; its own message is worth the wait
 
+    def configure_ddp(self) -> None:
+        """A module that optimizes by hand, a GAN's say, leaves out parts of its parameters in each backward pass."""
+        if self.lightning_module is not None and not self.lightning_module.automatic_optimization:
+            self._ddp_kwargs["find_unused_parameters"] = True
+        super().configure_ddp()
+
     def on_exception(self, exception: BaseException) -> None:
         super().on_exception(exception)
         if not isinstance(self.launcher, _SubprocessScriptLauncher):

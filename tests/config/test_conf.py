@@ -15,6 +15,7 @@ from syncbn.launch.world import World
 
 GROUPS = {group: choices for group, choices in config_groups([conf_dir()]).items() if group != "wandb"}
 ALL = [(group, choice) for group, choices in GROUPS.items() for choice in choices]
+COMPANIONS = {("task", "gan"): ["model=dcgan"]}  # what a choice doesn't go without
 TWO_RANKS = World("torchrun", rank=0, local_rank=0, world_size=2, local_world_size=2, num_nodes=1)
 ONE_RANK = World("python", rank=0, local_rank=0, world_size=1, local_world_size=1, num_nodes=1)
 
@@ -41,7 +42,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_the_groups_are_those_that_users_of_the_template_know() -> None:
-    training = {"norm", "model", "data", "optimizer", "scheduler", "trainer"}
+    training = {"norm", "model", "data", "task", "optimizer", "scheduler", "trainer"}
     assert set(GROUPS) == training | {"logger", "callbacks", "experiment", "debug"}
     assert {"default", "cpu", "gpu", "ddp", "ddp_sim"} <= set(GROUPS["trainer"])
     assert {"csv", "wandb", "tensorboard", "many_loggers"} <= set(GROUPS["logger"])
@@ -50,9 +51,9 @@ def test_the_groups_are_those_that_users_of_the_template_know() -> None:
 
 @pytest.mark.parametrize(("group", "choice"), [item for item in ALL if item != ("trainer", "gpu")])
 def test_every_choice_is_composed_checked_and_instantiated(group: str, choice: str) -> None:
-    override = f"{group}={choice}"
-    checked_configs(CommandLine([override]))
-    instantiate(compose_with([override]), TWO_RANKS if choice == "ddp" else ONE_RANK)
+    overrides = [f"{group}={choice}", *COMPANIONS.get((group, choice), [])]
+    checked_configs(CommandLine(overrides))
+    instantiate(compose_with(overrides), TWO_RANKS if choice == "ddp" else ONE_RANK)
 
 
 def test_the_gpu_trainer_is_built_on_a_gpu_and_elsewhere_says_that_there_is_none() -> None:

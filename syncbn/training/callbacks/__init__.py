@@ -4,6 +4,7 @@ from syncbn.training.callbacks.epoch_lines import EpochLines
 from syncbn.training.callbacks.norm_statistics import NormStatisticsRecorder
 from syncbn.training.callbacks.plots import Plots
 from syncbn.training.callbacks.preemption import Preemption
+from syncbn.training.callbacks.sample_grids import SampleGrids
 from syncbn.training.callbacks.wandb_media import WandbMedia
 
-__all__ = ["EpochLines", "NormStatisticsRecorder", "Plots", "Preemption", "WandbMedia"]
+__all__ = ["EpochLines", "NormStatisticsRecorder", "Plots", "Preemption", "SampleGrids", "WandbMedia"]

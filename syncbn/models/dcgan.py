@@ -1,0 +1,174 @@
+"""DCGAN (Radford et al. 2016): a generator and a discriminator of strided convolutions, with any norm."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from syncbn.models.common import Norm, check_images, check_sizes
+from syncbn.norm.registry import NormFactory, has_bias, norm_layer
+
+NormAt = Literal["paper", "everywhere", "nowhere"]
+
+
+class Generator(nn.Module):
+    """Noise (N, latent_size) -> images (N, out_channels, S, S) in [-1, 1], S = base_size·2^ups.
+
+    A projection to base_size² positions, then transposed 4×4 convolutions of stride 2, each with a norm and a ReLU; the
+    last has tanh instead. "paper" leaves its norm out, "everywhere" doesn't.
+    """
+
+    def __init__(
+        self, latent_size: int, out_channels: int, ups: int, base_size: int, width: int, norm: NormFactory, at: NormAt
+    ) -> None:
+        super().__init__()
+        channels = [width * 2**i for i in reversed(range(ups))]
+        inner, outer = _norms(norm, at)
+        self.project = _Layer(nn.ConvTranspose2d, latent_size, channels[0], inner, kernel_size=base_size)
+        self.up = nn.Sequential(
+            *(
+                _Layer(nn.ConvTranspose2d, a, b, inner, kernel_size=4, stride=2, padding=1)
+                for a, b in pairwise(channels)
+            )
+        )
+        self.image = _Layer(nn.ConvTranspose2d, channels[-1], out_channels, outer, kernel_size=4, stride=2, padding=1)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        x = torch.relu(self.project(noise[:, :, None, None]))
+        for layer in self.up:
+            x = torch.relu(layer(x))
+        return torch.tanh(self.image(x))
+
+
+class Discriminator(nn.Module):
+    """Images (N, in_channels, S, S) -> logits (N) of being real.
+
+    4×4 convolutions of stride 2, each with a norm and a LeakyReLU of slope 0.2, and one over what is left. "paper"
+    leaves out the first's norm and the last's, "everywhere" doesn't.
+    """
+
+    def __init__(self, in_channels: int, downs: int, base_size: int, width: int, norm: NormFactory, at: NormAt) -> None:
+        super().__init__()
+        channels = [width * 2**i for i in range(downs)]
+        inner, outer = _norms(norm, at)
+        self.in_channels = in_channels
+        self.image = _Layer(nn.Conv2d, in_channels, channels[0], outer, kernel_size=4, stride=2, padding=1)
+        self.down = nn.Sequential(
+            *(
+                _Layer(nn.Conv2d, a, b, inner, kernel_size=4, stride=2, padding=1)
+                for a, b in pairwise(channels)
+            )
+        )
+        self.judge = _Layer(nn.Conv2d, channels[-1], 1, outer, kernel_size=base_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        check_images(images, self.in_channels)
+        x = F.leaky_relu(self.image(images), 0.2)
+        for layer in self.down:
+            x = F.leaky_relu(layer(x), 0.2)
+        return self.judge(x).flatten()
+
+
+class DCGAN(nn.Module):
+    """The generator, the discriminator, and `average`, the moving average of the generator that samples are made with.
+
+    All convolutions start normal with deviation 0.02, and have a bias only where no norm after them adds one. `average`
+    follows by `average.update_parameters(generator)`, running statistics too, and isn't trained.
+
+    Args:
+        norm: a name of `syncbn.available_norms()`, or a function of the number of channels.
+        in_channels: channels of the images.
+        image_size: height and width in pixels: base_size·2, ·4, ·8, ...
+        latent_size: numbers of noise for an image.
+        width: channels at the largest inner size; each halving of the size doubles them.
+        base_size: height and width where the generator starts; the paper's is 4.
+        norm_at: which layers are normalized: "paper" (all but the generator's output and the discriminator's input and
+            final layer), "everywhere" or "nowhere", to see why not.
+        average_decay: part of `average` that stays at an update, from 0 up to below 1.
+
+    Raises:
+        ValueError: an unknown norm or place, a size below 1, an image_size that base_size doesn't lead to, or a decay
+            out of its range.
+
+    Source: Radford et al., Unsupervised Representation Learning with DCGANs, ICLR 2016,
+    https://arxiv.org/abs/1511.06434; the average: Yazıcı et al., ICLR 2019, https://arxiv.org/abs/1806.04498.
+    """
+
+    def __init__(
+        self,
+        norm: Norm = "batch",
+        in_channels: int = 3,
+        image_size: int | Sequence[int] = 64,
+        latent_size: int = 100,
+        width: int = 64,
+        base_size: int = 4,
+        norm_at: NormAt = "paper",
+        average_decay: float = 0.999,
+    ) -> None:
+        super().__init__()
+        check_sizes(in_channels=in_channels, latent_size=latent_size, width=width, base_size=base_size)
+        if norm_at not in get_args(NormAt):
+            raise ValueError(f"unknown norm_at {norm_at!r}; allowed: {', '.join(map(repr, get_args(NormAt)))}")
+        if not 0 <= average_decay < 1:
+            raise ValueError(f"average_decay must be at least 0 and below 1, got {average_decay}")
+        norm = norm_layer(norm)
+        self.latent_size = latent_size
+        doublings = _doublings(image_size, base_size)
+        self.generator = Generator(latent_size, in_channels, doublings, base_size, width, norm, norm_at)
+        self.discriminator = Discriminator(in_channels, doublings, base_size, width, norm, norm_at)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        average = get_ema_multi_avg_fn(average_decay)
+        self.average = AveragedModel(self.generator, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """Images (N, in_channels, S, S) in [-1, 1] of the averaged generator, from noise (N, latent_size)."""
+        if noise.dim() != 2 or noise.shape[1] != self.latent_size:
+            raise ValueError(
+                f"expected noise (N, {self.latent_size}), got {tuple(noise.shape)}; "
+                "a DCGAN is trained by GANTask (task=gan)"
+            )
+        return self.average(noise)
+
+
+class _Layer(nn.Module):
+    """A convolution of either kind, and its norm."""
+
+    def __init__(
+        self,
+        kind: type[nn.Conv2d | nn.ConvTranspose2d],
+        in_channels: int,
+        channels: int,
+        norm: NormFactory,
+        **options: int,
+    ) -> None:
+        super().__init__()
+        self.conv = kind(in_channels, channels, bias=not has_bias(norm, channels), **options)  # type: ignore[arg-type]
+        self.norm = norm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+def _norms(norm: NormFactory, at: NormAt) -> tuple[NormFactory, NormFactory]:
+    """The norm of the inner layers, and that of those next to images and logits."""
+    none = norm_layer("none")
+    return (none if at == "nowhere" else norm), (norm if at == "everywhere" else none)
+
+
+def _doublings(image_size: int | Sequence[int], base_size: int) -> int:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    sizes = [base_size * 2**i for i in range(1, 9)]
+    if height != width or height not in sizes:
+        raise ValueError(
+            f"image_size must be square, of {', '.join(map(str, sizes))} pixels (base_size·2, ·4, ...), "
+            f"got {height}×{width}; set base_size, or resize the images"
+        )
+    return sizes.index(height) + 1

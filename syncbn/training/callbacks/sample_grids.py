@@ -1,0 +1,83 @@
+"""What a generator makes of the same noise, over the epochs."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+
+MIN_SIDE = 32  # pixels of one image in a grid; smaller ones would be specks
+
+
+class SampleGrids(L.Callback):
+    """Saves, every n epochs and at the end, a grid of images that the module makes of noise drawn once.
+
+    `samples/epoch_0005.png` and so on in the run folder, the last as `plots/samples.png` too, and `samples` in W&B
+    where the trainer logs there. The module's `forward` must take noise (N, module.net.latent_size) to images (N, C, H,
+    W) in [-1, 1], as `GANTask`'s does; it runs in eval mode, on rank 0 alone. Needs matplotlib (`pip install
+    syncbn[train]`).
+
+    Args:
+        every_n_epochs: epochs between two grids.
+        rows: images in a row, and rows.
+        folder: the run folder; the trainer's `default_root_dir` when None.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    def __init__(self, every_n_epochs: int = 10, rows: int = 8, folder: str | Path | None = None) -> None:
+        for name, value in {"every_n_epochs": every_n_epochs, "rows": rows}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.every_n_epochs = every_n_epochs
+        self.rows = rows
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save a grid every n-th epoch."""
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every_n_epochs == 0:
+            self._save(trainer, pl_module, f"samples/epoch_{epoch:04}.png")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the last grid among the plots."""
+        self._save(trainer, pl_module, "plots/samples.png")
+
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        import matplotlib.image
+
+        path = Path(self.folder or trainer.default_root_dir) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        matplotlib.image.imsave(path, grid(self._images(pl_module), self.rows).numpy())
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("samples", [str(path)])
+
+    def _images(self, pl_module: L.LightningModule) -> Tensor:
+        net: Any = pl_module.net
+        noise = torch.randn(self.rows**2, net.latent_size, generator=torch.Generator().manual_seed(0))
+        was_training = pl_module.training
+        pl_module.eval()
+        with torch.no_grad():
+            images = pl_module(noise.to(next(net.parameters()))).float().cpu()
+        pl_module.train(was_training)
+        return images
+
+
+def grid(images: Tensor, columns: int) -> Tensor:
+    """Images (N, C, H, W) in [-1, 1], C of 1 or 3, side by side as (H', W', 3) uint8, each enlarged to 32 pixels.
+
+    N must be a multiple of `columns`; the images of a row are one after the other.
+    """
+    factor = max(1, -(-MIN_SIDE // max(images.shape[2:])))
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
+    pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    pixels = torch.nn.functional.pad(pixels, (1, 1, 1, 1))
+    rows, (channels, height, width) = len(pixels) // columns, pixels.shape[1:]
+    tiled = pixels.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    return tiled.reshape(rows * height, columns * width, channels)
