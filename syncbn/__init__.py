@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         norm_layer,
         revert,
     )
-    from syncbn.policy import adapt, freeze, fuse, recalibrate, unfreeze
+    from syncbn.policy import adapt, freeze, fuse, inspect, recalibrate, unfreeze
     from syncbn.run_folder import load_run
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "convert",
     "freeze",
     "fuse",
+    "inspect",
     "load_run",
     "mean_over_ranks",
     "norm_layer",
@@ -42,6 +43,7 @@ _HOMES = {
     "convert": "syncbn.norm",
     "freeze": "syncbn.policy",
     "fuse": "syncbn.policy",
+    "inspect": "syncbn.policy",
     "load_run": "syncbn.run_folder",
     "mean_over_ranks": "syncbn.norm",
     "norm_layer": "syncbn.norm",

@@ -108,6 +108,17 @@ def open_run(arguments: Arguments) -> FinishedRun:
     return FinishedRun(arguments.run, checkpoint, config, data, net.eval())
 
 
+def positive_count(key: str, text: str) -> int:
+    """A number of at least 1 from the command line.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"{key} must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 def _composed(group: str, choice: str) -> Any:
     """The config of `data=<choice>`, with interpolations left for the run's config."""
     from hydra import compose, initialize_config_dir

@@ -33,7 +33,9 @@ def recalibrate(arguments: list[str]) -> Path:
     """
     with user_mistakes():
         read = finished.read_arguments(arguments, "recalibrate", _OPTIONS)
-        max_batches = _count(read.options.get("max_batches"))
+        max_batches = None
+        if "max_batches" in read.options:
+            max_batches = finished.positive_count("max_batches", read.options["max_batches"])
         output = Path(read.options.get("output") or read.run / "checkpoints" / "recalibrated.ckpt")
         if output.exists():
             raise ValueError(f"{str(output)!r} exists and is not overwritten: give another name by output=<path>")
@@ -63,11 +65,3 @@ def recalibrate(arguments: list[str]) -> Path:
         print(f"{when:<14} test accuracy {accuracy:.2f} %   test loss {loss:.4f}")
     print(f"checkpoint:    {output}")
     return output
-
-
-def _count(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"max_batches must be a whole number of at least 1, got {text!r}")
-    return int(text)

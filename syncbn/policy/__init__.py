@@ -3,14 +3,20 @@
 from syncbn.policy.adapt import Tent, adapt, use_batch_statistics, use_running_statistics
 from syncbn.policy.freeze import freeze, unfreeze
 from syncbn.policy.fuse import Fusion, fuse, plan_fusion
+from syncbn.policy.inspect import inspect
 from syncbn.policy.recalibrate import recalibrate
+from syncbn.policy.report import NormReport, NormRow, NormWarning
 
 __all__ = [
     "Fusion",
+    "NormReport",
+    "NormRow",
+    "NormWarning",
     "Tent",
     "adapt",
     "freeze",
     "fuse",
+    "inspect",
     "plan_fusion",
     "recalibrate",
     "unfreeze",

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import syncbn
-from syncbn.cli import evaluate, export, recalibrate
+from syncbn.cli import evaluate, export, inspect, recalibrate
 from syncbn.cli.errors import UserError
 from syncbn.data import DigitsDataModule
 from syncbn.training.checkpoint import load_checkpoint
@@ -74,6 +74,27 @@ def test_every_exported_file_computes_the_networks_logits(run: Path, capsys: pyt
     assert not [name for name in load_file(weights) if "running" in name]
     with pytest.raises(UserError, match="would be overwritten"):
         export.export([f"run={run}", "format=torch"])
+
+
+def test_inspect_reports_what_the_function_does_and_the_drift_of_another_domain(run: Path) -> None:
+    report = inspect.inspect([f"run={run}", "max_batches=3"])
+    net, _ = syncbn.load_run(run)
+    expected = syncbn.inspect(net, DigitsDataModule(batch_size=32).train_dataloader(), max_batches=3, steps=4)
+    assert report.rows == expected.rows
+    assert {w.identifier for w in report.warnings} >= {"slow-momentum", "stale-statistics"}  # after 4 steps
+    assert (run / "norm_report" / "report.md").read_text() == report.to_markdown()
+    assert (run / "norm_report" / "norms.png").read_bytes().startswith(b"\x89PNG")
+
+    shifted = inspect.inspect([f"run={run}", "max_batches=3", "data=digits_shifted"])
+    assert shifted.rows[0].drift is not None
+    assert shifted.rows[0].drift > 0.5
+
+
+def test_inspect_as_a_command_names_the_pages_of_its_warnings(run: Path, tmp_path: Path) -> None:
+    done = run_script(tmp_path, "inspect", f"run={run}", "max_batches=1")
+    assert done.code == 0, done.err
+    assert "(docs/warnings/slow-momentum.md)" in done.out
+    assert "│ net.bn1" in done.out or "│ bn1" in done.out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,216 @@
+"""A network's batch norms, measured: whether their statistics are those of the data, and what else goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from syncbn.norm.feeding import FEEDERS
+from syncbn.norm.moments import Moments, all_reduce, all_sum, batch_moments, communicating_group, merge
+from syncbn.policy import batches as passes
+from syncbn.policy.diagnose import Facts, diagnose
+from syncbn.policy.freeze import has_frozen_statistics
+from syncbn.policy.layers import has_statistics
+from syncbn.policy.report import NormReport, NormRow
+from syncbn.policy.trace import trace
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_HUGE_VARIANCE = 1e6
+
+
+def inspect(
+    model: nn.Module,
+    batches: Iterable[Any] | None = None,
+    *,
+    reference: Iterable[Any] | None = None,
+    max_batches: int | None = None,
+    steps: int | None = None,
+    process_group: ProcessGroup | None = None,
+) -> NormReport:
+    """Measure each batch normalization layer with running statistics, and warn of what usually goes wrong.
+
+    Without batches: dead and exploding channels, ranks whose statistics differ, layers in the wrong mode. With
+    batches, in evaluation and without changing anything: how far running statistics are from the batches', how far
+    outputs differ between training and evaluation, how many samples there are, redundant biases. Warnings have an
+    identifier, and a page of that name in docs/warnings.
+
+    Args:
+        model: any model with batch normalization layers of torch or of this package, as it is about to be used.
+        batches: inputs (N, ...), or tuples (inputs, ...), as in training; the same number of them on every rank.
+        reference: batches of the domain that the model was trained on, to measure the drift of `batches` from it.
+        max_batches: use the first ones only. All when None.
+        steps: optimizer steps of the training, to judge the momentum by.
+        process_group: the ranks that inspect together; the default group when None.
+
+    Returns:
+        `.rows`, `.warnings`, `.to_markdown()`, `.plot(path)`, `.to_rich()` and `.to_wandb()`.
+
+    Raises:
+        ValueError: no layer with running statistics; no batches, or another number of them on another rank.
+        TypeError: a batch that isn't a tensor or a tuple that begins with one.
+    """
+    group = communicating_group(process_group)
+    watches = watches_of(model, group)
+    if not watches:
+        raise ValueError("the model has no batch normalization layer with running statistics to inspect")
+    wrong_mode = {
+        w.layer for w in watches if w.layer.training and not model.training and not has_frozen_statistics(w.layer)
+    }
+    biases: dict[nn.Module, str] = {}
+    if reference is not None:
+        _watch(model, watches, reference, max_batches, group)
+        for watch in watches:
+            watch.becomes_reference()
+    if batches is not None:
+        iterator = iter(batches)
+        first = list(islice(iterator, 1))
+        if first:
+            biases = _redundant_biases(model, passes.inputs_of(first[0], passes.device_of(model)))
+        _watch(model, watches, chain(first, iterator), max_batches, group)
+    facts = [
+        Facts(
+            row=watch.row(),
+            synchronized=watch.group is not None,
+            momentum=watch.layer.momentum,
+            steps=steps,
+            in_training_mode_at_evaluation=watch.layer in wrong_mode,
+            redundant_bias=biases.get(watch.layer),
+        )
+        for watch in watches
+    ]
+    return NormReport([f.row for f in facts], [warning for f in facts for warning in diagnose(f)])
+
+
+def watches_of(model: nn.Module, group: ProcessGroup | None) -> list[Watch]:
+    """One for each layer that can be measured."""
+    return [Watch(name, layer, group) for name, layer in model.named_modules() if _is_inspected(layer)]
+
+
+class Watch:
+    """Measures one layer while batches go through it, whatever its mode. `add` is a forward pre-hook."""
+
+    def __init__(self, name: str, layer: Any, pool: ProcessGroup | None) -> None:
+        self.name = name
+        self.layer = layer
+        self.pool = pool  # whose batches the statistics are compared with
+        synchronized = getattr(layer, "sync", hasattr(layer, "process_group"))
+        self.group = communicating_group(layer.process_group) if synchronized else None  # whose batch is one batch
+        self.mean = layer.running_mean.to(torch.float64, copy=True)  # training moves the layer's own
+        self.std = (layer.running_var.double() + layer.eps).sqrt()
+        self.reference: Moments | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self.batches: list[Moments] = []
+        self.gaps: list[Tensor] = []
+
+    def add(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take the moments of a layer's input."""
+        x = (args[0] if args else kwargs["input"]).detach()
+        mask = args[1] if len(args) > 1 else kwargs.get("mask")
+        if mask is not None:
+            mask = mask.unsqueeze(1)
+            x = torch.where(mask, x, 0)
+        with torch.no_grad():
+            local = batch_moments(x, mask)
+            self.batches.append(local)
+            self.gaps.append(self._squared_gap(all_reduce(local, self.group)))
+
+    def _squared_gap(self, batch: Moments) -> Tensor:
+        """Of one batch: E[(y_eval - y_train)²] / E[γ²], where y_eval - y_train is linear in x, and count."""
+        layer = self.layer
+        shift = (batch.mean - self.mean) / self.std
+        stretch = (batch.var + layer.eps).sqrt() / self.std - 1
+        square = torch.ones_like(shift) if layer.weight is None else layer.weight.detach().double().square()
+        gap = (square * (shift.square() + stretch.square())).mean() / square.mean().clamp(min=1e-30)
+        return torch.stack([gap * batch.count, batch.count])
+
+    def becomes_reference(self) -> None:
+        """What was seen so far is what later batches are compared with."""
+        self.reference = self._pooled()
+        self._clear()
+
+    def row(self) -> NormRow:
+        """What was measured. Every rank must ask, since moments are pooled here."""
+        layer = self.layer
+        weight = None if layer.weight is None else layer.weight.detach().double()
+        parts = [layer.running_mean, layer.running_var, layer.weight, layer.bias]
+        finite = torch.stack([part.detach().isfinite() for part in parts if part is not None]).all(0)
+        dead = layer.running_var < layer.eps
+        if weight is not None:
+            dead = dead | (weight.abs() < 1e-3 * weight.abs().max())
+        measured: dict[str, Any] = {}
+        if self.pool is not None:
+            average = all_sum(self.mean.clone(), self.pool) / self.pool.size()
+            spread = (all_sum((self.mean - average).square(), self.pool) / self.pool.size()).sqrt() / self.std
+            measured["rank_difference"] = float(spread.max())
+        if self.batches:
+            measured |= self._compared()
+        return NormRow(
+            layer=self.name,
+            kind=type(layer).__name__,
+            channels=len(self.mean),
+            dead=int(dead.sum()),
+            exploding=int((~finite | (layer.running_var > _HUGE_VARIANCE)).sum()),
+            **measured,
+        )
+
+    def _compared(self) -> dict[str, Any]:
+        seen = self._pooled()
+        seen_std = (seen.var + self.layer.eps).sqrt()
+        gap, count = all_sum(torch.stack(self.gaps).sum(0), self.pool)
+        found = {
+            "samples": int(torch.stack(self.gaps)[:, 1].max()),
+            "mean_distance": float(((self.mean - seen.mean) / seen_std).square().mean().sqrt()),
+            "std_ratio": float((self.std / seen_std).log().abs().mean().exp()),
+            "gap": float((gap / count.clamp(min=1)).sqrt()),
+        }
+        if self.reference is not None:
+            distance = (seen.mean - self.reference.mean) / (self.reference.var + self.layer.eps).sqrt()
+            found["drift"] = float(distance.square().mean().sqrt())
+        return found
+
+    def _pooled(self) -> Moments:
+        return all_reduce(merge(self.batches), self.pool)
+
+
+def _watch(
+    model: nn.Module,
+    watches: list[Watch],
+    batches: Iterable[Any],
+    max_batches: int | None,
+    group: ProcessGroup | None,
+) -> None:
+    device, net = passes.device_of(model), passes.unwrapped(model)
+    handles = [w.layer.register_forward_pre_hook(w.add, with_kwargs=True) for w in watches]
+    try:
+        with passes.modes_kept(model), passes.generators_kept(device), torch.no_grad():
+            model.eval()
+            for inputs in passes.in_step(batches, max_batches, device, group):
+                net(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _redundant_biases(model: nn.Module, inputs: Tensor) -> dict[nn.Module, str]:
+    """The convolution with a bias that feeds a layer, by layer."""
+    seen = trace(model, inputs)
+    names = {module: name for name, module in model.named_modules()}
+    found = {}
+    for call in seen.calls:
+        if _is_inspected(call.module):
+            feeder = seen.source_of(call.input, FEEDERS)
+            if feeder is not None and feeder.bias is not None and not seen.is_used_outside(call.input, call.module):
+                found[call.module] = names[feeder]
+    return found
+
+
+def _is_inspected(layer: Any) -> bool:
+    return has_statistics(layer) and layer.running_mean.dim() == 1 and hasattr(layer, "momentum")

@@ -1,0 +1,97 @@
+"""What `syncbn.inspect` measures, during training."""
+
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.hooks import RemovableHandle
+
+from syncbn.norm.moments import communicating_group
+from syncbn.policy.diagnose import Facts, diagnose
+from syncbn.policy.inspect import Watch, watches_of
+from syncbn.policy.report import NormReport, NormRow
+
+_LOGGED = ("mean_distance", "std_ratio", "gap", "dead", "exploding", "rank_difference")
+# What the statistics of one batch can tell; running statistics lag behind while the network learns.
+_WARNED = ("few-samples", "dead-channels", "exploding-channels", "rank-divergence", "slow-momentum")
+
+
+class NormMonitor(L.Callback):
+    """Measures every batch norm with running statistics on every n-th training batch, and warns once of each trouble.
+
+    Logged, for each layer, as `norm/<layer>/<measure>`: mean_distance and std_ratio of the running statistics from the
+    batch, gap between training and evaluation, numbers of dead and exploding channels, and on several ranks how far
+    they differ; see `syncbn.policy.NormRow`. Pages in docs/warnings explain the warnings. W&B gets the last measurement
+    as a table, `norm_report`.
+
+    A measured step takes up to twice as long: at the default interval that is 1 % of the training time or less.
+
+    Args:
+        every_n_steps: optimizer steps between measurements.
+
+    Raises:
+        ValueError: every_n_steps below 1.
+    """
+
+    def __init__(self, every_n_steps: int = 100) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self.report: NormReport | None = None
+        self._watches: list[Watch] = []
+        self._handles: list[RemovableHandle] = []
+        self._measured_step = -1
+        self._warned: set[tuple[str, str]] = set()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Listen to the layers, at every n-th step."""
+        step = trainer.global_step
+        if step % self.every_n_steps or step == self._measured_step:  # a step may accumulate several batches
+            return
+        self._measured_step = step
+        self._watches = watches_of(pl_module, communicating_group(None))
+        self._handles = [w.layer.register_forward_pre_hook(w.add, with_kwargs=True) for w in self._watches]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        """Log what the layers saw."""
+        if not self._handles:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        facts = [self._facts(watch, trainer) for watch in self._watches]
+        warnings = [w for f in facts for w in diagnose(f) if w.identifier in _WARNED]
+        self.report = NormReport([f.row for f in facts], warnings)
+        metrics = {f"norm/{row.layer}/{name}": value for row in self.report.rows for name, value in _measures(row)}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=self._measured_step)
+        for warning in warnings:
+            if (warning.identifier, warning.layer) not in self._warned:
+                self._warned.add((warning.identifier, warning.layer))
+                rank_zero_warn(f"{warning} (docs/warnings/{warning.identifier}.md)")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give W&B the last measurement as a table."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and trainer.is_global_zero and self.report is not None:
+                table = self.report.to_wandb()
+                logger.experiment.log({"norm_report": table, "trainer/global_step": trainer.global_step})
+
+    def _facts(self, watch: Watch, trainer: L.Trainer) -> Facts:
+        steps = trainer.estimated_stepping_batches
+        return Facts(
+            row=watch.row(),
+            synchronized=watch.group is not None,
+            momentum=watch.layer.momentum,
+            steps=int(steps) if steps != float("inf") else None,
+            in_training_mode_at_evaluation=False,
+            redundant_bias=None,
+        )
+
+
+def _measures(row: NormRow) -> list[tuple[str, float]]:
+    values = ((name, getattr(row, name)) for name in _LOGGED)
+    return [(name, float(value)) for name, value in values if value is not None]
