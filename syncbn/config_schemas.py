@@ -30,6 +30,11 @@ class BatchNorm(_Affine):
 
 
 @dataclass
+class FrozenBatchNorm(_Affine):
+    bias: bool = True
+
+
+@dataclass
 class CrossIterationBatchNorm(BatchNorm):
     window: Count = 8
     burn_in: Natural = 0
@@ -87,6 +92,7 @@ NORMS: dict[str, type] = {
     "batch": BatchNorm,
     "sync": BatchNorm,
     "cross_iteration": CrossIterationBatchNorm,
+    "frozen": FrozenBatchNorm,
     "group": GroupNorm,
     "layer": _Affine,
     "rms": _Affine,

@@ -7,6 +7,7 @@ from syncbn.norm.cross_iteration import CrossIterationBatchNorm
 from syncbn.norm.decorrelated import DecorrelatedBatchNorm
 from syncbn.norm.dynamic import DynamicErf, DynamicTanh
 from syncbn.norm.filter_response import FilterResponseNorm
+from syncbn.norm.frozen import FrozenBatchNorm
 from syncbn.norm.moments import mean_over_ranks
 from syncbn.norm.registry import available_norms, norm_layer, register
 from syncbn.norm.reparametrized import SpectralNorm, WeightNorm
@@ -20,6 +21,7 @@ __all__ = [
     "DynamicErf",
     "DynamicTanh",
     "FilterResponseNorm",
+    "FrozenBatchNorm",
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",

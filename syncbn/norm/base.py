@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from syncbn.norm import compat
 from syncbn.norm.checks import check_channels, check_eps, check_num_features
@@ -91,9 +91,19 @@ class TrackingNorm(compat.BatchNormBase):
             [target.detach() for target in (others or {}).values()],
         )
 
+    def adopt(self, old: nn.Module) -> None:
+        """Go on where `old` was: `convert` calls this when the layer has the parameters and buffers that both have.
+
+        Raises:
+            ValueError: it can't.
+        """
+
+    def _is_statistic(self, buffer: str) -> bool:
+        return True
+
     def _widen_buffers(self, originals: dict[str, Tensor] | None = None) -> None:
         for name, buffer in self._buffers.items():
-            if buffer is not None and buffer.dtype in _HALF:
+            if buffer is not None and buffer.dtype in _HALF and self._is_statistic(name):
                 source = (originals or {}).get(name, buffer)
                 setattr(self, name, source.to(device=buffer.device, dtype=torch.float32))
 

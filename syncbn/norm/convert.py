@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from syncbn.norm import compat
 from syncbn.norm.adapters import adapter_for, looks_like_batch_norm
+from syncbn.norm.base import TrackingNorm
 from syncbn.norm.feeding import Attachable, attach_norms
 from syncbn.norm.registry import norm_layer, norm_options
 from syncbn.norm.select import select_layers
@@ -123,6 +124,8 @@ def _converted(old: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:
     if some_tensor is not None:
         new.to(some_tensor.device)
     _hand_over(old, new)
+    if isinstance(new, TrackingNorm):
+        new.adopt(old)
     adapter.finish(new, old)
     new.__dict__[_ORIGINAL] = old
     return new
@@ -140,15 +143,18 @@ def _reverted(module: nn.Module) -> nn.Module:
 def _hand_over(source: nn.Module, target: nn.Module) -> None:
     """Give `target` the tensors that both layers have, and the hooks and the mode of `source`."""
     for key, parameter in source._parameters.items():
-        if key in target._buffers and parameter is not None:  # back to a frozen layer
-            target._buffers[key] = parameter.detach()
+        if key in target._buffers and parameter is not None:  # to a frozen layer, which an optimizer doesn't reach
+            target._buffers[key] = parameter.detach().clone()
         elif key in target._parameters:
             target._parameters[key] = parameter
     for key, buffer in source._buffers.items():
-        if key in target._buffers:
+        known = target._parameters.get(key)
+        if buffer is None:
+            continue
+        if target._buffers.get(key) is not None:
             target._buffers[key] = buffer
-        elif target._parameters.get(key) is not None and buffer is not None:  # from a frozen layer
-            target._parameters[key] = nn.Parameter(buffer.clone())
+        elif known is not None:  # from a frozen layer; the same Parameter, for an optimizer that holds it
+            known.data = buffer.clone()
     if isinstance(source, Attachable):
         source.detach()
     for key in _HOOKS:

@@ -1,0 +1,88 @@
+"""Batch normalization that is over: fixed statistics, fixed scale and shift."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from syncbn.norm.base import TrackingNorm
+from syncbn.norm.kernels.plain import statistics_dtype
+from syncbn.norm.registry import register
+
+_AFFINE = ("weight", "bias")
+
+
+@register("frozen")
+class FrozenBatchNorm(TrackingNorm):
+    """Batch normalization in evaluation mode, whatever `train()` says.
+
+        y = (x - running_mean) / sqrt(running_var + eps) · γ + β
+
+    Training and evaluation are the same, to the last bit what `torch.nn.BatchNorm2d` gives in evaluation mode, and talk
+    to no other rank. The gradient of x is γ·dy / sqrt(running_var + eps).
+
+    All four of running_mean, running_var, γ (`weight`) and β (`bias`) are buffers: optimizers don't see them, so that
+    neither weight decay nor `model.requires_grad_(True)` brings them to life, and DDP waits for no gradient. The keys
+    of `state_dict` are those of `torch.nn.BatchNorm2d`, so its checkpoints load.
+
+    `syncbn.convert(model, "frozen")` copies a trained layer's statistics and affine parameters. The layer's
+    `Parameter` objects wait outside of the model with the `requires_grad` they had; what an optimizer that still holds
+    them does to them doesn't matter. `syncbn.revert` puts the same objects back, with the frozen values, so that this
+    optimizer goes on training them. To freeze layers for a part of a training run, without converting them, see
+    `syncbn.freeze`.
+
+    Args:
+        num_features: C of an input (N, C, *).
+        eps: added to the variance; greater than 0.
+        affine: whether there are γ and β.
+        bias: whether an affine layer has β.
+        device: where buffers are made.
+        dtype: of γ and β; the statistics are float32 at least.
+
+    Shape:
+        input (N, C, *), of a floating-point dtype; output the same.
+
+    Raises:
+        ValueError: eps isn't greater than 0; another number of channels or dimensions; converted from a layer without
+            running statistics.
+        TypeError: an input that isn't floating point.
+
+    Source:
+        He et al., Mask R-CNN, ICCV 2017, https://arxiv.org/abs/1703.06870, whose backbones are trained so.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, affine=affine, bias=bias, device=device, dtype=dtype)
+        for name in _AFFINE:
+            parameter = self._parameters.pop(name)
+            self.register_buffer(name, None if parameter is None else parameter.detach())
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.check_input(input, None)
+        weight, bias = self.affine_parameters(input)
+        mean, var = (b.to(statistics_dtype(input)) for b in (self.running_mean, self.running_var))
+        return F.batch_norm(input, mean, var, weight, bias, eps=self.eps)
+
+    def adopt(self, old: nn.Module) -> None:
+        if getattr(old, "running_mean", None) is None:
+            raise ValueError(
+                "it has no running statistics to freeze (track_running_stats=False): leave it out with exclude="
+            )
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, affine={self.affine}, bias={self.bias is not None}"
+
+    def _is_statistic(self, name: str) -> bool:
+        return name not in _AFFINE
