@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from syncbn.models.common import Norm, check_images, check_sizes
+from syncbn.norm.feeding import attach_norms
 from syncbn.norm.registry import NormFactory, has_bias, norm_layer
 
 NormAt = Literal["paper", "everywhere", "nowhere"]
@@ -58,10 +59,7 @@ class Discriminator(nn.Module):
         self.in_channels = in_channels
         self.image = _Layer(nn.Conv2d, in_channels, channels[0], outer, kernel_size=4, stride=2, padding=1)
         self.down = nn.Sequential(
-            *(
-                _Layer(nn.Conv2d, a, b, inner, kernel_size=4, stride=2, padding=1)
-                for a, b in pairwise(channels)
-            )
+            *(_Layer(nn.Conv2d, a, b, inner, kernel_size=4, stride=2, padding=1) for a, b in pairwise(channels))
         )
         self.judge = _Layer(nn.Conv2d, channels[-1], 1, outer, kernel_size=base_size)
 
@@ -125,6 +123,10 @@ class DCGAN(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        attach_norms(self.generator)
+        attach_norms(self.discriminator)
+        attach_norms(self.generator)
+        attach_norms(self.discriminator)
         average = get_ema_multi_avg_fn(average_decay)
         self.average = AveragedModel(self.generator, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
 

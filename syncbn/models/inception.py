@@ -13,6 +13,7 @@ from syncbn.models.common import (
     global_average,
     initialize_convolutions,
 )
+from syncbn.norm.feeding import attach_norms
 from syncbn.norm.registry import NormFactory, norm_layer
 
 Activation = Literal["relu", "sigmoid"]
@@ -158,6 +159,8 @@ class BNInception(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels, num_classes)
         initialize_convolutions(self, activation)
+        attach_norms(self)
+        attach_norms(self)
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(x, self.in_channels)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.norm import compat
-from syncbn.norm.feeding import FEEDERS
+from syncbn.norm.feeding import check_feeder
 from syncbn.norm.kernels import kernels_for
 from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.linear_maps import filters, patch_products, patch_sums
@@ -173,12 +173,7 @@ class CrossIterationBatchNorm(SyncBatchNorm):
 
     def attach(self, feeder: nn.Module) -> None:
         """Carry moments along the weights of `feeder`, the convolution or linear layer whose output is normalized."""
-        if not isinstance(feeder, FEEDERS):
-            allowed = ", ".join(cls.__name__ for cls in FEEDERS)
-            raise TypeError(f"attach takes the layer that feeds this one ({allowed}), got {type(feeder).__name__}")
-        channels = feeder.out_features if isinstance(feeder, nn.Linear) else feeder.out_channels
-        if channels != self.num_features:
-            raise ValueError(f"this layer normalizes {self.num_features} channels, but {feeder} returns {channels}")
+        check_feeder(feeder, self.num_features)
         self.detach()
         # First of all hooks: others may change the output, and under FSDP the weight is whole only until theirs run.
         self._hook = feeder.register_forward_hook(self._after_feeder, prepend=True, with_kwargs=True)

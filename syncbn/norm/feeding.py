@@ -20,6 +20,16 @@ FEEDERS = (
 )
 
 
+def check_feeder(feeder: nn.Module, num_features: int) -> None:
+    """Raise `TypeError` for what is neither a convolution nor linear, `ValueError` for another number of channels."""
+    if not isinstance(feeder, FEEDERS):
+        allowed = ", ".join(cls.__name__ for cls in FEEDERS)
+        raise TypeError(f"attach takes the layer that feeds this one ({allowed}), got {type(feeder).__name__}")
+    channels = feeder.out_features if isinstance(feeder, nn.Linear) else feeder.out_channels
+    if channels != num_features:
+        raise ValueError(f"this layer normalizes {num_features} channels, but {feeder} returns {channels}")
+
+
 @runtime_checkable
 class Attachable(Protocol):
     """A layer that acts on the weights of the one before it.

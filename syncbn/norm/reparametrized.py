@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from syncbn.norm import compat
 from syncbn.norm.checks import check_channels, check_num_features
-from syncbn.norm.feeding import FEEDERS
+from syncbn.norm.feeding import check_feeder
 from syncbn.norm.registry import register
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -39,12 +39,7 @@ class _Reparametrized(nn.Module):
             TypeError: `feeder` is neither a convolution nor linear.
             ValueError: it returns another number of channels, or its weight is parametrized already.
         """
-        if not isinstance(feeder, FEEDERS):
-            allowed = ", ".join(cls.__name__ for cls in FEEDERS)
-            raise TypeError(f"attach takes the layer that feeds this one ({allowed}), got {type(feeder).__name__}")
-        channels = feeder.out_features if isinstance(feeder, nn.Linear) else feeder.out_channels
-        if channels != self.num_features:
-            raise ValueError(f"this layer stands after {self.num_features} channels, but {feeder} returns {channels}")
+        check_feeder(feeder, self.num_features)
         self.detach()
         if parametrize.is_parametrized(feeder, "weight"):
             raise ValueError(

@@ -169,7 +169,7 @@ def test_a_layer_without_its_convolution_does_not_train(name: str) -> None:
     ("feeder", "error", "message"),
     [
         (nn.ReLU(), TypeError, "attach takes the layer that feeds this one .* got ReLU"),
-        (nn.Linear(4, 5), ValueError, "stands after 4 channels, but Linear.* returns 5"),
+        (nn.Linear(4, 5), ValueError, "normalizes 4 channels, but Linear.* returns 5"),
         (parametrizations.weight_norm(nn.Linear(3, 4)), ValueError, "parametrized already"),
     ],
 )
