@@ -30,6 +30,11 @@ class BatchNorm(_Affine):
 
 
 @dataclass
+class GhostBatchNorm(BatchNorm):
+    ghost_batch_size: Count = 32
+
+
+@dataclass
 class FrozenBatchNorm(_Affine):
     bias: bool = True
 
@@ -99,6 +104,7 @@ NORMS: dict[str, type] = {
     "filter_response": FilterResponseNorm,
     "weight": WeightNorm,
     "spectral": SpectralNorm,
+    "ghost": GhostBatchNorm,
     "switchable": BatchNorm,
     "decorrelated": DecorrelatedBatchNorm,
     "dynamic_tanh": DynamicTanh,

@@ -8,6 +8,7 @@ from syncbn.norm.decorrelated import DecorrelatedBatchNorm
 from syncbn.norm.dynamic import DynamicErf, DynamicTanh
 from syncbn.norm.filter_response import FilterResponseNorm
 from syncbn.norm.frozen import FrozenBatchNorm
+from syncbn.norm.ghost import GhostBatchNorm
 from syncbn.norm.moments import mean_over_ranks
 from syncbn.norm.registry import available_norms, norm_layer, register
 from syncbn.norm.reparametrized import SpectralNorm, WeightNorm
@@ -23,6 +24,7 @@ __all__ = [
     "FilterResponseNorm",
     "FrozenBatchNorm",
     "GroupNorm",
+    "GhostBatchNorm",
     "InstanceNorm",
     "LayerNorm",
     "RMSNorm",

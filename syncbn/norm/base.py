@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from syncbn.norm import compat
 from syncbn.norm.checks import check_channels, check_eps, check_num_features
@@ -56,6 +57,13 @@ class TrackingNorm(compat.BatchNormBase):
             None if self.weight is None else self.weight.to(dtype),
             None if self.bias is None else self.bias.to(dtype),
         )
+
+    def evaluate(self, input: Tensor) -> Tensor:
+        """Normalize by the running statistics, which there must be."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        mean, var = (buffer.to(statistics_dtype(input)) for buffer in (self.running_mean, self.running_var))
+        return F.batch_norm(input, mean, var, *self.affine_parameters(input), eps=self.eps)
 
     def track(
         self,

@@ -41,14 +41,13 @@ class BatchNorm(TrackingNorm, nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         self.check_input(input, None)
-        weight, bias = self.affine_parameters(input)
+        if not self.training and self.running_mean is not None:
+            return self.evaluate(input)
         dtype = statistics_dtype(input)
-        if not self.training and self.running_mean is not None and self.running_var is not None:
-            running_mean, running_var = self.running_mean.to(dtype), self.running_var.to(dtype)
-            return F.batch_norm(input, running_mean, running_var, weight, bias, eps=self.eps)
         # With a momentum of 1, torch's kernel leaves the batch's own statistics in what it is given.
         mean, var = (torch.zeros(self.num_features, dtype=dtype, device=input.device) for _ in range(2))
-        output = F.batch_norm(input, mean, var, weight, bias, training=True, momentum=1.0, eps=self.eps)
+        affine = self.affine_parameters(input)
+        output = F.batch_norm(input, mean, var, *affine, training=True, momentum=1.0, eps=self.eps)
         if self.training:
             count = torch.full((), input.numel() // self.num_features, dtype=dtype, device=input.device)
             self.track(Moments(count, mean, var * (count - 1)))

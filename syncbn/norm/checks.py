@@ -9,12 +9,17 @@ def check_eps(eps: float) -> None:
         raise ValueError(f"eps must be greater than 0, got {eps}; 1e-5 is the usual value")
 
 
+def check_count(name: str, value: int, least: int) -> None:
+    """Raise `TypeError` for what isn't a number of things, and `ValueError` for fewer than `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
 def check_num_features(num_features: int) -> None:
     """Raise `TypeError` or `ValueError` for what isn't a number of channels."""
-    if isinstance(num_features, bool) or not isinstance(num_features, int):
-        raise TypeError(f"num_features must be an int, got {num_features!r}")
-    if num_features < 1:
-        raise ValueError(f"num_features must be at least 1, got {num_features}")
+    check_count("num_features", num_features, least=1)
 
 
 def check_channels(input: Tensor, num_features: int, channel_dim: int = 1) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.norm import compat
+from syncbn.norm.checks import check_count
 from syncbn.norm.feeding import check_feeder
 from syncbn.norm.kernels import kernels_for
 from syncbn.norm.kernels.plain import statistics_dtype
@@ -151,8 +152,8 @@ class CrossIterationBatchNorm(SyncBatchNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _check_count("window", window, least=1)
-        _check_count("burn_in", burn_in, least=0)
+        check_count("window", window, least=1)
+        check_count("burn_in", burn_in, least=0)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, process_group, bias, device, dtype)
         self.window, self.burn_in, self.sync = window, burn_in, sync
         self._iterations = 0
@@ -323,10 +324,3 @@ def _slot(seen: _Seen, current: Moments, group: ProcessGroup | None) -> Slot:
     centred = y - current.mean.to(dtype).view(-1, *[1] * (y.dim() - 2))
     products = patch_products(seen.feeder, x, centred)
     return Slot(current, products, patch_sums(seen.feeder, x, y.shape), group)
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from syncbn.norm.base import TrackingNorm
-from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.registry import register
 
 _AFFINE = ("weight", "bias")
@@ -52,9 +50,6 @@ class FrozenBatchNorm(TrackingNorm):
         He et al., Mask R-CNN, ICCV 2017, https://arxiv.org/abs/1703.06870, whose backbones are trained so.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
-
     def __init__(
         self,
         num_features: int,
@@ -71,9 +66,7 @@ class FrozenBatchNorm(TrackingNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self.check_input(input, None)
-        weight, bias = self.affine_parameters(input)
-        mean, var = (b.to(statistics_dtype(input)) for b in (self.running_mean, self.running_var))
-        return F.batch_norm(input, mean, var, weight, bias, eps=self.eps)
+        return self.evaluate(input)
 
     def adopt(self, old: nn.Module) -> None:
         if getattr(old, "running_mean", None) is None:

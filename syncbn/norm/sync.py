@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from syncbn.norm import compat
 from syncbn.norm.base import TrackingNorm
@@ -208,17 +207,15 @@ class SyncBatchNorm(TrackingNorm):
         if mask is not None:
             mask = mask.unsqueeze(1)
             input = torch.where(mask, input, 0)
-        weight, bias = self.affine_parameters(input)
-        if self.training or self.running_mean is None or self.running_var is None:
+        if self.training or self.running_mean is None:
             group = self.communicating_group() if self.training else None
             self._check_batch(input, group)
             moments = self.choose_moments(input, mask, group)
-            output = normalize(input, weight, bias, moments, self.eps, group)
+            output = normalize(input, *self.affine_parameters(input), moments, self.eps, group)
             if self.training:
                 self.track(moments)
         else:
-            mean, var = (b.to(plain.statistics_dtype(input)) for b in (self.running_mean, self.running_var))
-            output = F.batch_norm(input, mean, var, weight, bias, eps=self.eps)
+            output = self.evaluate(input)
         return output if mask is None else torch.where(mask, output, 0)
 
     def communicating_group(self) -> ProcessGroup | None:

@@ -23,13 +23,17 @@ from tests.ranks import Ranks
 C = 8
 
 # Options without which a norm doesn't fit 8 channels.
-OPTIONS: dict[str, dict[str, Any]] = {"group": {"groups": 2}, "decorrelated": {"group_size": 4}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "group": {"groups": 2},
+    "decorrelated": {"group_size": 4},
+    "ghost": {"ghost_batch_size": 2},
+}
 
 # At most two.
 NOT_IN_ONE_GRAPH = {"cross_iteration": "it looks at what Python saw of the convolution; its graph breaks there"}
 
 # Two ranks' training isn't that of one process with both batches, by definition.
-MOMENTS_OF_A_RANK = {"batch"}
+MOMENTS_OF_A_RANK = {"batch", "ghost"}
 
 # The backward pass isn't the derivative of the forward pass, by definition.
 OTHER_GRADIENT: set[str] = set()

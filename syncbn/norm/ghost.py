@@ -1,0 +1,86 @@
+"""Ghost batch normalization: a large batch, normalized as several small ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from syncbn.norm.base import TrackingNorm
+from syncbn.norm.checks import check_count
+from syncbn.norm.registry import register
+from syncbn.norm.sync import batch_norm
+
+
+@register("ghost")
+class GhostBatchNorm(TrackingNorm):
+    """Batch normalization over ghost batches: `ghost_batch_size` consecutive samples each, by their own moments.
+
+        y = (x - mean_g) / sqrt(var_g + eps) · γ + β,  for x in the ghost batch g
+
+    Training cuts this rank's batch into ghost batches, the last of which may be smaller, and moves running_mean and
+    running_var by `momentum` once for each of them in turn, as batch normalization called in a loop would. The noise of
+    small batches, which helps large-batch training to generalize, stays. Evaluation uses the running statistics.
+    Nothing is sent: a synchronized ghost batch would be a larger one. As with `batch`, ranks come to running
+    statistics of their own.
+
+    Args:
+        num_features: C of an input (N, C, *).
+        ghost_batch_size: samples of a ghost batch; at least 1.
+        eps: added to the variance; greater than 0.
+        momentum: weight of a ghost batch in the running statistics, in [0, 1]; None for the average of all of them.
+        affine: whether there are γ (`weight`) and β (`bias`), (C,).
+        track_running_stats: whether there are running statistics; without, evaluation is like training.
+        bias: whether an affine layer has β.
+        device: where parameters and buffers are made.
+        dtype: of the parameters.
+
+    Shape:
+        input (N, C, *), of a floating-point dtype, contiguous or channels last; output the same in all three.
+
+    Raises:
+        ValueError: an argument out of its range; another number of channels or dimensions; a ghost batch of a single
+            value a channel.
+        TypeError: an input that isn't floating point; a ghost_batch_size that isn't an int.
+
+    Source:
+        Hoffer et al., Train longer, generalize better, NeurIPS 2017, https://arxiv.org/abs/1705.08741, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        ghost_batch_size: int = 32,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_count("ghost_batch_size", ghost_batch_size, least=1)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, device, dtype)
+        self.ghost_batch_size = ghost_batch_size
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.check_input(input, None)
+        if not self.training and self.running_mean is not None:
+            return self.evaluate(input)
+        affine, outputs = self.affine_parameters(input), []
+        for ghost in input.split(self.ghost_batch_size):
+            self._check_ghost(ghost, input)
+            output, moments = batch_norm(ghost, *affine, self.eps, mask=None, group=None)
+            outputs.append(output)
+            if self.training:
+                self.track(moments)
+        return torch.cat(outputs)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, ghost_batch_size={self.ghost_batch_size}"
+
+    def _check_ghost(self, ghost: Tensor, input: Tensor) -> None:
+        if ghost.numel() == self.num_features:
+            raise ValueError(
+                f"a ghost batch of one sample a channel has no variance, got shape {tuple(input.shape)} in ghost "
+                f"batches of {self.ghost_batch_size}; use another ghost_batch_size, or leave out the incomplete batch"
+            )
