@@ -19,7 +19,7 @@ from syncbn.launch.world import World, devices_and_nodes
 from syncbn.models import load_weights
 from syncbn.norm import norm_layer
 from syncbn.schema import suggest
-from syncbn.training import AtomicCheckpointIO, ClassificationTask, EpochLines, Preemption, WandbMedia
+from syncbn.training import AtomicCheckpointIO, ClassificationTask, EpochLines, ExactResume, Preemption, WandbMedia
 from syncbn.training.optim import parameter_groups
 
 
@@ -115,7 +115,7 @@ def build_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[L
         config.trainer,
         devices=devices,
         num_nodes=num_nodes,
-        callbacks=[*callbacks, Preemption(Path(config.paths.output_dir, LAST))],
+        callbacks=[*callbacks, ExactResume(), Preemption(Path(config.paths.output_dir, LAST))],
         logger=loggers or False,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=config.paths.output_dir,

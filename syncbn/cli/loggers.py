@@ -23,14 +23,14 @@ class _Appending(ExperimentWriter):
 
 
 class RunFolderCSVLogger(CSVLogger):
-    """`metrics.csv` right in the run folder; a resumed run adds to it.
+    """`metrics.csv` right in the run folder, row by row, so that a killed run has lost none; a resumed run adds to it.
 
     Args:
         save_dir: the run folder.
     """
 
     def __init__(self, save_dir: str) -> None:
-        super().__init__(save_dir, name="", version="")
+        super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=1)
 
     @property
     @rank_zero_only
@@ -42,7 +42,7 @@ class RunFolderCSVLogger(CSVLogger):
 
     @rank_zero_only
     def cut_at(self, step: int) -> None:
-        """Drop the rows that a run logged after the checkpoint it goes on from: it will log them again."""
+        """Drop the rows of `step` and later: the run goes on from a checkpoint before them, and logs them again."""
         path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
         if not path.is_file():
             return

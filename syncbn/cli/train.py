@@ -69,7 +69,7 @@ def train(config: DictConfig, world: World) -> None:
     if config.train:
         for logger in loggers:
             if checkpoint and isinstance(logger, RunFolderCSVLogger):
-                logger.cut_at(checkpoint.step)
+                logger.cut_at(checkpoint.logged_steps)
         started = time.monotonic()
         with lightnings_refusals(), stoppable(trainer):
             trainer.fit(task, data, ckpt_path=checkpoint.path if checkpoint else None)

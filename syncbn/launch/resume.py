@@ -1,17 +1,27 @@
 """`resume=auto|<path>|null`: the checkpoint that a run goes on from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 LAST = Path("checkpoints", "last.ckpt")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read once and is whole: where it is, and after how many optimizer steps it was saved."""
+    """A checkpoint that was read once and is whole.
+
+    Attributes:
+        path: where it is.
+        step: optimizer steps before it.
+        logged_steps: the first step that is still to be logged; less than `step` where a batch has a step of each of
+            several optimizers.
+    """
 
     path: Path
     step: int
+    logged_steps: int
 
 
 def resume_from(resume: str | None, folder: Path) -> Checkpoint | None:
@@ -49,4 +59,10 @@ def _readable(path: Path) -> Checkpoint:
             f"resume: {str(path)!r} is not a checkpoint of a training run (it has {', '.join(sorted(checkpoint))}); "
             "give one that scripts/train.py wrote"
         )
-    return Checkpoint(path, int(checkpoint["global_step"]))
+    return Checkpoint(path, int(checkpoint["global_step"]), _logged_steps(checkpoint["loops"]["fit_loop"]))
+
+
+def _logged_steps(loop: Mapping[str, Any]) -> int:
+    """Lightning counts the step of a batch when all that follows the batch is done, after checkpoints are saved."""
+    epochs = loop["epoch_progress"]["total"]
+    return int(loop["epoch_loop.state_dict"]["_batches_that_stepped"]) + (epochs["processed"] < epochs["started"])

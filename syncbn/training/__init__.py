@@ -1,6 +1,7 @@
 """The Lightning side: a plugin, a task module and callbacks. `pip install syncbn[lightning]` is enough to import it."""
 
 from syncbn.training.callbacks.epoch_lines import EpochLines
+from syncbn.training.callbacks.exact_resume import ExactResume
 from syncbn.training.callbacks.norm_monitor import NormMonitor
 from syncbn.training.callbacks.norm_statistics import NormStatisticsRecorder
 from syncbn.training.callbacks.plots import Plots
@@ -18,6 +19,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "ClassificationTask",
     "EpochLines",
+    "ExactResume",
     "GANTask",
     "NormMonitor",
     "NormStatisticsRecorder",

@@ -7,22 +7,27 @@ import torch
 
 from syncbn.launch.resume import LAST, Checkpoint, resume_from
 
+LOOP = {  # of a checkpoint after the fourth batch
+    "epoch_loop.state_dict": {"_batches_that_stepped": 3},
+    "epoch_progress": {"total": {"started": 1, "processed": 0}},
+}
+
 
 def write_checkpoint(path: Path, step: int = 5) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": {}, "optimizer_states": [], "loops": {}, "global_step": step}, path)
+    torch.save({"state_dict": {}, "optimizer_states": [], "loops": {"fit_loop": LOOP}, "global_step": step}, path)
     return path
 
 
 def test_auto_is_the_last_checkpoint_of_this_folder_or_a_start_from_nothing(tmp_path: Path) -> None:
     assert resume_from("auto", tmp_path) is None
     last = write_checkpoint(tmp_path / LAST)
-    assert resume_from("auto", tmp_path) == Checkpoint(last, 5)
+    assert resume_from("auto", tmp_path) == Checkpoint(last, 5, 4)
 
 
 def test_a_path_is_taken_from_anywhere(tmp_path: Path) -> None:
     elsewhere = write_checkpoint(tmp_path / "other" / "epoch3.ckpt", step=9)
-    assert resume_from(str(elsewhere), tmp_path / "run") == Checkpoint(elsewhere, 9)
+    assert resume_from(str(elsewhere), tmp_path / "run") == Checkpoint(elsewhere, 9, 4)
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def launched() -> Iterator[None]:
     if dist.is_initialized():
         rank, world = str(dist.get_rank()), str(dist.get_world_size())
         os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0", "WORLD_SIZE": world}
-        os.environ |= {"LOCAL_WORLD_SIZE": world, "TORCHELASTIC_RUN_ID": "tests"}
+        os.environ |= {"LOCAL_WORLD_SIZE": world, "GROUP_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "tests"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # not asked: the group is there already
     try:
         with warnings.catch_warnings():

@@ -1,44 +1,64 @@
-"""A run that stops in the middle of an epoch and goes on is the run that did not stop."""
+"""A run that is stopped anywhere and goes on is the run that was not stopped, bit for bit."""
 
+import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from tests.ranks import Ranks
-from tests.training import fits
+from tests.training.stopped_runs import whole_and_resumed
 
 
-def fit(folder: Path, resume: Path | None = None) -> tuple[dict[str, torch.Tensor], float]:
-    """Three epochs of 6 steps with a checkpoint every 4 steps, in one process or as a rank of a pool."""
-    with fits.launched():
-        module = fits.task()
-        data = fits.digits(train=96, test=20, batch_size=16)
-        every = ModelCheckpoint(folder, "{step}", every_n_train_steps=4, save_top_k=-1, auto_insert_metric_name=False)
-        run = fits.trainer(max_epochs=3, callbacks=[every], enable_checkpointing=True, limit_val_batches=0)
-        run.fit(module, data, ckpt_path=resume)
-        return fits.state(module.net), run.callback_metrics["train/loss"].item()
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
 
 
-@pytest.mark.parametrize("stop", [4, 8, 12], ids=["first epoch", "second epoch", "between epochs"])
-def test_resuming_is_exact(tmp_path: Path, stop: int) -> None:
-    whole, loss = fit(tmp_path)
+def check(whole: Any, pieces: list[Any], stops: list[int]) -> None:
+    state, rows = whole
+    for stop_at, (was_stopped, before, (resumed, after)) in zip(stops, pieces, strict=True):
+        for part, value in state.items():
+            assert same(value, resumed[part]), f"{part} after a stop at {stop_at}"
+        assert before + after == rows, f"logged rows after a stop at {stop_at}"
+        assert was_stopped
 
-    resumed, resumed_loss = fit(tmp_path, resume=tmp_path / f"{stop}.ckpt")
 
-    for name, value in whole.items():
-        assert torch.equal(value, resumed[name]), name
-    assert resumed_loss == pytest.approx(loss)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "cross_iteration"},
+        {"kind": "sync", "val_check_interval": 3},
+        {"kind": "batch", "accumulate_grad_batches": 2, "val_check_interval": 2},
+        {"kind": "sync", "ema": True},
+        {"kind": "gan", "val_check_interval": 3},
+    ],
+    ids=["cross_iteration", "sync", "accumulation", "average of the weights", "gan"],
+)
+def test_resuming_after_a_stop_anywhere_is_exact(tmp_path: Path, options: dict[str, Any]) -> None:
+    stops = random.Random(str(options)).sample(range(15), 10)  # batches of training and of validation
+
+    whole, pieces = whole_and_resumed(tmp_path, stops=stops, **options)
+
+    check(whole, pieces, stops)
 
 
 @pytest.mark.distributed
-def test_two_ranks_resume_exactly(ranks: Callable[[int], Ranks], tmp_path: Path) -> None:
-    whole = ranks(2).run(fit, tmp_path)  # 3 steps an epoch
+@pytest.mark.parametrize("kind", ["cross_iteration", "batch", "gan"])
+def test_two_ranks_resume_exactly(ranks: Callable[[int], Ranks], tmp_path: Path, kind: str) -> None:
+    """One of them gets the signal; with norm=batch each has running statistics of its own."""
+    stops = random.Random(kind).sample(range(7), 3)
 
-    resumed = ranks(2).run(fit, tmp_path, tmp_path / "4.ckpt")
+    results = ranks(2).run(partial(whole_and_resumed, tmp_path, kind, stops))
 
-    for (expected, loss), (state, resumed_loss) in zip(whole, resumed, strict=True):
-        assert all(torch.equal(value, state[name]) for name, value in expected.items())
-        assert resumed_loss == pytest.approx(loss)
+    for whole, pieces in results:
+        check(whole, pieces, stops)

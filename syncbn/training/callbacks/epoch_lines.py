@@ -25,6 +25,10 @@ class EpochLines(ProgressBar):
         """Print again."""
         self._enabled = True
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the time: a run that goes on in the middle of an epoch starts none."""
+        self._started = time.monotonic()
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the time."""
         self._started = time.monotonic()

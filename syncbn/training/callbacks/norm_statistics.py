@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 import torch
@@ -41,13 +42,17 @@ class NormStatisticsRecorder(L.Callback):
             return
         self.path = Path(self.folder or trainer.default_root_dir) / FILENAME
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_statistics(self.path) if int(row["step"]) < trainer.global_step]
+        kept = [row for row in read_statistics(self.path) if int(row["step"]) <= trainer.global_step > 0]
         with self.path.open("w", newline="") as file:
             writer = csv.DictWriter(file, FIELDS)
             writer.writeheader()
             writer.writerows(kept)
-        self._last_step = -1
+        self._last_step = trainer.global_step if kept else -1
         self._record(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write what a run that goes on from here won't record again."""
+        self._write()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         """Record at every n-th optimizer step."""

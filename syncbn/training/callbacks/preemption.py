@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
 from syncbn.launch import stop
 from syncbn.launch.stop import Stopped
+from syncbn.training.host_group import host_group
 
 
 class Preemption(Checkpoint):
@@ -36,7 +37,6 @@ class Preemption(Checkpoint):
     def __init__(self, path: str | Path) -> None:
         self.path = path
         self._owns_signals = False
-        self._group: dist.ProcessGroup | None = None
         self._ballot: tuple[dist.Work, torch.Tensor] | None = None
         self._signum = 0  # the ranks have agreed on it, and the checkpoint is written
         self._validation_batches = 0.0
@@ -49,11 +49,16 @@ class Preemption(Checkpoint):
         stop.defer(forward=getattr(trainer.strategy.launcher, "kill", None))
         trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
-        if trainer.world_size > 1 and self._group is None:
-            self._group = dist.new_group(backend="gloo")  # numbers on the host, whatever the gradients go by
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back to whom they were taken from."""
+        self._give_back()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """The same, where Lightning doesn't tear down."""
+        self._give_back()
+
+    def _give_back(self) -> None:
         if self._owns_signals:
             stop.restore()
             self._owns_signals = False
@@ -137,7 +142,7 @@ class Preemption(Checkpoint):
 
     def _agreed(self) -> int:
         """The largest signal that any rank had noted one call ago; alone, the one noted now."""
-        if self._group is None:
+        if (group := host_group()) is None:
             return stop.requested()
         signum = 0
         if self._ballot is not None:
@@ -146,7 +151,7 @@ class Preemption(Checkpoint):
             signum, self._ballot = int(ballot), None
         if not signum:
             ballot = torch.tensor(stop.requested())
-            work = dist.all_reduce(ballot, dist.ReduceOp.MAX, group=self._group, async_op=True)
+            work = dist.all_reduce(ballot, dist.ReduceOp.MAX, group=group, async_op=True)
             assert work is not None
             self._ballot = work, ballot
         return signum
@@ -154,8 +159,8 @@ class Preemption(Checkpoint):
     def _of_all(self, value: float, op: Any) -> float:
         """A number over the ranks, waited for."""
         tensor = torch.tensor(float(value))
-        if self._group is not None:
-            dist.all_reduce(tensor, op, group=self._group)
+        if (group := host_group()) is not None:
+            dist.all_reduce(tensor, op, group=group)
         return tensor.item()
 
     def _save(self, trainer: L.Trainer, signum: int) -> None:
