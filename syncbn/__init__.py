@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         norm_layer,
         revert,
     )
-    from syncbn.policy import adapt, freeze, fuse, inspect, recalibrate, unfreeze
+    from syncbn.policy import adapt, freeze, fuse, inspect, recalibrate, unfreeze, verify
     from syncbn.run_folder import load_run
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "recalibrate",
     "revert",
     "unfreeze",
+    "verify",
 ]
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ _HOMES = {
     "recalibrate": "syncbn.policy",
     "revert": "syncbn.norm",
     "unfreeze": "syncbn.policy",
+    "verify": "syncbn.policy",
 }
 _SUBMODULES = ("data", "models", "norm", "policy", "training")
 

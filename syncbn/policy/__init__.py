@@ -6,6 +6,7 @@ from syncbn.policy.fuse import Fusion, fuse, plan_fusion
 from syncbn.policy.inspect import inspect
 from syncbn.policy.recalibrate import recalibrate
 from syncbn.policy.report import NormReport, NormRow, NormWarning
+from syncbn.policy.verify import VerifyReport, verify
 
 __all__ = [
     "Fusion",
@@ -13,6 +14,7 @@ __all__ = [
     "NormRow",
     "NormWarning",
     "Tent",
+    "VerifyReport",
     "adapt",
     "freeze",
     "fuse",
@@ -22,4 +24,5 @@ __all__ = [
     "unfreeze",
     "use_batch_statistics",
     "use_running_statistics",
+    "verify",
 ]

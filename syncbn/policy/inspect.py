@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.norm.feeding import FEEDERS
-from syncbn.norm.moments import Moments, all_reduce, all_sum, batch_moments, communicating_group, merge
+from syncbn.norm.moments import Moments, all_reduce, all_sum, batch_moments, communicating_group, pool
 from syncbn.policy import batches as passes
 from syncbn.policy.diagnose import Facts, diagnose
 from syncbn.policy.freeze import has_frozen_statistics
@@ -177,7 +178,7 @@ class Watch:
         return found
 
     def _pooled(self) -> Moments:
-        return all_reduce(merge(self.batches), self.pool)
+        return all_reduce(functools.reduce(pool, self.batches), self.pool)
 
 
 def _watch(

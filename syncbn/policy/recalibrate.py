@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from syncbn.norm.moments import Moments, all_reduce, batch_moments, communicating_group, merge
+from syncbn.norm.moments import Moments, all_reduce, batch_moments, communicating_group, pool
 from syncbn.norm.select import Globs, select_layers
 from syncbn.policy import batches as passes
 from syncbn.policy.freeze import has_frozen_statistics
@@ -120,7 +120,7 @@ class _Sum:
         if mask is not None:
             mask = mask.unsqueeze(1)
             x = torch.where(mask, x, 0)
-        self.moments = merge([self.moments, batch_moments(x, mask)])
+        self.moments = pool(self.moments, batch_moments(x, mask))
 
     def total(self, group: ProcessGroup | None) -> Moments:
         return all_reduce(self.moments, group)

@@ -97,6 +97,18 @@ def test_inspect_as_a_command_names_the_pages_of_its_warnings(run: Path, tmp_pat
     assert "│ net.bn1" in done.out or "│ bn1" in done.out
 
 
+@pytest.mark.distributed
+def test_verify_passes_a_synchronized_run_and_fails_another(run: Path, tmp_path: Path) -> None:
+    done = run_script(tmp_path, "verify", f"run={run}", "data.batch_size=9")
+    assert done.code == 0, done.err
+    assert "ranks with 3 + 6 samples are one process" in done.out
+    config = run / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("  name: sync\n", "  name: batch\n"))
+    done = run_script(tmp_path, "verify", f"run={run}", "data.batch_size=9", "ranks=3")
+    assert done.code == 1
+    assert "first in bn1: it is a BatchNorm that takes its rank's batch alone" in done.out
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [

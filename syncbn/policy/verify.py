@@ -1,0 +1,310 @@
+"""Is this model, with its batch split over ranks, the model in one process? Answered by running both."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from syncbn.norm.moments import all_sum, communicating_group, mean_over_ranks
+from syncbn.policy.batches import inputs_of
+from syncbn.policy.layers import is_batch_norm
+from syncbn.policy.trace import tensors_in
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Whether ranks do what one process does. `bool(report)` is whether everything agrees.
+
+    Attributes:
+        sizes: the samples of each rank.
+        forward: the largest difference of a layer's output, over the output's largest value.
+        gradients: the largest difference of a gradient, averaged over ranks as DDP does it, over the largest gradient
+            of all: that of a bias before a norm is 0 but for rounding.
+        statistics: the same of a buffer after the step.
+        layer: the first layer, or else the first parameter or buffer, that differs; None where all agree.
+        reason: why, as far as can be told; None where all agree.
+    """
+
+    sizes: list[int]
+    forward: float
+    gradients: float
+    statistics: float
+    layer: str | None = None
+    reason: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.layer is None
+
+    def __str__(self) -> str:
+        found = f"forward {self.forward:.1e}, gradients {self.gradients:.1e}, statistics {self.statistics:.1e}"
+        shares = " + ".join(map(str, self.sizes))
+        verdict = "are one process" if self else f"differ from one process, first in {self.layer}: {self.reason}"
+        return f"ranks with {shares} samples {verdict} (relative differences: {found})"
+
+
+@dataclass
+class _Step:
+    """One training step: what each call of a layer returned, in order; gradients; buffers; the loss."""
+
+    outputs: list[tuple[str, Tensor]]
+    gradients: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    loss: Tensor
+
+
+def verify(
+    model: nn.Module,
+    batch: Any,
+    ranks: int = 2,
+    *,
+    loss: Loss | None = None,
+    tolerance: float = 1e-8,
+    timeout_s: float = 120.0,
+) -> VerifyReport:
+    """Run one training step in one process and on several gloo ranks, and compare outputs, gradients and statistics.
+
+    The ranks are new processes on the CPU. They split the batch into unequal shares, in float64, and average gradients
+    as DDP does. Dropout is off, since it draws other numbers on each rank. The model itself isn't changed.
+
+    In a script, call it below `if __name__ == "__main__":`, because the processes import the script.
+
+    Args:
+        model: as it is about to be wrapped by DDP, for example after `syncbn.convert(model, "sync")`. Its process
+            groups are replaced by that of the new ranks.
+        batch: a tensor (N, ...), or nested tuples, lists and dicts of tensors with the same N.
+        ranks: number of processes; at least 2, and fewer than N.
+        loss: from (model, batch) to the loss that your training minimizes; a function that can be imported. Without
+            it, the mean square of the outputs over all ranks' samples, of the first tensor in the batch.
+        tolerance: differences up to this part of a tensor's largest value are rounding.
+        timeout_s: seconds to wait for the ranks.
+
+    Returns:
+        Whether all agree, the differences, and the first layer that differs, with the reason.
+
+    Raises:
+        ValueError: too few ranks or samples; samples of different numbers; a model or loss that can't be sent to
+            another process; a step that fails there.
+        TimeoutError: the ranks didn't answer, because some of them wait for messages that others don't send.
+    """
+    if ranks < 2:
+        raise ValueError(f"ranks must be at least 2, got {ranks}")
+    batch = pytree.tree_map_only(Tensor, _in_float64, batch)
+    count = _count(batch)
+    if count <= ranks:
+        raise ValueError(f"{ranks} ranks need a batch of more than {ranks} samples to split unevenly, got {count}")
+    model = _prepared(model)
+    loss = loss or mean_square
+    single = _step(copy.deepcopy(model), batch, loss)
+    sizes = _uneven(count, ranks)
+    steps = _on_ranks(model, batch, loss, sizes, timeout_s)
+    return _compare(model, single, steps, sizes, tolerance)
+
+
+def mean_square(model: nn.Module, batch: Any) -> Tensor:
+    """The mean square of the outputs, over all ranks' samples."""
+    outputs = [t.flatten(1) for t in tensors_in(model(inputs_of(batch, torch.device("cpu")))) if t.dim() > 1]
+    return mean_over_ranks(torch.cat(outputs, dim=1).square().mean(dim=1))
+
+
+def _step(model: nn.Module, batch: Any, loss: Loss) -> _Step:
+    outputs: list[tuple[str, Tensor]] = []
+    count = _count(batch)
+    for name, module in model.named_modules():
+        module.register_forward_hook(
+            lambda _, args, output, name=name: outputs.extend(
+                (name, t.detach().clone()) for t in tensors_in(output) if t.dim() and len(t) == count
+            )
+        )
+    value = loss(model, batch)
+    value.backward()
+    group = communicating_group(None)
+    ranks = 1 if group is None else group.size()
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients[name] = all_sum(gradient, group) / ranks
+    average = all_sum(value.detach().clone(), group) / ranks
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    return _Step(outputs, gradients, buffers, average)
+
+
+def _compare(model: nn.Module, single: _Step, steps: list[_Step], sizes: list[int], tolerance: float) -> VerifyReport:
+    calls = min(len(single.outputs), *(len(step.outputs) for step in steps))
+    forward = []
+    for i in range(calls):
+        name, expected = single.outputs[i]
+        forward.append((name, _difference(torch.cat([step.outputs[i][1] for step in steps]), expected)))
+    steepest = max((float(value.abs().max()) for value in single.gradients.values() if value.numel()), default=0.0)
+    gradients = [
+        (name, _difference(steps[0].gradients[name], value, steepest)) for name, value in single.gradients.items()
+    ]
+    statistics = [
+        (name, max(_difference(step.buffers[name], value) for step in steps)) for name, value in single.buffers.items()
+    ]
+    layer, reason = None, None
+    if len({len(step.outputs) for step in (single, *steps)}) > 1:
+        layer, reason = "the model", "ranks call other layers than one process does, depending on the data"
+    elif found := _first_above(forward, tolerance):
+        layer, reason = found, _why(model, found, [name for name, _ in single.outputs])
+    elif found := _first_above(statistics, tolerance):
+        layer, reason = found, "its batches are normalized alike, but this buffer isn't"
+    elif found := _first_above(gradients, tolerance):
+        layer, reason = found, _why_gradients(single, steps)
+    return VerifyReport(sizes, _largest(forward), _largest(gradients), _largest(statistics), layer, reason)
+
+
+def _largest(values: list[tuple[str, float]]) -> float:
+    return max((value for _, value in values), default=0.0)
+
+
+def _first_above(values: list[tuple[str, float]], tolerance: float) -> str | None:
+    return next((name or "the model" for name, value in values if not value <= tolerance), None)
+
+
+def _why(model: nn.Module, name: str, calls: list[str]) -> str:
+    layer = dict(model.named_modules()).get("" if name == "the model" else name, model)
+    if is_batch_norm(layer) and not hasattr(layer, "process_group"):
+        return (
+            f'it is a {type(layer).__name__} that takes its rank\'s batch alone: model = syncbn.convert(model, "sync")'
+        )
+    if calls.count(name) > 1:
+        return f"it is called {calls.count(name)} times in a forward pass, and one call depends on the others"
+    return f"{type(layer).__name__} computes something of a sample from the other samples of its rank's batch"
+
+
+def _why_gradients(single: _Step, steps: list[_Step]) -> str:
+    average = float(steps[0].loss)
+    if _difference(steps[0].loss, single.loss) > 1e-8:
+        return (
+            f"the loss isn't weighted: its average over ranks is {average:.6g}, and {float(single.loss):.6g} in one "
+            "process; return syncbn.mean_over_ranks of the samples' losses"
+        )
+    return "outputs, loss and statistics agree, but this gradient doesn't"
+
+
+def _difference(got: Tensor, expected: Tensor, scale: float = 0.0) -> float:
+    """The largest difference over the largest expected value, or over `scale` if that is larger."""
+    if got.shape != expected.shape:
+        return float("inf")
+    if not expected.numel():
+        return 0.0
+    largest = expected.double().abs().max().clamp(min=max(scale, 1e-30))
+    return float((got.double() - expected.double()).abs().max() / largest)
+
+
+def _prepared(model: nn.Module) -> nn.Module:
+    """A copy in float64, in training mode where it was, without dropout and process groups, that can be sent away."""
+    model = copy.deepcopy(model).cpu().double()
+    for module in model.modules():
+        if isinstance(module, _DROPOUTS):
+            module.eval()
+        if getattr(module, "process_group", None) is not None:
+            module.process_group = None  # type: ignore[assignment]
+    return model
+
+
+def _in_float64(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _count(batch: Any) -> int:
+    counts = {len(t) for t in tensors_in(batch) if t.dim()}
+    if len(counts) != 1:
+        raise ValueError(f"a batch must have tensors of one number of samples, got {sorted(counts) or 'no tensor'}")
+    return counts.pop()
+
+
+def _uneven(count: int, ranks: int) -> list[int]:
+    """Shares that grow with the rank, each at least 1."""
+    rest = count - ranks
+    cuts = [rest * i * (i + 1) // (ranks * (ranks + 1)) for i in range(ranks + 1)]
+    return [1 + stop - start for start, stop in pairwise(cuts)]
+
+
+def _on_ranks(model: nn.Module, batch: Any, loss: Loss, sizes: list[int], timeout_s: float) -> list[_Step]:
+    starts = [sum(sizes[:rank]) for rank in range(len(sizes))]
+    shares = [_share(batch, start, size) for start, size in zip(starts, sizes, strict=True)]
+    context = torch.multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        processes = []
+        try:
+            for rank, share in enumerate(shares):
+                work = _sent((model, share, loss))
+                processes.append(context.Process(target=_serve, args=(work, rank, len(sizes), folder), daemon=True))
+                processes[-1].start()
+            _wait(processes, Path(folder), timeout_s)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+        return [_read(path) for path in _answers(Path(folder), len(sizes))]
+
+
+def _share(batch: Any, start: int, size: int) -> Any:
+    return pytree.tree_map_only(Tensor, lambda t: t[start : start + size] if t.dim() else t, batch)
+
+
+def _sent(work: Any) -> bytes:
+    try:
+        return pickle.dumps(work)
+    except Exception as error:
+        raise ValueError(
+            f"the model, the batch or the loss can't be sent to another process ({error}): define their functions and "
+            "classes at the top of a module"
+        ) from error
+
+
+def _serve(work: bytes, rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    try:
+        meeting = f"file://{folder}/meeting"  # not a port, which somebody else may take
+        dist.init_process_group("gloo", meeting, timedelta(minutes=30), world_size, rank)
+        step = _step(*pickle.loads(work))
+        torch.save(vars(step), f"{folder}/{rank}.tmp")
+        Path(f"{folder}/{rank}.tmp").rename(f"{folder}/{rank}.pt")
+    except Exception as error:
+        Path(f"{folder}/{rank}.error").write_text(f"{type(error).__name__}: {error}")
+        raise SystemExit(1) from error
+    dist.barrier()  # nobody leaves while another may still be sending
+    dist.destroy_process_group()
+
+
+def _wait(processes: list[Any], folder: Path, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not all(path.exists() for path in _answers(folder, len(processes))):
+        if errors := sorted(folder.glob("*.error")):
+            raise ValueError(f"the step fails on rank {errors[0].stem}: {errors[0].read_text()}")
+        if any(process.exitcode not in (None, 0) for process in processes):
+            raise ValueError(
+                'a rank ended before its step; in a script, call verify below `if __name__ == "__main__":`'
+            )
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the ranks didn't end their step within {timeout_s:g} s: do all run the same layers?")
+        time.sleep(0.02)
+
+
+def _answers(folder: Path, ranks: int) -> Iterator[Path]:
+    return (folder / f"{rank}.pt" for rank in range(ranks))
+
+
+def _read(path: Path) -> _Step:
+    return _Step(**torch.load(path, weights_only=True))
