@@ -17,6 +17,7 @@ _KNOWN = (
     ".*does not have many workers which may be a bottleneck",  # images in memory need no workers
     "Using `DistributedSampler` with the dataloaders",  # our sampler pads nothing
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # between Lightning and torch
+    "The `srun` command is available on your system but is not used",  # on a cluster's login node
     "Checkpoint directory .* exists and is not empty",  # a resumed run
 )
 # Lightning's remarks on devices, ranks, checkpoints and its products. Warnings, and what a callback or a profiler was
