@@ -161,6 +161,12 @@ class DCGAN(_Model):
 
 
 @dataclass
+class Recurrent(_Model):
+    image_size: Count | tuple[Count, Count] | None = None  # null: the data's
+    hidden_size: Count = 64
+
+
+@dataclass
 class Digits:
     _target_: str
     batch_size: Count = 32
@@ -174,7 +180,25 @@ class Digits:
     max_rotation: Annotated[float, Range(low=0, below=180)] = 10.0
     max_scale: BelowOne = 0.1
     drop_last: bool = False
+    shard_by_class: bool = False
     corruptions: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Scenes:
+    _target_: str
+    batch_size: Count = 2
+    eval_batch_size: Count = 32
+    seed: Natural = 0
+    split_seed: Natural = 0
+    size: Count = 32
+    num_train: Count = 400
+    num_val: Count = 100
+    num_test: Count = 200
+    max_digits: Count = 4
+    max_scale: Annotated[float, Range(low=1)] = 2.0
+    noise: NotNegative = 0.1
+    drop_last: bool = False
 
 
 @dataclass
@@ -323,13 +347,17 @@ TARGETS: dict[str, type] = {
     **{f"syncbn.models.inception.{size}": Inception for size in ("bn_inception", "bn_inception_small")},
     **{f"syncbn.models.vit.{kind}": ViT for kind in ("vit", "llama_vit")},
     "syncbn.models.dcgan.DCGAN": DCGAN,
+    **{f"syncbn.models.recurrent.{kind}": Recurrent for kind in ("lstm", "gru")},
+    **{f"syncbn.models.fcn.fcn_resnet{depth}": ResNet for depth in (18, 50)},
     "syncbn.data.DigitsDataModule": Digits,
+    "syncbn.data.ScenesDataModule": Scenes,
     "torch.optim.SGD": SGD,
     "torch.optim.Adam": Adam,
     "torch.optim.AdamW": AdamW,
     "syncbn.training.cosine_with_warmup": Cosine,
     "syncbn.training.ClassificationTask": Task,
     "syncbn.training.GANTask": GANTask,
+    "syncbn.training.SegmentationTask": Task,
     "lightning.pytorch.Trainer": Trainer,
     "syncbn.training.ddp": DDP,
     "lightning.pytorch.callbacks.EarlyStopping": EarlyStopping,

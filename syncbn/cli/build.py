@@ -40,9 +40,9 @@ def build_network(config: DictConfig, data: Any) -> nn.Module:
 def _sizes_taken(model: DictConfig) -> list[str]:
     """What of the data's sizes the function that makes the model asks for."""
     parameters = inspect.signature(hydra.utils.get_object(model._target_)).parameters
-    taken = [name for name in ("num_classes", "in_channels", "image_size") if name in parameters]
     takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return taken or (["num_classes", "in_channels"] if takes_more else [])
+    passed_on = ("num_classes", "in_channels") if takes_more else ()
+    return [name for name in ("num_classes", "in_channels", "image_size") if name in parameters or name in passed_on]
 
 
 def load_pretrained(config: DictConfig, net: nn.Module) -> str | None:

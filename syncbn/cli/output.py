@@ -65,8 +65,9 @@ def print_results(metrics: Mapping[str, Any], folder: Path, training: str | None
         print(f"training:      {training}")
     if "test/acc" in metrics:
         print(f"test accuracy: {100 * float(metrics['test/acc']):.2f} %   test loss: {float(metrics['test/loss']):.4f}")
-    elif tested := [f"{name.removeprefix('test/')} {float(metrics[name]):.4g}" for name in metrics if "test/" in name]:
-        print(f"test:          {'   '.join(tested)}")
+    tested = {name.removeprefix("test/"): float(value) for name, value in metrics.items() if name.startswith("test/")}
+    if others := [f"{name} {value:.4g}" for name, value in tested.items() if name not in ("acc", "loss")]:
+        print(f"test:          {'   '.join(others)}")
     print(f"run folder:    {_shown(folder)}")
     plots = sorted((folder / "plots").glob("*.png"))
     if plots:

@@ -1,8 +1,18 @@
-"""Data modules, and the sampler that cuts one global batch into each rank's part."""
+"""Data modules, and the samplers that cut one global batch into each rank's part."""
 
+from syncbn.data.base import GlobalBatchDataModule
 from syncbn.data.corruptions import Corruptions
 from syncbn.data.digits import DigitsDataModule
 from syncbn.data.loader import BatchLoader
-from syncbn.data.sampler import GlobalBatchSampler
+from syncbn.data.sampler import ClassShardSampler, GlobalBatchSampler
+from syncbn.data.scenes import ScenesDataModule
 
-__all__ = ["BatchLoader", "Corruptions", "DigitsDataModule", "GlobalBatchSampler"]
+__all__ = [
+    "BatchLoader",
+    "ClassShardSampler",
+    "Corruptions",
+    "DigitsDataModule",
+    "GlobalBatchDataModule",
+    "GlobalBatchSampler",
+    "ScenesDataModule",
+]

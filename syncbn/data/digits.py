@@ -1,28 +1,24 @@
 """1,797 real handwritten digits of 8×8 pixels that come with scikit-learn, so no network is needed."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from syncbn.data.augment import RandomAffine
+from syncbn.data.base import GlobalBatchDataModule, Part
 from syncbn.data.corruptions import Corruptions
-from syncbn.data.loader import BatchLoader
-from syncbn.data.sampler import GlobalBatchSampler
 
 BACKGROUND = -1.0  # an empty pixel, after scaling
 
 
-class DigitsDataModule(LightningDataModule):
+class DigitsDataModule(GlobalBatchDataModule):
     """scikit-learn's digits as images (N, 1, 8, 8) float32 in [-1, 1] and labels (N) int64.
 
     The split is stratified by class and fixed by `split_seed`, so every run, on any number of ranks, has the same test
     set. The order of an epoch is a function of (seed, epoch) and the augmentation one of (seed, epoch, index), off for
-    validation and test. Use it with `Trainer(use_distributed_sampler=False)`: each rank takes its own part of the
-    global batch here, without padding.
+    validation and test. The loaders are those of `GlobalBatchDataModule`.
 
     Args:
         batch_size: training samples of one rank in a step; the global batch is this times the number of ranks.
@@ -39,6 +35,7 @@ class DigitsDataModule(LightningDataModule):
             of one sample or none.
         corruptions: another domain: amounts of `syncbn.data.corruptions` by name, for all three parts, after the
             augmentation; {"contrast": 0.4, "brightness": 0.5} makes x into 0.4·x + 0.5.
+        shard_by_class: each rank trains on its own digits alone: rank r of W on r, r + W, ...
 
     Raises:
         ValueError: a batch below 1 or larger than the training data, a fraction outside of (0, 1), fractions that leave
@@ -67,11 +64,9 @@ class DigitsDataModule(LightningDataModule):
         max_scale: float = 0.1,
         drop_last: bool = False,
         corruptions: Mapping[str, float] | None = None,
+        shard_by_class: bool = False,
     ) -> None:
-        super().__init__()
-        for name, size in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+        super().__init__(batch_size, eval_batch_size, seed, drop_last, shard_by_class)
         for name, fraction in {"val_fraction": val_fraction, "test_fraction": test_fraction}.items():
             if not 0 < fraction < 1:
                 raise ValueError(f"{name} must be above 0 and below 1, got {fraction}")
@@ -87,15 +82,9 @@ class DigitsDataModule(LightningDataModule):
         }.items():
             if not 0 <= limit < above:
                 raise ValueError(f"{name} must be at least 0 and below {above:g}, got {limit}")
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.seed = seed
         self.split_seed = split_seed
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
-        self.drop_last = drop_last
-        self._train_loader: BatchLoader | None = None
-        self._train_loader_state: dict[str, Any] | None = None
         self.images, self.labels = _load()
         self.augmentation: RandomAffine | None = None
         if augment:
@@ -104,59 +93,24 @@ class DigitsDataModule(LightningDataModule):
         self.corruptions = Corruptions(corruptions or {}, len(self.labels))
         self.train_indices, self.val_indices, self.test_indices = self._split()
 
-    def train_dataloader(self) -> BatchLoader:
-        """Shuffled batches of this rank, augmented."""
-        overfit = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
-        sampler = GlobalBatchSampler(
-            len(self.train_indices),
-            self.batch_size,
-            rank=self._rank,
-            world_size=self._world_size,
-            shuffle=not overfit,  # to overfit a batch is to see the same one again
-            seed=self.seed,
-            drop_last=self.drop_last,
-        )
-        self._train_loader = BatchLoader(self._fetch_train, sampler)
-        if self._train_loader_state is not None:
-            self._train_loader.load_state_dict(self._train_loader_state)
-            self._train_loader_state = None
-        return self._train_loader
+    def num_samples(self, part: Part) -> int:
+        """How many digits a part has."""
+        return len(self._rows(part))
 
-    def val_dataloader(self) -> BatchLoader:
-        """Each validation sample once, over all ranks."""
-        return self._eval_loader(self.val_indices)
+    def train_classes(self) -> np.ndarray:
+        """The digit of each training image."""
+        return self.labels[self.train_indices].numpy()
 
-    def test_dataloader(self) -> BatchLoader:
-        """Each test sample once, over all ranks."""
-        return self._eval_loader(self.test_indices)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The place in the epoch, for a checkpoint.
-
-        Lightning restores a loader by itself only if it is made after the checkpoint is read, and asking for the number
-        of steps, as a learning-rate schedule does, makes it before.
-        """
-        return {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Make the next training loader start where the checkpoint's stopped."""
-        self._train_loader_state = state_dict.get("train_loader")
-
-    def _eval_loader(self, part: Tensor) -> BatchLoader:
-        def fetch(indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
-            rows = part[indices]
-            return self.corruptions(self.images[rows], rows), self.labels[rows]
-
-        # A part smaller than one batch is one batch: nothing is learned from it, so its size doesn't matter.
-        batch_size = min(self.eval_batch_size, max(1, len(part) // self._world_size))
-        return BatchLoader(fetch, GlobalBatchSampler(len(part), batch_size, self._rank, self._world_size))
-
-    def _fetch_train(self, indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
-        rows = self.train_indices[indices]
+    def fetch(self, part: Part, indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
+        """Images (N, 1, 8, 8) and labels (N) of a part; of the training part augmented, as the epoch sees them."""
+        rows = self._rows(part)[indices]
         images = self.images[rows]
-        if self.augmentation is not None:
+        if part == "train" and self.augmentation is not None:
             images = self.augmentation(images, rows, epoch)
         return self.corruptions(images, rows), self.labels[rows]
+
+    def _rows(self, part: Part) -> Tensor:
+        return {"train": self.train_indices, "val": self.val_indices, "test": self.test_indices}[part]
 
     def _split(self) -> tuple[Tensor, Tensor, Tensor]:
         from sklearn.model_selection import train_test_split
@@ -169,14 +123,6 @@ class DigitsDataModule(LightningDataModule):
         )
         train, val = train_test_split(rest, test_size=num_val, stratify=labels[rest], random_state=self.split_seed)
         return torch.from_numpy(train), torch.from_numpy(val), torch.from_numpy(test)
-
-    @property
-    def _rank(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_rank
-
-    @property
-    def _world_size(self) -> int:
-        return 1 if self.trainer is None else self.trainer.world_size
 
 
 def _load() -> tuple[Tensor, Tensor]:

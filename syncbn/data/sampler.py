@@ -80,3 +80,56 @@ class GlobalBatchSampler:
         if not self.shuffle:
             return np.arange(self.num_samples)
         return np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
+
+
+class ClassShardSampler(GlobalBatchSampler):
+    """Batches of one rank that hold its own classes alone: rank r of W has the classes r, r + W, r + 2W, ...
+
+    Every rank has the same number of batches, as many as the rank with the most samples needs, so those of the others
+    are smaller. With `drop_last` all batches are full, and as many as the rank with the fewest samples has.
+
+    Args:
+        classes: the class of each sample, 0 to K - 1, (num_samples,).
+        batch_size: the most samples of one rank in a batch.
+        rank: this process, from 0 to world_size - 1.
+        world_size: number of processes, at most K.
+        shuffle: a new order each epoch.
+        seed: of the order.
+        drop_last: full batches alone.
+
+    Raises:
+        ValueError: what `GlobalBatchSampler` raises; more ranks than classes; a rank with fewer samples than a batch.
+    """
+
+    def __init__(
+        self,
+        classes: np.ndarray,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        super().__init__(len(classes), batch_size, rank, world_size, shuffle, seed, drop_last)
+        sizes = np.bincount(classes % world_size, minlength=world_size)
+        if sizes.min() < batch_size:
+            raise ValueError(
+                f"shard_by_class gives rank {sizes.argmin()} of {world_size} {sizes.min()} samples, fewer than a batch "
+                f"of {batch_size}: use at most as many ranks as there are classes ({classes.max() + 1}), or smaller "
+                "batches"
+            )
+        self.classes = classes
+        self.batch_size = batch_size
+        self.steps = sizes.min() // batch_size if drop_last else -(-sizes.max() // batch_size)
+
+    def __len__(self) -> int:
+        return int(self.steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self._order()
+        own = order[self.classes[order] % self.world_size == self.rank]
+        if self.drop_last:
+            own = own[: self.steps * self.batch_size]
+        for batch in np.array_split(own, self.steps):
+            yield batch.tolist()

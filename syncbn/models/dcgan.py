@@ -125,8 +125,6 @@ class DCGAN(nn.Module):
                     nn.init.zeros_(module.bias)
         attach_norms(self.generator)
         attach_norms(self.discriminator)
-        attach_norms(self.generator)
-        attach_norms(self.discriminator)
         average = get_ema_multi_avg_fn(average_decay)
         self.average = AveragedModel(self.generator, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
 

@@ -160,7 +160,6 @@ class BNInception(nn.Module):
         self.fc = nn.Linear(channels, num_classes)
         initialize_convolutions(self, activation)
         attach_norms(self)
-        attach_norms(self)
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(x, self.in_channels)

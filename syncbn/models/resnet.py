@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from syncbn.models.common import Norm, check_images, check_sizes, conv2d, global_average, initialize_convolutions
 from syncbn.models.residual import BasicBlock, Bottleneck, Placement, ResidualBlock, bias_before, check_placement
+from syncbn.norm.feeding import attach_norms
 from syncbn.norm.registry import NormFactory, norm_layer
 
 Stem = Literal["imagenet", "cifar"]
@@ -81,16 +82,25 @@ class ResNet(nn.Module):
             for module in self.modules():
                 if isinstance(module, ResidualBlock):
                     module.zero_init()
+        attach_norms(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(global_average(self.features(x)))
+        return self.fc(global_average(self.stages(x)[-1]))
 
-    def features(self, x: Tensor) -> Tensor:
-        """The last stage's output (N, expansion·8·width, H/stride, W/stride); stride 32, or 8 with the cifar stem."""
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """Outputs of the four stages (N, expansion·width·2^i, H/stride, W/stride), i and stride growing.
+
+        The strides are 4, 8, 16 and 32, or 1, 2, 4 and 8 with the cifar stem.
+        """
         check_images(x, self.in_channels)
         x = self.maxpool(self._first_norm(self.conv1(x)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return torch.relu(self.bn_last(x)) if self.placement == "pre_activation" else x
+        first = self.layer1(x)
+        second = self.layer2(first)
+        third = self.layer3(second)
+        last = self.layer4(third)
+        if self.placement == "pre_activation":
+            last = torch.relu(self.bn_last(last))
+        return [first, second, third, last]
 
     def _first_norm(self, x: Tensor) -> Tensor:
         if self.placement == "pre_activation":

@@ -12,6 +12,7 @@ from syncbn.training.checkpoint import AtomicCheckpointIO
 from syncbn.training.gan import GANTask
 from syncbn.training.plugin import SyncBatchNormPlugin
 from syncbn.training.schedule import cosine_with_warmup
+from syncbn.training.segmentation import SegmentationTask
 from syncbn.training.strategy import ddp
 from syncbn.training.task import ClassificationTask
 
@@ -26,6 +27,7 @@ __all__ = [
     "Plots",
     "Preemption",
     "SampleGrids",
+    "SegmentationTask",
     "SyncBatchNormPlugin",
     "WandbMedia",
     "cosine_with_warmup",

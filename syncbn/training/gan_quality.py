@@ -32,7 +32,7 @@ class GANQuality(nn.Module):
         epochs: of its training.
     """
 
-    def __init__(self, data: Any, device: torch.device | str = "cpu", seed: int = 0, epochs: int = 12) -> None:
+    def __init__(self, data: Any, device: torch.device | str = "cpu", seed: int = 0, epochs: int = 30) -> None:
         super().__init__()
         self.num_classes = data.num_classes
         self.features = Features(train_classifier(data, device, seed, epochs))
@@ -93,7 +93,7 @@ class Features(nn.Module):
         self.num_features = classifier.fc.in_features
 
     def forward(self, images: Tensor) -> Tensor:
-        return global_average(self.classifier.features(images))
+        return global_average(self.classifier.stages(images)[-1])
 
 
 def train_classifier(data: Any, device: torch.device | str, seed: int, epochs: int) -> ResNet:

@@ -90,13 +90,14 @@ class ClassificationTask(L.LightningModule):
         self._update(self.val_metrics, logits, labels)
         return logits
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Adds the batch to test/loss, test/acc and the confusion matrix."""
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Adds the batch to test/loss, test/acc and the confusion matrix; returns the logits."""
         images, labels = batch
         logits = self(images)
         self._update(self.test_metrics, logits, labels)
         if len(labels):  # torchmetrics can't reshape an empty batch, which a rank may have at the end of the data
             self.test_confusion.update(logits, labels)
+        return logits
 
     def on_test_epoch_end(self) -> None:
         """Makes `confusion_matrix` (num_classes, num_classes) of all ranks' samples: rows true, columns predicted."""

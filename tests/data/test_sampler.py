@@ -2,11 +2,12 @@
 
 from itertools import chain
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncbn.data import GlobalBatchSampler
+from syncbn.data import ClassShardSampler, GlobalBatchSampler
 
 
 @st.composite
@@ -82,3 +83,31 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
 def test_a_wrong_argument_says_what_is_allowed(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GlobalBatchSampler(**{"num_samples": 10, "batch_size": 2, **arguments})
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.booleans(), st.integers(0, 3))
+def test_class_shards_hold_each_sample_once_and_no_foreign_class(
+    world: int, batch: int, drop_last: bool, epoch: int
+) -> None:
+    classes = np.random.default_rng(0).integers(0, 5, size=100)
+    ranks = [ClassShardSampler(classes, batch, rank, world, True, 1, drop_last) for rank in range(world)]
+    for sampler in ranks:
+        sampler.set_epoch(epoch)
+    batches = [list(sampler) for sampler in ranks]
+
+    assert {len(of_rank) for of_rank in batches} == {len(ranks[0])}
+    for rank, of_rank in enumerate(batches):
+        own = list(chain.from_iterable(of_rank))
+        assert set(classes[own]) <= set(range(rank, 5, world))
+        assert len(own) == len(set(own))
+        sizes = {len(indices) for indices in of_rank}
+        assert max(sizes) <= batch
+        assert sizes == {batch} if drop_last else max(sizes) - min(sizes) <= 1
+    if not drop_last:
+        seen = chain.from_iterable(chain.from_iterable(batches))
+        assert sorted(seen) == list(range(100))
+
+
+def test_more_ranks_than_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"gives rank 2 of 3 0 samples, .* as there are classes \(2\)"):
+        ClassShardSampler(np.arange(30) % 2, batch_size=1, world_size=3)

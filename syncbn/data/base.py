@@ -1,0 +1,120 @@
+"""What every DataModule here has in common: global batches cut for the ranks, and a place in the epoch to resume at."""
+
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from syncbn.data.loader import BatchLoader
+from syncbn.data.sampler import ClassShardSampler, GlobalBatchSampler
+
+Part = Literal["train", "val", "test"]
+
+
+class GlobalBatchDataModule(LightningDataModule):
+    """Loaders over `fetch`, for data that is quick to make a batch of.
+
+    Use it with `Trainer(use_distributed_sampler=False)`: each rank takes its own part of the global batch here, without
+    padding. A subclass says how many samples a part has, and what a batch of them holds.
+
+    Args:
+        batch_size: training samples of one rank in a step; the global batch is this times the number of ranks.
+        eval_batch_size: samples of one rank in a validation or test step.
+        seed: of the order.
+        drop_last: leave out the last training batch of an epoch when it isn't full.
+        shard_by_class: each rank trains on its own classes alone: rank r of W on the classes r, r + W, ... A rank's
+            batch statistics are then those of its classes; synchronized ones are those of all.
+
+    Raises:
+        ValueError: a batch below 1.
+    """
+
+    num_classes: int
+    in_channels: int
+    image_size: tuple[int, int]
+    class_names: tuple[str, ...]
+
+    def __init__(
+        self, batch_size: int, eval_batch_size: int, seed: int, drop_last: bool, shard_by_class: bool = False
+    ) -> None:
+        super().__init__()
+        for name, size in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.drop_last = drop_last
+        self.shard_by_class = shard_by_class
+        self._train_loader: BatchLoader | None = None
+        self._train_loader_state: dict[str, Any] | None = None
+
+    def num_samples(self, part: Part) -> int:
+        """How many samples a part has."""
+        raise NotImplementedError
+
+    def fetch(self, part: Part, indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W) and labels of a part's samples, as an epoch sees them."""
+        raise NotImplementedError
+
+    def train_classes(self) -> np.ndarray:
+        """The class of each training sample, for `shard_by_class`."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> BatchLoader:
+        """Shuffled batches of this rank, augmented."""
+        overfit = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0
+        options: Any = {
+            "rank": self._rank,
+            "world_size": self._world_size,
+            "shuffle": not overfit,  # to overfit a batch is to see the same one again
+            "seed": self.seed,
+            "drop_last": self.drop_last,
+        }
+        if self.shard_by_class:
+            sampler: GlobalBatchSampler = ClassShardSampler(self.train_classes(), self.batch_size, **options)
+        else:
+            sampler = GlobalBatchSampler(self.num_samples("train"), self.batch_size, **options)
+        self._train_loader = BatchLoader(partial(self.fetch, "train"), sampler)
+        if self._train_loader_state is not None:
+            self._train_loader.load_state_dict(self._train_loader_state)
+            self._train_loader_state = None
+        return self._train_loader
+
+    def val_dataloader(self) -> BatchLoader:
+        """Each validation sample once, over all ranks."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> BatchLoader:
+        """Each test sample once, over all ranks."""
+        return self._eval_loader("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the epoch, for a checkpoint.
+
+        Lightning restores a loader by itself only if it is made after the checkpoint is read, and asking for the number
+        of steps, as a learning-rate schedule does, makes it before.
+        """
+        return {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Make the next training loader start where the checkpoint's stopped."""
+        self._train_loader_state = state_dict.get("train_loader")
+
+    def _eval_loader(self, part: Part) -> BatchLoader:
+        # A part smaller than one batch is one batch: nothing is learned from it, so its size doesn't matter.
+        size = self.num_samples(part)
+        batch_size = min(self.eval_batch_size, max(1, size // self._world_size))
+        return BatchLoader(
+            partial(self.fetch, part), GlobalBatchSampler(size, batch_size, self._rank, self._world_size)
+        )
+
+    @property
+    def _rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
+    def _world_size(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size

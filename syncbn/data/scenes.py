@@ -1,0 +1,117 @@
+"""Canvases of real handwritten digits, composed when they are asked for, with a label for each pixel."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from syncbn.data.base import GlobalBatchDataModule, Part
+from syncbn.data.digits import BACKGROUND, DigitsDataModule
+
+INK = -0.25  # a pixel of a digit from this value on; between the background's -1 and the stroke's 1
+_PARTS: dict[Part, int] = {"train": 0, "val": 1, "test": 2}
+
+
+class ScenesDataModule(GlobalBatchDataModule):
+    """Images (N, 1, size, size) float32, about [-1, 1], and labels (N, size, size) int64: 0 background, 1 + d digit d.
+
+    A scene is a few digits of scikit-learn's, each enlarged by a factor of its own, at a random place, with a random
+    contrast, the later over the earlier ones, on a slope of grey with noise. A pixel belongs to a digit where its ink
+    is. Scenes of the test are made of digits that training never shows: the parts are those of `DigitsDataModule`.
+
+    Scene i is a function of (seed, epoch, i), so that every epoch has new ones, whatever the number of ranks; for
+    validation and test one of (split_seed, i). The loaders are those of `GlobalBatchDataModule`.
+
+    Args:
+        batch_size: training scenes of one rank in a step.
+        eval_batch_size: scenes of one rank in a validation or test step.
+        seed: of the training scenes and their order.
+        split_seed: of the digits' split, and of the scenes of validation and test.
+        size: height and width in pixels.
+        num_train: scenes in an epoch.
+        num_val: scenes in validation.
+        num_test: scenes in the test.
+        max_digits: a scene has 1 to this many.
+        max_scale: digits are enlarged from their 8 pixels by 1 to this.
+        noise: deviation of the noise on every pixel.
+        drop_last: leave out the last training batch of an epoch when it isn't full.
+
+    Raises:
+        ValueError: a number below 1, negative noise, or digits larger than the canvas.
+
+    Source: the digits are those of `DigitsDataModule`; the task follows Long et al., CVPR 2015,
+    https://arxiv.org/abs/1411.4038.
+    """
+
+    num_classes = 11
+    in_channels = 1
+    class_names = ("background", *"0123456789")
+
+    def __init__(
+        self,
+        batch_size: int = 2,
+        eval_batch_size: int = 32,
+        seed: int = 0,
+        split_seed: int = 0,
+        size: int = 32,
+        num_train: int = 400,
+        num_val: int = 100,
+        num_test: int = 200,
+        max_digits: int = 4,
+        max_scale: float = 2.0,
+        noise: float = 0.1,
+        drop_last: bool = False,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed, drop_last)
+        counts = {"num_train": num_train, "num_val": num_val, "num_test": num_test, "max_digits": max_digits}
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
+        if not 1 <= max_scale <= size / 8:
+            raise ValueError(
+                f"max_scale must be from 1 to {size / 8:g}, got {max_scale}: digits of 8 pixels, a canvas of {size}"
+            )
+        if noise < 0:
+            raise ValueError(f"noise must be at least 0, got {noise}")
+        self.image_size = (size, size)
+        self.split_seed = split_seed
+        self.counts: dict[Part, int] = {"train": num_train, "val": num_val, "test": num_test}
+        self.max_digits = max_digits
+        self.max_scale = max_scale
+        self.noise = noise
+        self.digits = DigitsDataModule(split_seed=split_seed, augment=False)
+
+    def num_samples(self, part: Part) -> int:
+        """How many scenes a part has."""
+        return self.counts[part]
+
+    def fetch(self, part: Part, indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
+        """Images (N, 1, size, size) and labels (N, size, size) of a part's scenes, as the epoch sees them."""
+        seed = [self.seed, epoch] if part == "train" else [self.split_seed, 0]
+        scenes = [self.scene(part, np.random.default_rng([*seed, _PARTS[part], index])) for index in indices]
+        if not scenes:
+            return torch.empty(0, 1, *self.image_size), torch.empty(0, *self.image_size, dtype=torch.long)
+        images, labels = zip(*scenes, strict=True)
+        return torch.stack(images), torch.stack(labels)
+
+    def scene(self, part: Part, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """One image (1, size, size) and its labels (size, size), of digits of the part."""
+        size = self.image_size[0]
+        image = torch.full((size, size), BACKGROUND)
+        labels = torch.zeros(size, size, dtype=torch.long)
+        for _ in range(random.integers(1, self.max_digits + 1)):
+            digit, label = self.digits.fetch(part, [int(random.integers(self.digits.num_samples(part)))], 0)
+            side = round(8 * random.uniform(1, self.max_scale))
+            digit = F.interpolate(digit, size=(side, side), mode="bilinear", align_corners=False)[0, 0]
+            top, left = random.integers(0, size - side + 1, size=2)
+            place = slice(top, top + side), slice(left, left + side)
+            ink = digit > INK
+            contrast = random.uniform(0.5, 1)
+            faded = (digit - BACKGROUND) * contrast + BACKGROUND
+            image[place] = torch.where(ink, faded, torch.maximum(image[place], faded))
+            labels[place] = torch.where(ink, label + 1, labels[place])
+        light, slope_down, slope_right = random.uniform(0, 0.4, size=3)
+        ramp = torch.linspace(0, 1, size)
+        image = image + light + slope_down * ramp[:, None] + slope_right * ramp
+        image = image + self.noise * torch.from_numpy(random.standard_normal((size, size))).float()
+        return image.unsqueeze(0), labels
