@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         norm_layer,
         revert,
     )
-    from syncbn.policy import adapt, freeze, fuse, inspect, recalibrate, unfreeze, verify
+    from syncbn.policy import adapt, freeze, fuse, inspect, prune, recalibrate, unfreeze, verify
     from syncbn.run_folder import load_run
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "load_run",
     "mean_over_ranks",
     "norm_layer",
+    "prune",
     "recalibrate",
     "revert",
     "unfreeze",
@@ -48,6 +49,7 @@ _HOMES = {
     "load_run": "syncbn.run_folder",
     "mean_over_ranks": "syncbn.norm",
     "norm_layer": "syncbn.norm",
+    "prune": "syncbn.policy",
     "recalibrate": "syncbn.policy",
     "revert": "syncbn.norm",
     "unfreeze": "syncbn.policy",

@@ -4,11 +4,13 @@ from syncbn.policy.adapt import Tent, adapt, use_batch_statistics, use_running_s
 from syncbn.policy.freeze import freeze, unfreeze
 from syncbn.policy.fuse import Fusion, fuse, plan_fusion
 from syncbn.policy.inspect import inspect
+from syncbn.policy.prune import Cost, cost_of, prune
 from syncbn.policy.recalibrate import recalibrate
 from syncbn.policy.report import NormReport, NormRow, NormWarning
 from syncbn.policy.verify import VerifyReport, verify
 
 __all__ = [
+    "Cost",
     "Fusion",
     "NormReport",
     "NormRow",
@@ -16,10 +18,12 @@ __all__ = [
     "Tent",
     "VerifyReport",
     "adapt",
+    "cost_of",
     "freeze",
     "fuse",
     "inspect",
     "plan_fusion",
+    "prune",
     "recalibrate",
     "unfreeze",
     "use_batch_statistics",

@@ -2,6 +2,7 @@
 
 from syncbn.training.callbacks.epoch_lines import EpochLines
 from syncbn.training.callbacks.exact_resume import ExactResume
+from syncbn.training.callbacks.norm_l1 import NormL1
 from syncbn.training.callbacks.norm_monitor import NormMonitor
 from syncbn.training.callbacks.norm_statistics import NormStatisticsRecorder
 from syncbn.training.callbacks.plots import Plots
@@ -22,6 +23,7 @@ __all__ = [
     "EpochLines",
     "ExactResume",
     "GANTask",
+    "NormL1",
     "NormMonitor",
     "NormStatisticsRecorder",
     "Plots",

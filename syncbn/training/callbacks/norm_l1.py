@@ -1,0 +1,35 @@
+"""An L1 penalty on the scales of norms, which tells the channels that aren't needed."""
+
+import lightning.pytorch as L
+import torch
+from torch.optim import Optimizer
+
+from syncbn.policy.layers import is_batch_norm
+
+
+class NormL1(L.Callback):
+    """Adds `strength`·Σ|γ| over all batch norms to what is minimized: its gradient, strength·sign(γ), to that of γ.
+
+    Scales of channels that don't help go to 0, so that `syncbn.prune` can remove them. The logged loss is without the
+    penalty. γ should have no weight decay beside it (`ClassificationTask` gives it none).
+
+    Args:
+        strength: greater than 0; 1e-4 is the paper's, for 160 epochs.
+
+    Raises:
+        ValueError: a strength that isn't greater than 0.
+
+    Source: Liu et al., Network Slimming, ICCV 2017, https://arxiv.org/abs/1708.06519, equation 1.
+    """
+
+    def __init__(self, strength: float = 1e-4) -> None:
+        if not strength > 0:
+            raise ValueError(f"strength must be greater than 0, got {strength}")
+        self.strength = strength
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        """Add the penalty's gradient."""
+        for layer in pl_module.modules():
+            gamma = getattr(layer, "weight", None)
+            if is_batch_norm(layer) and isinstance(gamma, torch.Tensor) and gamma.grad is not None:
+                gamma.grad.add_(gamma.detach().sign(), alpha=self.strength)
