@@ -35,6 +35,17 @@ class GhostBatchNorm(BatchNorm):
 
 
 @dataclass
+class BatchRenorm(_Affine):
+    r_max: Annotated[float, Range(low=1)] = 3.0
+    d_max: NotNegative = 5.0
+    start_step: Natural = 5_000
+    r_max_step: Natural = 40_000
+    d_max_step: Natural = 25_000
+    momentum: Fraction | None = 0.1
+    bias: bool = True
+
+
+@dataclass
 class FrozenBatchNorm(_Affine):
     bias: bool = True
 
@@ -103,6 +114,7 @@ NORMS: dict[str, type] = {
     "rms": _Affine,
     "filter_response": FilterResponseNorm,
     "weight": WeightNorm,
+    "batch_renorm": BatchRenorm,
     "spectral": SpectralNorm,
     "ghost": GhostBatchNorm,
     "switchable": BatchNorm,

@@ -2,6 +2,7 @@
 
 from syncbn.norm.batch import BatchNorm
 from syncbn.norm.batch_free import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+from syncbn.norm.batch_renorm import BatchRenorm
 from syncbn.norm.convert import convert, revert
 from syncbn.norm.cross_iteration import CrossIterationBatchNorm
 from syncbn.norm.decorrelated import DecorrelatedBatchNorm
@@ -18,6 +19,7 @@ from syncbn.norm.sync import SyncBatchNorm
 __all__ = [
     "BatchNorm",
     "CrossIterationBatchNorm",
+    "BatchRenorm",
     "DecorrelatedBatchNorm",
     "DynamicErf",
     "DynamicTanh",

@@ -211,7 +211,7 @@ class SyncBatchNorm(TrackingNorm):
             group = self.communicating_group() if self.training else None
             self._check_batch(input, group)
             moments = self.choose_moments(input, mask, group)
-            output = normalize(input, *self.affine_parameters(input), moments, self.eps, group)
+            output = self.normalize_batch(input, moments, group)
             if self.training:
                 self.track(moments)
         else:
@@ -225,6 +225,10 @@ class SyncBatchNorm(TrackingNorm):
     def choose_moments(self, input: Tensor, mask: Tensor | None, group: ProcessGroup | None) -> Moments:
         """The moments to normalize by in training: those of the batches of all ranks of the group."""
         return group_moments(input, mask, group)
+
+    def normalize_batch(self, input: Tensor, moments: Moments, group: ProcessGroup | None) -> Tensor:
+        """y in training, by the moments that were chosen."""
+        return normalize(input, *self.affine_parameters(input), moments, self.eps, group)
 
     def _check_batch(self, input: Tensor, group: ProcessGroup | None) -> None:
         if group is None and input.numel() == self.num_features:

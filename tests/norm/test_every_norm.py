@@ -22,8 +22,9 @@ from tests.ranks import Ranks
 
 C = 8
 
-# Options without which a norm doesn't fit 8 channels.
+# Options without which a norm doesn't fit 8 channels, or would not be itself within a few steps.
 OPTIONS: dict[str, dict[str, Any]] = {
+    "batch_renorm": {"start_step": 0, "r_max_step": 2, "d_max_step": 2},
     "group": {"groups": 2},
     "decorrelated": {"group_size": 4},
     "ghost": {"ghost_batch_size": 2},
@@ -335,6 +336,7 @@ def test_extreme_inputs_give_finite_numbers_or_a_clear_error(name: str, extreme:
 
 # A value that isn't the default, where none can be made from the default's type.
 OTHER_VALUES = {
+    ("batch_renorm", "start_step"): 1,
     ("group", "groups"): 4,
     ("decorrelated", "group_size"): 2,
     ("dynamic_tanh", "channel_dim"): -1,
