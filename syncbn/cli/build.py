@@ -10,6 +10,7 @@ import hydra.utils
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -117,10 +118,15 @@ def build_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[L
         num_nodes=num_nodes,
         callbacks=[*callbacks, ExactResume(), Preemption(Path(config.paths.output_dir, LAST))],
         logger=loggers or False,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *_environment(world)],
         default_root_dir=config.paths.output_dir,
         use_distributed_sampler=False,
     )
+
+
+def _environment(world: World) -> list[SLURMEnvironment]:
+    """Under srun, SLURM's: Lightning doesn't see it by itself where the job's name is that of a shell, as in salloc."""
+    return [SLURMEnvironment(auto_requeue=False)] if world.launcher == "srun" else []
 
 
 def _check_accelerator(accelerator: str) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from syncbn.launch.run_id import VARIABLE
+from syncbn.launch.slurm import requeue
 from syncbn.launch.world import current_world
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -143,7 +144,10 @@ def requested() -> int:
 
 
 def say(where: str, signum: int) -> None:
-    """Tell, on rank 0 and once, that the run was stopped and how it goes on."""
+    """Tell, on rank 0 and once, that the run was stopped and how it goes on.
+
+    SIGUSR1 is what SLURM was told to send before a job's time is over (slurm/train.sbatch): the job is queued again.
+    """
     spawned = os.environ.get("LOCAL_RANK", "0")  # a rank that Lightning started; current_world knows launchers alone
     if current_world().rank or int(spawned) or (_active and _active.said):
         return
@@ -152,6 +156,8 @@ def say(where: str, signum: int) -> None:
     run_id = os.environ.get(VARIABLE)
     how = f"; to go on, add run_id={run_id} resume=auto" if run_id else ""
     print(f"\nstopped by {signal.Signals(signum).name} {where}{how}", file=sys.stderr, flush=True)
+    if signum == signal.SIGUSR1 and (answer := requeue()):
+        print(answer, file=sys.stderr, flush=True)
 
 
 def _leave_it_to_the_thread(signum: int, frame: object) -> None:

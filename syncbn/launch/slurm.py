@@ -1,0 +1,19 @@
+"""Give a job that SLURM is about to end back to its queue."""
+
+import os
+import subprocess
+from collections.abc import Mapping
+
+
+def requeue(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Queue the batch job of this process again, under the same id; what came of it, or None outside of a batch job.
+
+    A shell inside `salloc` isn't one: nobody could start its commands again.
+    """
+    if environ.get("ENVIRONMENT") != "BATCH" or "SLURM_JOB_ID" not in environ:
+        return None
+    job = environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    return f"SLURM starts job {job} again" if done.returncode == 0 else f"SLURM doesn't: {done.stderr.strip()}"

@@ -1,0 +1,31 @@
+"""The cluster, started once, and a folder to submit from."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster, why_not
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A running SLURM; the tests are skipped, with the reason, where there can be none."""
+    if reason := why_not():
+        pytest.skip(reason)
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What a user's clone of the repository is to sbatch, with room for logs and outputs of its own."""
+    for name in ("scripts", "slurm"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    return tmp_path

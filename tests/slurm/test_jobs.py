@@ -1,0 +1,145 @@
+"""The files of slurm/, submitted to a real SLURM as a user would."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from syncbn.launch.resume import LAST
+from tests.slurm.cluster import Cluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.distributed]
+
+SHORT = (
+    "experiment=digits",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=3",
+    "trainer.limit_val_batches=1",
+    "callbacks=checkpoint",
+    "model.width=4",
+)
+
+
+def submit(cluster: Cluster, folder: Path, *arguments: str, **environ: str) -> str:
+    """`sbatch arguments` in `folder`, with this Python in the PATH; the job's id."""
+    inherited = {key: value for key, value in cluster.environ.items() if not key.startswith(("SYNCBN_", "SLURM_JOB"))}
+    bin_folder = Path(sys.executable).parent
+    environment = {
+        **inherited,
+        "PATH": f"{bin_folder}:{inherited['PATH']}",
+        "VIRTUAL_ENV": str(bin_folder.parent),
+        "OMP_NUM_THREADS": "1",
+        **environ,
+    }
+    done = subprocess.run(
+        ["sbatch", "--parsable", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def log(folder: Path, job: str) -> str:
+    return (folder / f"slurm-{job}.log").read_text()
+
+
+def test_one_task_a_rank_on_two_nodes(cluster: Cluster, checkout: Path) -> None:
+    script = ("--nodes=2", "--ntasks-per-node=1", "slurm/train.sbatch")
+    job = submit(cluster, checkout, *script, *SHORT, "norm=layer")
+    assert cluster.wait(job) == "COMPLETED", log(checkout, job)
+    output = log(checkout, job)
+    assert "norm=layer" in output
+    assert "processes:     2 on cpu" in output
+    assert output.count("test accuracy:") == 1
+    assert [run.name for run in (checkout / "outputs").iterdir()] == [f"slurm-{job}"]
+
+
+def test_torchrun_on_two_nodes_of_two_ranks(cluster: Cluster, checkout: Path) -> None:
+    job = submit(cluster, checkout, "--nodes=2", "slurm/torchrun.sbatch", *SHORT, RANKS_PER_NODE="2")
+    assert cluster.wait(job) == "COMPLETED", log(checkout, job)
+    output = log(checkout, job)
+    assert "processes:     4 on cpu" in output
+    assert output.count("test accuracy:") == 1
+    assert [run.name for run in (checkout / "outputs").iterdir()] == [f"slurm-{job}"]
+
+
+def test_a_job_whose_time_is_over_is_queued_again_and_goes_on(cluster: Cluster, checkout: Path) -> None:
+    """Two tasks on one node. The signal is sent by hand: SLURM's clock has minutes."""
+    longer = [argument for argument in SHORT if "limit_train" not in argument]
+    options = ("trainer.max_epochs=2", "callbacks=[checkpoint,lr_monitor]", "trainer.log_every_n_steps=1")
+    job = submit(cluster, checkout, "slurm/train.sbatch", *longer, *options)
+    run = checkout / "outputs" / f"slurm-{job}"
+    deadline = time.monotonic() + 120
+    while len(rows(run)) < 5:
+        assert time.monotonic() < deadline, log(checkout, job)
+        assert cluster.state(job) in ("PENDING", "RUNNING"), log(checkout, job)
+        time.sleep(0.05)
+    cluster.run("scancel", "--signal=USR1", job)
+    assert cluster.wait(job) == "COMPLETED", log(checkout, job)
+
+    output = log(checkout, job)
+    assert cluster.restarts(job) == 1
+    (step,) = re.findall(r"stopped by SIGUSR1 in epoch \d at step (\d+)", output)
+    assert f"SLURM starts job {job} again" in output
+    assert f"resumed:       after step {step}" in output
+    assert [path.name for path in (checkout / "outputs").iterdir()] == [run.name]
+    steps = [int(row["step"]) for row in rows(run) if row["lr-SGD/pg1"]]
+    assert steps == list(range(34 // 2 * 2))  # of 2 epochs of 17 batches: each once
+    assert (run / LAST).is_file()
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    path = run / "metrics.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_an_array_is_a_run_for_each_line(cluster: Cluster, checkout: Path) -> None:
+    (checkout / "runs.txt").write_text("norm=sync seed=1\nnorm=group norm.groups=4\n")
+    job = submit(cluster, checkout, "--array=1-2", "slurm/array.sbatch", "runs.txt", *SHORT)
+    assert {cluster.wait(f"{job}_{task}") for task in (1, 2)} == {"COMPLETED"}
+    assert sorted(run.name for run in (checkout / "outputs").iterdir()) == [f"slurm-{job}-1", f"slurm-{job}-2"]
+    assert "norm=sync" in log(checkout, f"{job}_1")
+    assert "norm=group" in log(checkout, f"{job}_2")
+
+
+def test_a_job_that_fails_says_why_and_is_not_queued_again(cluster: Cluster, checkout: Path) -> None:
+    job = submit(cluster, checkout, "slurm/train.sbatch", "norm=snyc")
+    assert cluster.wait(job) == "FAILED"
+    assert "norm=snyc: no such choice; did you mean 'sync'?" in log(checkout, job)
+    assert cluster.restarts(job) == 0
+    assert not (checkout / "outputs").exists()
+
+
+def test_from_elsewhere_it_says_where_to_submit_from(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "slurm").symlink_to(Path(__file__).parents[2] / "slurm")
+    job = submit(cluster, tmp_path, "slurm/train.sbatch")
+    assert cluster.wait(job) == "FAILED"
+    assert "submit from the repository's folder" in log(tmp_path, job)
+
+
+def test_interactive_runs_in_the_terminal(cluster: Cluster, checkout: Path) -> None:
+    environment = {**cluster.environ, "PATH": f"{Path(sys.executable).parent}:{cluster.environ['PATH']}"}
+    environment |= {"VIRTUAL_ENV": "x", "OMP_NUM_THREADS": "1"}
+    command = ["slurm/interactive.sh", "--nodes=1", "--", *SHORT, "test=false"]
+    done = subprocess.run(
+        command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "processes:     2 on cpu" in done.stdout
+    (run,) = (checkout / "outputs").iterdir()
+    assert re.fullmatch(r"slurm-\d+-\d+", run.name)
+
+
+def test_each_file_is_a_shell_script_without_mistakes() -> None:
+    for path in (Path(__file__).parents[2] / "slurm").iterdir():
+        if path.suffix != ".md":
+            subprocess.run(["bash", "-n", str(path)], check=True)
+            assert "node1" not in path.read_text()
+    assert os.access(Path(__file__).parents[2] / "slurm" / "interactive.sh", os.X_OK)
