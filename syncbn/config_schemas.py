@@ -35,6 +35,13 @@ class GhostBatchNorm(BatchNorm):
 
 
 @dataclass
+class AdaptiveBatchNorm(_Affine):
+    domains: Count = 2
+    momentum: Fraction | None = 0.1
+    bias: bool = True
+
+
+@dataclass
 class BatchRenorm(_Affine):
     r_max: Annotated[float, Range(low=1)] = 3.0
     d_max: NotNegative = 5.0
@@ -108,15 +115,17 @@ NORMS: dict[str, type] = {
     "batch": BatchNorm,
     "sync": BatchNorm,
     "cross_iteration": CrossIterationBatchNorm,
+    "adaptive": AdaptiveBatchNorm,
+    "batch_renorm": BatchRenorm,
     "frozen": FrozenBatchNorm,
+    "ghost": GhostBatchNorm,
     "group": GroupNorm,
     "layer": _Affine,
     "rms": _Affine,
     "filter_response": FilterResponseNorm,
     "weight": WeightNorm,
-    "batch_renorm": BatchRenorm,
     "spectral": SpectralNorm,
-    "ghost": GhostBatchNorm,
+    "recurrent": RecurrentBatchNorm,
     "switchable": BatchNorm,
     "decorrelated": DecorrelatedBatchNorm,
     "dynamic_tanh": DynamicTanh,

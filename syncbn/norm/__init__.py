@@ -1,5 +1,6 @@
 """Normalization layers. Imports torch and nothing else."""
 
+from syncbn.norm.adaptive import AdaptiveBatchNorm, domain, set_domain
 from syncbn.norm.batch import BatchNorm
 from syncbn.norm.batch_free import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from syncbn.norm.batch_renorm import BatchRenorm
@@ -17,6 +18,7 @@ from syncbn.norm.switchable import SwitchableNorm
 from syncbn.norm.sync import SyncBatchNorm
 
 __all__ = [
+    "AdaptiveBatchNorm",
     "BatchNorm",
     "CrossIterationBatchNorm",
     "BatchRenorm",
@@ -36,8 +38,10 @@ __all__ = [
     "WeightNorm",
     "available_norms",
     "convert",
+    "domain",
     "mean_over_ranks",
     "norm_layer",
     "register",
     "revert",
+    "set_domain",
 ]

@@ -120,9 +120,9 @@ def _converted(old: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:
     num_features = arguments.pop("num_features")
     shared = {key: value for key, value in arguments.items() if key in norm_options(name)}
     new = norm_layer(name, **(shared | options))(num_features)
-    some_tensor = next((t for t in (*old.parameters(), *old.buffers())), None)
+    some_tensor = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), None)
     if some_tensor is not None:
-        new.to(some_tensor.device)
+        new.to(some_tensor.device, some_tensor.dtype)
     _hand_over(old, new)
     if isinstance(new, TrackingNorm):
         new.adopt(old)
