@@ -2,11 +2,13 @@
 
 from syncbn.training.callbacks.epoch_lines import EpochLines
 from syncbn.training.callbacks.exact_resume import ExactResume
+from syncbn.training.callbacks.finetune import FreezeNorm, GradualUnfreezing, TrainOnly
 from syncbn.training.callbacks.norm_l1 import NormL1
 from syncbn.training.callbacks.norm_monitor import NormMonitor
 from syncbn.training.callbacks.norm_statistics import NormStatisticsRecorder
 from syncbn.training.callbacks.plots import Plots
 from syncbn.training.callbacks.preemption import Preemption
+from syncbn.training.callbacks.recalibrate_norm import RecalibrateNorm
 from syncbn.training.callbacks.sample_grids import SampleGrids
 from syncbn.training.callbacks.wandb_media import WandbMedia
 from syncbn.training.checkpoint import AtomicCheckpointIO
@@ -22,15 +24,19 @@ __all__ = [
     "ClassificationTask",
     "EpochLines",
     "ExactResume",
+    "FreezeNorm",
     "GANTask",
+    "GradualUnfreezing",
     "NormL1",
     "NormMonitor",
     "NormStatisticsRecorder",
     "Plots",
     "Preemption",
+    "RecalibrateNorm",
     "SampleGrids",
     "SegmentationTask",
     "SyncBatchNormPlugin",
+    "TrainOnly",
     "WandbMedia",
     "cosine_with_warmup",
     "ddp",

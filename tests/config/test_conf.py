@@ -15,7 +15,10 @@ from syncbn.launch.world import World
 
 GROUPS = {group: choices for group, choices in config_groups([conf_dir()]).items() if group != "wandb"}
 ALL = [(group, choice) for group, choices in GROUPS.items() for choice in choices]
-COMPANIONS = {("task", "gan"): ["model=dcgan"], ("task", "segmentation"): ["model=fcn_resnet18", "data=scenes"]}  # what a choice doesn't go without
+COMPANIONS = {
+    ("task", "gan"): ["model=dcgan"],
+    ("task", "segmentation"): ["model=fcn_resnet18", "data=scenes"],
+}  # what a choice doesn't go without
 TWO_RANKS = World("torchrun", rank=0, local_rank=0, world_size=2, local_world_size=2, num_nodes=1)
 ONE_RANK = World("python", rank=0, local_rank=0, world_size=1, local_world_size=1, num_nodes=1)
 
@@ -43,7 +46,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_the_groups_are_those_that_users_of_the_template_know() -> None:
     training = {"norm", "model", "data", "task", "optimizer", "scheduler", "trainer"}
-    assert set(GROUPS) == training | {"logger", "callbacks", "experiment", "debug"}
+    assert set(GROUPS) == training | {"logger", "callbacks", "experiment", "debug", "finetune"}
     assert {"default", "cpu", "gpu", "ddp", "ddp_sim"} <= set(GROUPS["trainer"])
     assert {"csv", "wandb", "tensorboard", "many_loggers"} <= set(GROUPS["logger"])
     assert {"default", "fast", "overfit", "profiler"} <= set(GROUPS["debug"])

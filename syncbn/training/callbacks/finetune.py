@@ -1,0 +1,187 @@
+"""Fine-tuning policies: which layers learn, and whether their norms' statistics move."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+import lightning.pytorch as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import syncbn
+from syncbn.policy.freeze import has_frozen_statistics
+from syncbn.policy.layers import buffers_of, is_norm
+
+
+class FreezeNorm(L.Callback):
+    """Freezes norms for the time of a fit, by `syncbn.freeze`, and proves at its end that nothing of them has moved.
+
+    It freezes before the optimizer is made, so that frozen γ and β aren't in its groups, and unfreezes after the fit.
+
+    Args:
+        stats: freeze running statistics.
+        affine: freeze γ and β.
+        include: globs of module names in the LightningModule, for example ["net.layer1.*"]; all when None.
+        exclude: globs of module names to leave as they are.
+
+    Raises:
+        MisconfigurationException: a glob that matches no norm, or a norm without running statistics to freeze.
+        RuntimeError: at the end of the fit, a frozen buffer or parameter isn't bit for bit what it was.
+    """
+
+    def __init__(
+        self,
+        stats: bool = True,
+        affine: bool = False,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+    ) -> None:
+        self.stats, self.affine, self.include, self.exclude = stats, affine, include, exclude
+        self._before: dict[str, Tensor] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Freeze."""
+        if stage == "fit":
+            with _refusing():
+                syncbn.freeze(
+                    pl_module, stats=self.stats, affine=self.affine, include=self.include, exclude=self.exclude
+                )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember what is frozen; a checkpoint has been loaded by now."""
+        self._before = {name: tensor.detach().clone() for name, tensor in self._frozen(pl_module)}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare, bit for bit."""
+        moved = [name for name, tensor in self._frozen(pl_module) if not torch.equal(tensor, self._before[name])]
+        if moved:
+            raise RuntimeError(f"frozen by FreezeNorm, and changed during the fit: {', '.join(moved)}")
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Unfreeze."""
+        if stage == "fit":
+            syncbn.unfreeze(pl_module, stats=self.stats, affine=self.affine, include=self.include, exclude=self.exclude)
+
+    def _frozen(self, pl_module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        for path, layer in pl_module.named_modules():
+            if is_norm(layer):
+                tensors = buffers_of(layer) if has_frozen_statistics(layer) else {}
+                tensors |= {name: p for name, p in layer.named_parameters(recurse=False) if not p.requires_grad}
+                yield from ((f"{path}.{name}", tensor) for name, tensor in tensors.items())
+
+
+class TrainOnly(L.Callback):
+    """Trains the norms' γ and β, or named layers, or both; everything else has no gradient and isn't in the optimizer.
+
+    Args:
+        layers: globs of parameter names in the LightningModule, for example ["net.fc.*"].
+        norms: train γ and β of every norm, too.
+
+    Raises:
+        ValueError: nothing to train.
+        MisconfigurationException: a glob that matches no parameter.
+    """
+
+    def __init__(self, layers: Sequence[str] = (), norms: bool = False) -> None:
+        if not layers and not norms:
+            raise ValueError("nothing would be trained: name layers, or set norms=True")
+        self.layers, self.norms = tuple(layers), norms
+        self._was_trainable: list[nn.Parameter] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave out the others, before the optimizer is made."""
+        if stage != "fit":
+            return
+        with _refusing():
+            chosen = {p for glob in self.layers for p in matching(pl_module, glob)}
+        if self.norms:
+            chosen |= {p for m in pl_module.modules() if is_norm(m) for p in m.parameters(recurse=False)}
+        self._was_trainable = [p for p in pl_module.parameters() if p.requires_grad]
+        for parameter in self._was_trainable:
+            parameter.requires_grad_(parameter in chosen)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Make everything trainable again that was."""
+        for parameter in self._was_trainable:
+            parameter.requires_grad_(True)
+        self._was_trainable = []
+
+
+class GradualUnfreezing(L.Callback):
+    """Trains the first stage alone, then one stage more every n epochs; keeps statistics still in the last epochs.
+
+    Parameters whose turn hasn't come get their gradients taken away before the optimizer's step, so that it leaves them
+    alone, weight decay and momentum included. The optimizer has all of them from the start, and DDP needs no option.
+
+    Args:
+        stages: globs of parameter names in the LightningModule, in order, for example ["net.fc.*", "net.layer4.*"].
+            What none of them matches is trained after the last.
+        every_n_epochs: epochs between two stages.
+        frozen_stats_epochs: the last epochs of the fit, in which running statistics don't move.
+
+    Raises:
+        ValueError: a number out of range.
+        MisconfigurationException: a glob that matches no parameter, or `frozen_stats_epochs` without max_epochs.
+
+    Source: Howard & Ruder, Universal Language Model Fine-tuning, ACL 2018, https://arxiv.org/abs/1801.06146, section
+    3.3.
+    """
+
+    def __init__(self, stages: Sequence[str], every_n_epochs: int = 1, frozen_stats_epochs: int = 0) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
+        if frozen_stats_epochs < 0:
+            raise ValueError(f"frozen_stats_epochs must be at least 0, got {frozen_stats_epochs}")
+        if not stages:
+            raise ValueError("stages must name at least one")
+        self.stages, self.every_n_epochs = tuple(stages), every_n_epochs
+        self.frozen_stats_epochs = frozen_stats_epochs
+        self._waiting: list[nn.Parameter] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Look whether every stage is there."""
+        with _refusing():
+            for glob in self.stages:
+                matching(pl_module, glob)
+        if stage == "fit" and self.frozen_stats_epochs and not (trainer.max_epochs and trainer.max_epochs > 0):
+            raise MisconfigurationException("frozen_stats_epochs counts from the end: give the trainer max_epochs")
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the next stage in; freeze statistics when it is time."""
+        turns = 1 + trainer.current_epoch // self.every_n_epochs
+        begun = {p for glob in self.stages[:turns] for p in matching(pl_module, glob)}
+        everything = turns > len(self.stages)
+        self._waiting = [] if everything else [p for p in pl_module.parameters() if p not in begun]
+        if self.frozen_stats_epochs and trainer.current_epoch + self.frozen_stats_epochs == trainer.max_epochs:
+            syncbn.freeze(pl_module)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        """Take the gradients of those that wait."""
+        for parameter in self._waiting:
+            parameter.grad = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let statistics move again."""
+        if self.frozen_stats_epochs:
+            syncbn.unfreeze(pl_module, affine=False)
+
+
+def matching(module: nn.Module, glob: str) -> list[nn.Parameter]:
+    """The parameters that a glob names; ValueError where there is none."""
+    named = list(module.named_parameters())
+    found = [parameter for name, parameter in named if fnmatchcase(name, glob)]
+    if not found:
+        examples = ", ".join(name for name, _ in named[:4])
+        raise ValueError(f"no parameter is named {glob!r}; there are {examples}, ...")
+    return found
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What a fit can't start with is told as Lightning tells it, so that the command line answers it in one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise MisconfigurationException(str(error)) from error

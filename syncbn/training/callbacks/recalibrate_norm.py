@@ -1,0 +1,49 @@
+"""Running statistics measured anew before each validation."""
+
+import copy
+
+import lightning.pytorch as L
+
+import syncbn
+
+
+class RecalibrateNorm(L.Callback):
+    """Recalibrates the norms on training batches before every n-th validation, so that it evaluates today's weights.
+
+    What validation measures is what a checkpoint after it holds. A training step doesn't read running statistics, so
+    training itself is the same. After Lightning's weight averaging, in the list of callbacks, it is the averaged
+    network that is recalibrated. A fit without validation is recalibrated once, at its end. See `syncbn.recalibrate`.
+
+    Args:
+        every_n_epochs: epochs between two recalibrations; the last epoch always has one.
+        max_batches: training batches of each rank to use; all when None.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    def __init__(self, every_n_epochs: int = 1, max_batches: int | None = 50) -> None:
+        for name, value in {"every_n_epochs": every_n_epochs, "max_batches": max_batches}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.every_n_epochs = every_n_epochs
+        self.max_batches = max_batches
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Recalibrate, when it is time."""
+        epoch = trainer.current_epoch + 1
+        if not trainer.sanity_checking and (epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs):
+            self._recalibrate(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Recalibrate, where there was no validation."""
+        if not trainer.enable_validation:
+            self._recalibrate(trainer, pl_module)
+
+    def _recalibrate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.train_dataloader is None:  # trainer.validate() has none
+            return
+        loader = copy.copy(trainer.train_dataloader)  # a loader that counts what it delivers goes on counting its own
+        precision = trainer.precision_plugin
+        with precision.forward_context():
+            syncbn.recalibrate(pl_module, map(precision.convert_input, loader), max_batches=self.max_batches)
