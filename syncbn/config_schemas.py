@@ -25,6 +25,7 @@ class _Affine:
 @dataclass
 class BatchNorm(_Affine):
     momentum: Fraction | None = 0.1
+    keras_momentum: Fraction | None = None
     track_running_stats: bool = True
     bias: bool = True
 
@@ -38,6 +39,7 @@ class GhostBatchNorm(BatchNorm):
 class AdaptiveBatchNorm(_Affine):
     domains: Count = 2
     momentum: Fraction | None = 0.1
+    keras_momentum: Fraction | None = None
     bias: bool = True
 
 
@@ -49,6 +51,7 @@ class BatchRenorm(_Affine):
     r_max_step: Natural = 40_000
     d_max_step: Natural = 25_000
     momentum: Fraction | None = 0.1
+    keras_momentum: Fraction | None = None
     bias: bool = True
 
 
@@ -67,6 +70,12 @@ class CrossIterationBatchNorm(BatchNorm):
 @dataclass
 class GroupNorm(_Affine):
     groups: Count = 32
+
+
+@dataclass
+class RecurrentBatchNorm(BatchNorm):
+    max_length: Count = 100
+    gamma_init: float = 0.1
 
 
 @dataclass
@@ -171,6 +180,12 @@ class ViT(_Model):
 
 
 @dataclass
+class Recurrent(_Model):
+    image_size: Count | tuple[Count, Count] | None = None  # null: the data's
+    hidden_size: Count = 64
+
+
+@dataclass
 class DCGAN(_Model):
     num_classes: None = None  # there are no labels
     image_size: Count | tuple[Count, Count] | None = None  # null: the data's
@@ -182,9 +197,45 @@ class DCGAN(_Model):
 
 
 @dataclass
-class Recurrent(_Model):
-    image_size: Count | tuple[Count, Count] | None = None  # null: the data's
-    hidden_size: Count = 64
+class Scenes:
+    _target_: str
+    batch_size: Count = 2
+    eval_batch_size: Count = 32
+    seed: Natural = 0
+    split_seed: Natural = 0
+    size: Count = 32
+    num_train: Count = 400
+    num_val: Count = 100
+    num_test: Count = 200
+    max_digits: Count = 4
+    max_scale: Annotated[float, Range(low=1)] = 2.0
+    noise: NotNegative = 0.1
+    drop_last: bool = False
+
+
+@dataclass
+class Images:
+    _target_: str
+    source: str | None = None
+    folder: str | None = None
+    batch_size: Count = 32
+    eval_batch_size: Count = 128
+    seed: Natural = 0
+    split_seed: Natural = 0
+    val_fraction: Share = 0.1
+    image_size: Count = 32
+    in_channels: Literal[1, 3] = 3
+    num_classes: Count | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    mean: float | list[float] = 0.5
+    std: Positive | list[Positive] = 0.25
+    flip: bool = True
+    min_crop: Annotated[float, Range(above=0, high=1)] = 0.5
+    on_corrupt: Literal["raise", "skip"] = "raise"
+    num_workers: Natural = 2
+    drop_last: bool = False
+    shard_by_class: bool = False
 
 
 @dataclass
@@ -203,23 +254,6 @@ class Digits:
     drop_last: bool = False
     shard_by_class: bool = False
     corruptions: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class Scenes:
-    _target_: str
-    batch_size: Count = 2
-    eval_batch_size: Count = 32
-    seed: Natural = 0
-    split_seed: Natural = 0
-    size: Count = 32
-    num_train: Count = 400
-    num_val: Count = 100
-    num_test: Count = 200
-    max_digits: Count = 4
-    max_scale: Annotated[float, Range(low=1)] = 2.0
-    noise: NotNegative = 0.1
-    drop_last: bool = False
 
 
 @dataclass
@@ -372,6 +406,7 @@ TARGETS: dict[str, type] = {
     **{f"syncbn.models.fcn.fcn_resnet{depth}": ResNet for depth in (18, 50)},
     "syncbn.data.DigitsDataModule": Digits,
     "syncbn.data.ScenesDataModule": Scenes,
+    "syncbn.data.ImageDataModule": Images,
     "torch.optim.SGD": SGD,
     "torch.optim.Adam": Adam,
     "torch.optim.AdamW": AdamW,

@@ -23,6 +23,8 @@ from syncbn.schema import suggest
 from syncbn.training import AtomicCheckpointIO, ClassificationTask, EpochLines, ExactResume, Preemption, WandbMedia
 from syncbn.training.optim import parameter_groups
 
+_USUAL_MOMENTUM = 0.1  # of every norm's config
+
 
 def build_data(config: DictConfig) -> LightningDataModule:
     """The data module of `config.data`."""
@@ -32,6 +34,8 @@ def build_data(config: DictConfig) -> LightningDataModule:
 def build_network(config: DictConfig, data: Any) -> nn.Module:
     """The network of `config.model` with the norm of `config.norm`, for the images and classes of the data."""
     options = {key: value for key, value in config.norm.items() if key != "name"}
+    if options.get("keras_momentum") is not None and options["momentum"] == _USUAL_MOMENTUM:
+        del options["momentum"]  # which nobody asked for
     model = DictConfig(OmegaConf.to_container(config.model, resolve=True))
     model.pop("weights", None)  # `load_pretrained` reads them
     sizes = {name: model.get(name) or getattr(data, name) for name in _sizes_taken(model)}

@@ -11,6 +11,7 @@ from syncbn.norm import compat
 from syncbn.norm.checks import check_channels, check_eps, check_num_features
 from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.moments import Moments
+from syncbn.norm.momentum import check_momentum
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -69,6 +70,7 @@ class TrackingNorm(compat.BatchNormBase):
         self,
         moments: Moments,
         *,
+        outright: bool = False,
         second_moment: bool = False,
         row: int | None = None,
         others: Mapping[str, Tensor] | None = None,
@@ -76,9 +78,10 @@ class TrackingNorm(compat.BatchNormBase):
         """Move the running statistics towards the moments of a batch.
 
         By `momentum`, or, where it is None, to the average of all batches so far; the variance is the unbiased one.
-        With `second_moment` what is averaged is E[x²], by the biased variance, and running_var is what lies between
-        its average and the square of running_mean. With `row`, buffers have a row for each of several sets of
-        statistics, and that one moves. `others` are further buffers, by name, and what they move towards.
+        With `outright` they become these moments. With `second_moment` what is averaged is E[x²], by the biased
+        variance, and running_var is what lies between its average and the square of running_mean. With `row`, buffers
+        have a row for each of several sets of statistics, and that one moves. `others` are further buffers, by name,
+        and what they move towards.
         Nothing moves when the moments aren't finite, when nothing was counted, or when activation checkpointing
         recomputes a forward pass that has been counted already.
         """
@@ -92,7 +95,7 @@ class TrackingNorm(compat.BatchNormBase):
             moments.count.detach(),
             moments.mean.detach(),
             (moments.var if second_moment else moments.unbiased_var).detach(),
-            self.momentum,
+            1.0 if outright else self.momentum,
             second_moment,
             row,
             [getattr(self, name) for name in others or {}],
@@ -171,5 +174,4 @@ _OPERATOR = torch.library.custom_op(
 def _check_arguments(num_features: int, eps: float, momentum: float | None) -> None:
     check_num_features(num_features)
     check_eps(eps)
-    if momentum is not None and not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must be in [0, 1], or None for the average of all batches, got {momentum}")
+    check_momentum(momentum)

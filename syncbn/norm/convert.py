@@ -118,6 +118,8 @@ def _converted(old: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:
     assert adapter is not None, "only layers that look like batch norms are selected"
     arguments = adapter.arguments(old)
     num_features = arguments.pop("num_features")
+    if options.get("keras_momentum") is not None:
+        del arguments["momentum"]
     shared = {key: value for key, value in arguments.items() if key in norm_options(name)}
     new = norm_layer(name, **(shared | options))(num_features)
     some_tensor = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), None)
@@ -151,7 +153,8 @@ def _hand_over(source: nn.Module, target: nn.Module) -> None:
         known = target._parameters.get(key)
         if buffer is None:
             continue
-        if target._buffers.get(key) is not None:
+        mine = target._buffers.get(key)
+        if mine is not None and mine.shape == buffer.shape:  # a recurrent norm has a row for each time step
             target._buffers[key] = buffer
         elif known is not None:  # from a frozen layer; the same Parameter, for an optimizer that holds it
             known.data = buffer.clone()

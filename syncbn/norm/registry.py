@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from syncbn.norm.momentum import from_keras
 from syncbn.schema import suggest
 
 NormFactory = Callable[[int], nn.Module]
@@ -39,8 +40,9 @@ def available_norms() -> tuple[str, ...]:
 
 
 def norm_options(name: str) -> tuple[str, ...]:
-    """The options of a norm: the arguments of its layer after `num_features`."""
-    return tuple(inspect.signature(_lookup(name)).parameters)[1:]
+    """The options of a norm: the arguments of its layer after `num_features`, and where one is `momentum`, Keras's."""
+    arguments = tuple(inspect.signature(_lookup(name)).parameters)[1:]
+    return (*arguments, "keras_momentum") if "momentum" in arguments else arguments
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,11 @@ def norm_layer(norm: str | NormFactory, **options: Any) -> NormFactory:
 
     Args:
         norm: one of `available_norms()`, or a function of `num_features`, which is returned as it is.
-        options: arguments of the layer beside `num_features`, for example `groups=32` of `"group"`.
+        options: arguments of the layer beside `num_features`, for example `groups=32` of `"group"`. A layer with a
+            `momentum` takes it as `keras_momentum` instead, too: see `syncbn.norm.momentum`.
 
     Raises:
-        ValueError: no such norm, or no such option.
+        ValueError: no such norm, or no such option; both `momentum` and `keras_momentum`.
         TypeError: `norm` is neither a name nor a function, or options stand beside a function.
     """
     if not isinstance(norm, str):
@@ -79,6 +82,11 @@ def norm_layer(norm: str | NormFactory, **options: Any) -> NormFactory:
     for option in options:
         if option not in allowed:
             raise ValueError(f"norm {norm!r} has no option {option!r}; {suggest(option, allowed)}")
+    if (keras_momentum := options.pop("keras_momentum", None)) is not None:
+        if "momentum" in options:
+            given = f"momentum={options['momentum']} and keras_momentum={keras_momentum}"
+            raise ValueError(f"got {given}: give one of them, not both; the one is 1 less the other")
+        options["momentum"] = from_keras(keras_momentum)
     return _Named(norm, options)
 
 

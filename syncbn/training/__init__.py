@@ -3,6 +3,8 @@
 from syncbn.training.callbacks.epoch_lines import EpochLines
 from syncbn.training.callbacks.exact_resume import ExactResume
 from syncbn.training.callbacks.finetune import FreezeNorm, GradualUnfreezing, TrainOnly
+from syncbn.training.callbacks.loader_watch import LoaderWatch
+from syncbn.training.callbacks.momentum_schedule import MomentumSchedule
 from syncbn.training.callbacks.norm_l1 import NormL1
 from syncbn.training.callbacks.norm_monitor import NormMonitor
 from syncbn.training.callbacks.norm_statistics import NormStatisticsRecorder
@@ -27,6 +29,8 @@ __all__ = [
     "FreezeNorm",
     "GANTask",
     "GradualUnfreezing",
+    "LoaderWatch",
+    "MomentumSchedule",
     "NormL1",
     "NormMonitor",
     "NormStatisticsRecorder",

@@ -10,7 +10,7 @@ from syncbn.cli.overrides import CommandLine, checked_configs
 
 MISTAKES = {
     "nrom=sync": r"nrom: no such group or key; did you mean 'norm'\? allowed: .*norm",
-    "norm=snyc": r"norm=snyc: no such choice; did you mean 'sync'\? allowed: batch, group, instance, layer, none, sync",
+    "norm=snyc": r"norm=snyc: no such choice; did you mean 'sync'\? allowed: .*batch, .*group",
     "experiment=smal_batch": r"did you mean 'small_batch'\?",
     "trainer.max_epoch=3": r"trainer.max_epoch: no such key; did you mean 'max_epochs'\?",
     "+trainer.max_epoch=3": r"trainer.max_epoch: no such key; did you mean 'max_epochs'\?",
@@ -21,8 +21,8 @@ MISTAKES = {
     "norm=group norm.groups=-4": r"norm.groups: expected an integer at least 1, got -4",
     "norm=sync norm.groups=4": r"norm.groups: no such key; .*'groups' is an option of norm=group",
     "+norm.groups=4": r"norm.groups: no such key of norm=sync.*option of norm=group",
-    "~norm": r"a run needs a norm; choose one: batch",
-    "norm=null": r"a run needs a norm; choose one: batch",
+    "~norm": r"a run needs a norm; choose one: adaptive, batch",
+    "norm=null": r"a run needs a norm; choose one: adaptive, batch",
     "scheduler=null": r"to go without, write ~scheduler",
     "scheduler.warmup_fraction=1": r"scheduler.warmup_fraction: expected a number at least 0 and below 1, got 1",
     "task.label_smoothing=1": r"task.label_smoothing: expected a number at least 0 and below 1, got 1",
