@@ -12,6 +12,7 @@ from syncbn.norm.filter_response import FilterResponseNorm
 from syncbn.norm.frozen import FrozenBatchNorm
 from syncbn.norm.ghost import GhostBatchNorm
 from syncbn.norm.moments import mean_over_ranks
+from syncbn.norm.recurrent import RecurrentBatchNorm
 from syncbn.norm.registry import available_norms, norm_layer, register
 from syncbn.norm.reparametrized import SpectralNorm, WeightNorm
 from syncbn.norm.switchable import SwitchableNorm
@@ -32,6 +33,7 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "RMSNorm",
+    "RecurrentBatchNorm",
     "SpectralNorm",
     "SwitchableNorm",
     "SyncBatchNorm",

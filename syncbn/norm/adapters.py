@@ -11,6 +11,7 @@ from torch import nn
 
 from syncbn.norm import compat
 from syncbn.norm.base import TrackingNorm
+from syncbn.norm.recurrent import RecurrentBatchNorm
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ def register_adapter(adapter: Adapter) -> None:
 
 
 def looks_like_batch_norm(module: nn.Module) -> bool:
-    """Whether a module is a batch normalization, convertible or not."""
+    """Whether a module is a batch normalization, convertible or not. A recurrent one isn't: it is told the time step."""
+    if isinstance(module, RecurrentBatchNorm):
+        return False
     return isinstance(module, compat.BatchNormBase) or any(a.matches(module) for a in _ADAPTERS)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.moments import Moments, all_covariance
@@ -100,6 +100,12 @@ class DecorrelatedBatchNorm(SyncBatchNorm):
         whitener = self._buffers.get("running_whitener")  # torch's constructor resets before there is one
         if whitener is not None:
             whitener.copy_(torch.eye(self.group_size, device=whitener.device))
+
+    def adopt(self, old: nn.Module) -> None:
+        """Start from the running variances of `old`: evaluation goes on as it was."""
+        if self.running_whitener is not None and self.running_var is not None:
+            scales = torch.rsqrt(self.running_var + self.eps).view(-1, self.group_size)
+            self.running_whitener.copy_(torch.diag_embed(scales))
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         self.check_input(input, mask)

@@ -205,6 +205,15 @@ def communicating_group(process_group: ProcessGroup | None) -> ProcessGroup | No
     return process_group if process_group is not None and process_group.size() > 1 else None
 
 
+def largest_over_ranks(number: int, device: torch.device, group: ProcessGroup | None) -> int:
+    """The largest of the ranks' numbers. The host waits for it."""
+    if group is None:
+        return number
+    largest = torch.tensor(number, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group)
+    return int(largest.item())
+
+
 def check_group(process_group: ProcessGroup | None) -> None:
     """Raise `TypeError` for what isn't a process group and `ValueError` for one without this rank."""
     if process_group is None:
