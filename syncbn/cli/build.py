@@ -8,9 +8,9 @@ from typing import Any
 
 import hydra.utils
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -122,7 +122,7 @@ def build_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[L
         num_nodes=num_nodes,
         callbacks=[*callbacks, ExactResume(), Preemption(Path(config.paths.output_dir, LAST))],
         logger=loggers or False,
-        plugins=[AtomicCheckpointIO(), *_environment(world)],
+        plugins=[AtomicCheckpointIO(previous_of=[LAST.name]), *_environment(world)],
         default_root_dir=config.paths.output_dir,
         use_distributed_sampler=False,
     )

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import nn
 
+    from syncbn.launch.resume import Checkpoint
+
 # Each is about a choice that is made on purpose; the text begins as Lightning's or torch's does.
 _KNOWN = (
     "When using the `ThroughputMonitor`, you need to define a `flops_per_batch`",  # samples a second are enough
@@ -42,7 +44,7 @@ def print_start(
     net: "nn.Module",
     trainer: "Trainer",
     folder: Path,
-    resumed_at: int | None,
+    checkpoint: "Checkpoint | None",
     weights: str | None,
 ) -> None:
     """What is about to be trained, on how many processes, and where it will be found."""
@@ -53,8 +55,10 @@ def print_start(
         print(f"weights:       {weights}")
     print(f"processes:     {trainer.world_size} on {trainer.strategy.root_device.type}, {trainer.precision}")
     print(f"run folder:    {_shown(folder)}")
-    if resumed_at is not None:
-        print(f"resumed:       after step {resumed_at}")
+    if checkpoint is not None:
+        print(f"resumed:       after step {checkpoint.step}")
+        if checkpoint.instead_of:
+            print(f"               from {checkpoint.path.name}: {checkpoint.instead_of}")
     print(flush=True)
 
 

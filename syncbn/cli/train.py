@@ -62,7 +62,7 @@ def train(config: DictConfig, world: World) -> None:
     # Only a run that can start leaves a folder: one refused above must not touch the config of a run that is there.
     if trainer.is_global_zero:
         write_config(folder, config, hydra_config)
-        output.print_start(config, net, trainer, folder, checkpoint.step if checkpoint else None, weights)
+        output.print_start(config, net, trainer, folder, checkpoint, weights)
         for logger in loggers:
             log_config(logger, plain(config), _git_commit())
     training = None

@@ -1,7 +1,7 @@
 """`resume=auto|<path>|null`: the checkpoint that a run goes on from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,21 @@ class Checkpoint:
         step: optimizer steps before it.
         logged_steps: the first step that is still to be logged; less than `step` where a batch has a step of each of
             several optimizers.
+        instead_of: why it isn't the one that was asked for.
     """
 
     path: Path
     step: int
     logged_steps: int
+    instead_of: str | None = None
 
 
 def resume_from(resume: str | None, folder: Path) -> Checkpoint | None:
     """The checkpoint to go on from, or None to start from nothing.
 
     Args:
-        resume: "auto" for this run's last checkpoint, where there is one; a path; or None.
+        resume: "auto" for this run's last checkpoint, where there is one, or the one before it, where it is damaged; a
+            path; or None.
         folder: the run folder.
 
     Raises:
@@ -43,8 +46,19 @@ def resume_from(resume: str | None, folder: Path) -> Checkpoint | None:
             )
         return None
     if resume == "auto":
-        return _readable(last) if last.exists() else None
+        return _last_readable(last) if last.exists() else None
     return _readable(Path(resume))
+
+
+def _last_readable(last: Path) -> Checkpoint:
+    from syncbn.training.checkpoint import previous  # imports torch
+
+    try:
+        return _readable(last)
+    except ValueError as error:
+        if not previous(last).exists():
+            raise
+        return replace(_readable(previous(last)), instead_of=str(error))
 
 
 def _readable(path: Path) -> Checkpoint:

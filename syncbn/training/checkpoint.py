@@ -4,6 +4,7 @@ import os
 import pickle
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning writes to the system's temporary folder and moves the file, which is a copy when that is another file
     system, and a job killed in the middle of it leaves half a checkpoint under the good name. Here the old file stays
-    until the new one is complete.
+    until the new one is complete, and longer where `previous_of` names it.
+
+    Args:
+        previous_of: names of files whose last version but one is kept, last.ckpt as last.previous.ckpt: for a disk that
+            damages what was written well.
     """
+
+    def __init__(self, previous_of: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.previous_of = previous_of
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to the local file `path`, all of it or nothing."""
@@ -32,6 +41,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private
+            if path.name in self.previous_of and path.exists():
+                _keep(path)
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -50,14 +61,15 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, is no checkpoint, or holds Python objects.
+        ValueError: the file is truncated, damaged or no checkpoint, or holds Python objects.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {str(path)!r}; those beside it: {_neighbours(path)}")
-    if not zipfile.is_zipfile(path):  # its directory is at the end, so a part of a checkpoint is none either
+    if damage := _damage(path):
         raise ValueError(
-            f"{str(path)!r} is truncated or no checkpoint; use another, those beside it: {_neighbours(path)}"
+            f"{str(path)!r} is truncated, damaged or no checkpoint ({damage}); "
+            f"use another, those beside it: {_neighbours(path)}"
         )
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
@@ -74,6 +86,29 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{str(path)!r} holds a {type(checkpoint).__name__}, not the dict of a checkpoint")
     return checkpoint
+
+
+def previous(path: Path) -> Path:
+    """Where the last version but one of a checkpoint is kept."""
+    return path.with_suffix(f".previous{path.suffix}")
+
+
+def _keep(path: Path) -> None:
+    """Give the file a second name, under which it stays when the first one is given to another."""
+    link = path.with_name(f".{path.name}.link")
+    link.unlink(missing_ok=True)
+    os.link(path, link)
+    os.replace(link, previous(path))
+
+
+def _damage(path: Path) -> str | None:
+    """What isn't as it was written, by the CRC-32 of each part of the file, which torch writes and doesn't read."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            part = file.testzip()
+    except Exception as error:  # damage to the file's own tables: zipfile raises of everything then
+        return _line(error)
+    return f"the checksum of {part} is wrong" if part else None
 
 
 def _neighbours(path: Path) -> str:

@@ -48,3 +48,20 @@ def test_a_missing_damaged_or_foreign_checkpoint_is_named(tmp_path: Path) -> Non
     torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.ckpt")
     with pytest.raises(ValueError, match=r"not a checkpoint of a training run \(it has weight\)"):
         resume_from(str(tmp_path / "weights.ckpt"), tmp_path)
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_and_says_so(tmp_path: Path) -> None:
+    last = write_checkpoint(tmp_path / LAST)
+    before = write_checkpoint(last.with_name("last.previous.ckpt"), step=4)
+    whole = last.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole.replace(b"global_step", b"global_stop")):
+        last.write_bytes(damaged)
+        found = resume_from("auto", tmp_path)
+        assert found is not None
+        assert (found.path, found.step) == (before, 4)
+        assert "last.ckpt" in str(found.instead_of)
+        with pytest.raises(ValueError, match=r"last\.ckpt"):  # who names it wants it
+            resume_from(str(last), tmp_path)
+    before.unlink()
+    with pytest.raises(ValueError, match=r"last\.ckpt"):
+        resume_from("auto", tmp_path)

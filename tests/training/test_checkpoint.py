@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,33 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path, kept: int) -> None:
     with pytest.raises(ValueError, match=r"last\.ckpt") as caught:
         load_checkpoint(path)
     assert "best.ckpt" in str(caught.value)
+
+
+def test_a_flipped_bit_is_found_wherever_it_matters(tmp_path: Path) -> None:
+    """Each bit of the file says something or is padding: what loads is what was saved."""
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint(STATE, path)
+    good = path.read_bytes()
+    refused = 0
+    for place in range(0, len(good), 7):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1 << place % 8]) + good[place + 1 :])
+        with suppress(ValueError):
+            refused += 1
+            loaded = load_checkpoint(path)
+            refused -= 1
+            assert torch.equal(loaded["state_dict"]["w"], STATE["state_dict"]["w"])
+            assert (loaded["epoch"], loaded["names"]) == (3, ["a", "b"])
+    assert refused > 50
+
+
+def test_the_last_version_but_one_is_kept_where_asked(tmp_path: Path) -> None:
+    io = AtomicCheckpointIO(previous_of=["last.ckpt"])
+    for epoch in range(3):
+        io.save_checkpoint({"epoch": epoch}, tmp_path / "last.ckpt")
+        io.save_checkpoint({"epoch": epoch}, tmp_path / "best.ckpt")
+    assert {path.name for path in tmp_path.iterdir()} == {"best.ckpt", "last.ckpt", "last.previous.ckpt"}
+    assert load_checkpoint(tmp_path / "last.ckpt")["epoch"] == 2
+    assert load_checkpoint(tmp_path / "last.previous.ckpt")["epoch"] == 1
 
 
 def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
