@@ -29,7 +29,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.previous_of = previous_of
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to the local file `path`, all of it or nothing."""
+        """Write `checkpoint` to the local file `path`, all of it or nothing.
+
+        Raises:
+            OSError: the disk is full, read-only or broken; the file is what it was before.
+        """
         if storage_options is not None:
             raise TypeError(f"storage_options has no meaning for a local file, got {storage_options!r}; leave it out")
         path = Path(path)
@@ -44,8 +48,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if path.name in self.previous_of and path.exists():
                 _keep(path)
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException as error:
             Path(temporary).unlink(missing_ok=True)
+            if disk := _of_the_disk(error):
+                before = "the one before it is whole" if path.exists() else "there was none before it"
+                raise OSError(disk.errno, f"{disk.strerror}: can't write {str(path)!r}; {before}") from error
             raise
         _sync_folder(path.parent)
 
@@ -86,6 +93,11 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{str(path)!r} holds a {type(checkpoint).__name__}, not the dict of a checkpoint")
     return checkpoint
+
+
+def _of_the_disk(error: BaseException) -> OSError | None:
+    """What the system said of the disk; torch says something else on top of it."""
+    return next((found for found in (error, error.__context__) if isinstance(found, OSError)), None)
 
 
 def previous(path: Path) -> Path:

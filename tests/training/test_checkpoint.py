@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,6 +39,27 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path: Path) -> None:
         AtomicCheckpointIO().save_checkpoint({"state_dict": torch.zeros(10_000), "function": lambda: 0}, path)
     assert load_checkpoint(path)["epoch"] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a file system")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], check=True)
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_is_named(small_disk: Path) -> None:
+    path = small_disk / "last.ckpt"
+    AtomicCheckpointIO(previous_of=["last.ckpt"]).save_checkpoint(STATE, path)
+    with pytest.raises(OSError, match=r"No space left on device: can't write .*last.ckpt'; the one before it is whole"):
+        AtomicCheckpointIO(previous_of=["last.ckpt"]).save_checkpoint({"w": torch.zeros(1_000_000)}, path)
+    assert load_checkpoint(path)["epoch"] == 3
+    assert [p.name for p in small_disk.iterdir()] == ["last.ckpt"]
 
 
 KILLED = """
