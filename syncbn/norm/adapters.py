@@ -49,7 +49,7 @@ def register_adapter(adapter: Adapter) -> None:
 
 
 def looks_like_batch_norm(module: nn.Module) -> bool:
-    """Whether a module is a batch normalization, convertible or not. A recurrent one isn't: it is told the time step."""
+    """Whether a module is a batch normalization, convertible or not; a recurrent one, which is told the step, isn't."""
     if isinstance(module, RecurrentBatchNorm):
         return False
     return isinstance(module, compat.BatchNormBase) or any(a.matches(module) for a in _ADAPTERS)
