@@ -44,6 +44,13 @@ class AdaptiveBatchNorm(_Affine):
 
 
 @dataclass
+class LearnableMomentumBatchNorm(_Affine):
+    momentum: Share = 0.1
+    keras_momentum: Share | None = None
+    bias: bool = True
+
+
+@dataclass
 class BatchRenorm(_Affine):
     r_max: Annotated[float, Range(low=1)] = 3.0
     d_max: NotNegative = 5.0
@@ -125,6 +132,7 @@ NORMS: dict[str, type] = {
     "sync": BatchNorm,
     "cross_iteration": CrossIterationBatchNorm,
     "adaptive": AdaptiveBatchNorm,
+    "learnable_momentum": LearnableMomentumBatchNorm,
     "batch_renorm": BatchRenorm,
     "frozen": FrozenBatchNorm,
     "ghost": GhostBatchNorm,

@@ -11,6 +11,7 @@ from syncbn.norm.dynamic import DynamicErf, DynamicTanh
 from syncbn.norm.filter_response import FilterResponseNorm
 from syncbn.norm.frozen import FrozenBatchNorm
 from syncbn.norm.ghost import GhostBatchNorm
+from syncbn.norm.learnable_momentum import LearnableMomentumBatchNorm
 from syncbn.norm.moments import mean_over_ranks
 from syncbn.norm.recurrent import RecurrentBatchNorm
 from syncbn.norm.registry import available_norms, norm_layer, register
@@ -21,8 +22,8 @@ from syncbn.norm.sync import SyncBatchNorm
 __all__ = [
     "AdaptiveBatchNorm",
     "BatchNorm",
-    "CrossIterationBatchNorm",
     "BatchRenorm",
+    "CrossIterationBatchNorm",
     "DecorrelatedBatchNorm",
     "DynamicErf",
     "DynamicTanh",
@@ -32,6 +33,7 @@ __all__ = [
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
+    "LearnableMomentumBatchNorm",
     "RMSNorm",
     "RecurrentBatchNorm",
     "SpectralNorm",

@@ -60,5 +60,5 @@ def check_momentum(momentum: float | None) -> None:
 
 
 def _has_momentum(module: nn.Module) -> bool:
-    number = isinstance(module.__dict__.get("momentum", ""), int | float | None)
-    return number and isinstance(module, compat.NORMS) and getattr(module, "running_mean", None) is not None
+    tracks = isinstance(module, compat.NORMS) and getattr(module, "running_mean", None) is not None
+    return tracks and hasattr(module, "momentum") and not hasattr(module, "momentum_logit")

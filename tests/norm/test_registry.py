@@ -85,8 +85,8 @@ def test_functions_pass_through_and_wrong_types_do_not() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("snyc", {}, r"unknown norm 'snyc'; did you mean 'sync'\? allowed: batch, "),
-        ("zzz", {}, "unknown norm 'zzz'; allowed: batch, "),
+        ("snyc", {}, r"unknown norm 'snyc'; did you mean 'sync'\? allowed: adaptive, batch, "),
+        ("zzz", {}, "unknown norm 'zzz'; allowed: adaptive, batch, "),
         ("group", {"group": 4}, r"norm 'group' has no option 'group'; did you mean 'groups'\? allowed: affine, eps"),
         ("none", {"eps": 1}, "norm 'none' has no option 'eps'; allowed: none"),
     ],

@@ -1,0 +1,109 @@
+"""Batch normalization by running statistics in training, with a momentum that is learned."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from syncbn.norm.kernels import plain
+from syncbn.norm.moments import Moments, all_reduce, batch_moments
+from syncbn.norm.registry import register
+from syncbn.norm.running import RunningNorm
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@register("learnable_momentum")
+class LearnableMomentumBatchNorm(RunningNorm):
+    """Batch normalization by the running statistics that a batch has moved, by a momentum that is a parameter.
+
+    Training, with the mean and the unbiased variance of every rank's batch together, and m = sigmoid(`momentum_logit`):
+
+        mean = (1 - m) · running_mean + m · mean_batch,  var = (1 - m) · running_var + m · var_batch
+        y = (x - mean) / sqrt(var + eps) · γ + β
+
+    and mean and var are the new running statistics. Gradients flow to x through the batch's moments, m times as much as
+    in batch normalization, and to m; statistics of earlier batches are constants. A large m is batch normalization, a
+    small one is steady where batches are small. Evaluation is that of `SyncBatchNorm`: with the same running statistics
+    it gives what training gave. Derivatives of any order are exact across ranks.
+
+    The parameter starts where m is `momentum`. It is one more parameter for an optimizer, a single number without
+    weight decay by `syncbn.training.optim.parameter_groups`; after `syncbn.convert` an optimizer made before
+    doesn't have it.
+
+    Args:
+        num_features: C of an input (N, C, *).
+        momentum: where m starts; greater than 0 and less than 1.
+        eps: added to the variance; greater than 0.
+        affine: whether there are γ (`weight`) and β (`bias`).
+        process_group: the ranks to synchronize over; all of them when None.
+        bias: whether an affine layer has β.
+        device: where parameters and buffers are made.
+        dtype: of the parameters.
+
+    Shape:
+        input (N, C, *), of a floating-point dtype; output the same.
+        mask (N, *), bool: only samples where it is True count; elsewhere output and gradient are 0.
+
+    Raises:
+        ValueError, TypeError: as `SyncBatchNorm`; a momentum of 0, 1 or None.
+        NotImplementedError: activation checkpointing repeats a forward pass that isn't the layer's last.
+
+    Source: running statistics in the training normalizer: Yong et al., Momentum Batch Normalization, ECCV 2020, and Ma
+        & Klabjan, Diminishing Batch Normalization, 2017, https://arxiv.org/abs/1705.08011, who set the momentum by a
+        rule. That gradient descent sets it is this package's choice.
+    """
+
+    own_state = ("momentum_logit",)
+
+    def __init__(
+        self,
+        num_features: int,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        affine: bool = True,
+        process_group: ProcessGroup | None = None,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if momentum is None or not 0 < momentum < 1:
+            raise ValueError(f"a momentum that is learned starts between 0 and 1, got {momentum}; 0.1 is a usual value")
+        super().__init__(num_features, eps, momentum, affine, process_group, bias, device, dtype)
+        logit = math.log(momentum / (1 - momentum))
+        self.momentum_logit = nn.Parameter(torch.full((1,), logit, device=device, dtype=dtype))
+
+    @property
+    def learned_momentum(self) -> Tensor:
+        """m, (1,), in the dtype of the running statistics."""
+        assert self.running_mean is not None
+        return self.momentum_logit.to(self.running_mean.dtype).sigmoid()
+
+    def choose_moments(self, input: Tensor, mask: Tensor | None, group: ProcessGroup | None) -> Moments:
+        """Those that the running statistics become, differentiable; their unbiased variance is the one that counts."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        batch = all_reduce(batch_moments(input, mask), group)
+        before = self.as_first_seen(batch, torch.stack([self.running_mean, self.running_var])).to(batch.mean.dtype)
+        momentum = self.learned_momentum.to(batch.mean.dtype)
+        mean = before[0] + momentum * (batch.mean - before[0])
+        var = before[1] + momentum * (batch.unbiased_var - before[1])
+        return Moments(batch.count, mean, var * (batch.count - 1).clamp(min=1))
+
+    def normalize_batch(self, input: Tensor, moments: Moments, group: ProcessGroup | None) -> Tensor:
+        dtype = plain.statistics_dtype(input)
+        mean, var = moments.mean.to(dtype), moments.unbiased_var.to(dtype)
+        return plain.normalize(input, mean, var, self.eps, *self.affine_parameters(input))
+
+    def evaluate(self, input: Tensor) -> Tensor:
+        output = super().evaluate(input)
+        if torch.is_grad_enabled():  # a gradient of 0, which DDP waits for
+            output = output + 0 * self.momentum_logit.to(output.dtype)
+        return output
+
+    def track(self, moments: Moments, **options: Any) -> None:
+        super().track(moments, outright=True)
