@@ -3,6 +3,7 @@
 from syncbn.data.base import GlobalBatchDataModule
 from syncbn.data.corruptions import Corruptions
 from syncbn.data.digits import DigitsDataModule
+from syncbn.data.images import ImageDataModule
 from syncbn.data.loader import BatchLoader
 from syncbn.data.sampler import ClassShardSampler, GlobalBatchSampler
 from syncbn.data.scenes import ScenesDataModule
@@ -14,5 +15,6 @@ __all__ = [
     "DigitsDataModule",
     "GlobalBatchDataModule",
     "GlobalBatchSampler",
+    "ImageDataModule",
     "ScenesDataModule",
 ]

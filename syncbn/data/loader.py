@@ -1,10 +1,12 @@
 """Batches out of memory, in an order and with an augmentation that a resumed run finds again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from syncbn.data.sampler import GlobalBatchSampler
 
@@ -21,11 +23,13 @@ class BatchLoader:
     Args:
         fetch: from (indices, epoch) to (images (N, C, H, W), labels (N)); N may be 0.
         batch_sampler: the batches of this rank.
+        num_workers: processes that call `fetch` ahead of time, two batches each; 0 calls it when a batch is asked for.
     """
 
-    def __init__(self, fetch: Fetch, batch_sampler: GlobalBatchSampler) -> None:
+    def __init__(self, fetch: Fetch, batch_sampler: GlobalBatchSampler, num_workers: int = 0) -> None:
         self.fetch = fetch
         self.batch_sampler = batch_sampler
+        self.num_workers = num_workers
         self._delivered = 0  # batches of the current epoch that the training loop has taken
         self._resume_at = 0
 
@@ -35,9 +39,21 @@ class BatchLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         start, self._resume_at = self._resume_at, 0
         self._delivered = start
-        for indices in islice(self.batch_sampler, start, None):
+        batches = list(islice(self.batch_sampler, start, None))
+        for batch in self._fetched(batches, self.batch_sampler.epoch):
             self._delivered += 1
-            yield self.fetch(indices, self.batch_sampler.epoch)
+            yield batch
+
+    def _fetched(self, batches: list[list[int]], epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
+        if self.num_workers == 0:
+            return (self.fetch(indices, epoch) for indices in batches)
+        return DataLoader(
+            _Batches(self.fetch, batches, epoch),
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # for the seed of its workers, which is otherwise drawn from the global state
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """How many batches of the epoch have been delivered."""
@@ -47,3 +63,18 @@ class BatchLoader:
         """Start the next iteration after the batches that were delivered; a finished epoch starts anew."""
         delivered = int(state["delivered"])
         self._resume_at = delivered if delivered < len(self) else 0
+
+
+class _Batches(Dataset[tuple[Tensor, Tensor]]):
+    """An epoch's batches by number, for workers."""
+
+    def __init__(self, fetch: Fetch, batches: list[list[int]], epoch: int) -> None:
+        self.fetch = fetch
+        self.batches = batches
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        return self.fetch(self.batches[number], self.epoch)

@@ -1,6 +1,7 @@
 """Every file under conf/ is composed, checked and instantiated."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ from syncbn.cli.overrides import CommandLine, checked_configs, config_groups
 from syncbn.config import conf_dir
 from syncbn.config_schemas import NORMS
 from syncbn.launch.world import World
+from tests.data.image_files import write_images
 
 GROUPS = {group: choices for group, choices in config_groups([conf_dir()]).items() if group != "wandb"}
 ALL = [(group, choice) for group, choices in GROUPS.items() for choice in choices]
 COMPANIONS = {
     ("task", "gan"): ["model=dcgan"],
     ("task", "segmentation"): ["model=fcn_resnet18", "data=scenes"],
+    ("data", "image_folder"): ["data.folder=${output_root}/images"],
 }  # what a choice doesn't go without
 TWO_RANKS = World("torchrun", rank=0, local_rank=0, world_size=2, local_world_size=2, num_nodes=1)
 ONE_RANK = World("python", rank=0, local_rank=0, world_size=1, local_world_size=1, num_nodes=1)
@@ -40,6 +43,7 @@ def instantiate(config: DictConfig, world: World) -> None:
 
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("SYNCBN_RUN_ID", "test")
     monkeypatch.setenv("SYNCBN_OUTPUT_ROOT", str(tmp_path))
 
@@ -54,6 +58,8 @@ def test_the_groups_are_those_that_users_of_the_template_know() -> None:
 
 @pytest.mark.parametrize(("group", "choice"), [item for item in ALL if item != ("trainer", "gpu")])
 def test_every_choice_is_composed_checked_and_instantiated(group: str, choice: str) -> None:
+    if choice == "image_folder":
+        write_images(Path(os.environ["SYNCBN_OUTPUT_ROOT"], "images"))
     overrides = [f"{group}={choice}", *COMPANIONS.get((group, choice), [])]
     checked_configs(CommandLine(overrides))
     instantiate(compose_with(overrides), TWO_RANKS if choice == "ddp" else ONE_RANK)

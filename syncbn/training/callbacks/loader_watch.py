@@ -1,0 +1,68 @@
+"""Whether the network waits for its data."""
+
+import time
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.utilities import rank_zero_warn
+
+
+class LoaderWatch(L.Callback):
+    """Logs the share of each epoch's time that training waited for batches, and warns once when it is too large.
+
+    `loader/wait_share` is (time between the end of a step and the next batch) / (that + the steps' time), of rank 0,
+    without the first batch, which waits for workers to start. On a GPU the host runs ahead of the device, so that a
+    share above 0 can be free of cost there; a share near 1 never is.
+
+    Args:
+        max_share: warn above this part of the time.
+        min_batches: epochs with fewer batches say nothing.
+
+    Raises:
+        ValueError: max_share outside of (0, 1), or min_batches below 1.
+    """
+
+    def __init__(self, max_share: float = 0.5, min_batches: int = 10) -> None:
+        if not 0 < max_share < 1:
+            raise ValueError(f"max_share must be above 0 and below 1, got {max_share}")
+        if min_batches < 1:
+            raise ValueError(f"min_batches must be at least 1, got {min_batches}")
+        self.max_share = max_share
+        self.min_batches = min_batches
+        self._warned = False
+        self._ended: float | None = None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start to count anew."""
+        self._waited = self._worked = 0.0
+        self._batches = 0
+        self._ended = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The batch is there."""
+        self._began = time.perf_counter()
+        if self._ended is not None:
+            self._waited += self._began - self._ended
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        """The step is done."""
+        now = time.perf_counter()
+        if self._ended is not None:
+            self._worked += now - self._began
+            self._batches += 1
+        self._ended = now
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log, and warn the first time."""
+        if self._batches < self.min_batches:
+            return
+        share = self._waited / (self._waited + self._worked)
+        pl_module.log("loader/wait_share", share, rank_zero_only=True)
+        if share > self.max_share and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"training waits for its data {100 * share:.0f} % of the time: give the loader more workers "
+                "(data.num_workers, where the data has it), make the augmentation cheaper, or the network larger"
+            )
