@@ -14,7 +14,6 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 INSTALL = "apt-get install slurmctld slurmd slurm-client munge"
 NODES = ("syncbn-node1", "syncbn-node2")
 _HOSTS = Path("/etc/hosts")
-_PORT = 27817
 
 _CONF = """\
 ClusterName=syncbn
@@ -74,14 +73,18 @@ class Cluster:
         """
         (self.folder / "state").mkdir(parents=True)
         self.folder.chmod(0o755)
+        _take_back_names()  # of a cluster that was killed
         with _HOSTS.open("a") as hosts:
             hosts.writelines(f"127.0.0.1 {node}\n" for node in NODES)
+        controller, *ports = _free_ports(1 + len(NODES))
         host = socket.gethostname().partition(".")[0]
         nodes = "\n".join(
-            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={_PORT + i} CPUs=8 State=UNKNOWN"
-            for i, node in enumerate(NODES, start=1)
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=8 State=UNKNOWN"
+            for node, port in zip(NODES, ports, strict=True)
         )
-        (self.folder / "slurm.conf").write_text(_CONF.format(host=host, port=_PORT, folder=self.folder, nodes=nodes))
+        (self.folder / "slurm.conf").write_text(
+            _CONF.format(host=host, port=controller, folder=self.folder, nodes=nodes)
+        )
         (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
         self._start_munge()
         self.run("slurmctld", "-i")
@@ -108,8 +111,7 @@ class Cluster:
             self.run("scancel", "--user=root", "--signal=KILL", "--full")
             self.run("scancel", "--user=root")
         _end([self.folder / f"{name}.pid" for name in (*(f"slurmd-{node}" for node in NODES), "slurmctld", "munge")])
-        lines = _HOSTS.read_text().splitlines(keepends=True)
-        _HOSTS.write_text("".join(line for line in lines if line.split()[-1:] not in [[node] for node in NODES]))
+        _take_back_names()
 
     def run(self, *command: str, **options: object) -> str:
         """What a command prints."""
@@ -153,6 +155,17 @@ def _field(text: str, name: str) -> str:
 
 def _path() -> str:
     return f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+
+def _take_back_names() -> None:
+    lines = _HOSTS.read_text().splitlines(keepends=True)
+    _HOSTS.write_text("".join(line for line in lines if line.split()[-1:] not in [[node] for node in NODES]))
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(server.getsockname()[1]) for server in sockets]
 
 
 def _end(pid_files: list[Path]) -> None:
