@@ -14,6 +14,7 @@ from syncbn.norm.moments import all_sum, communicating_group, mean_over_ranks
 from syncbn.norm.select import Globs, select_layers
 from syncbn.policy import batches as passes
 from syncbn.policy.freeze import has_frozen_statistics
+from syncbn.policy.layers import is_plain
 from syncbn.policy.recalibrate import recalibrate
 from syncbn.schema import suggest
 
@@ -57,7 +58,8 @@ def adapt(
 
     Raises:
         ValueError: an unknown method or option; no batches, or another number of them on another rank; no layer to
-            adapt.
+            adapt; for "batch" and "tent", a layer that doesn't normalize by its batch alone (batch renormalization,
+            cross-iteration and ghost batch norm and their kin).
         TypeError: a batch that isn't a tensor or a tuple that begins with one.
 
     Source:
@@ -217,11 +219,17 @@ def _find(layer: nn.Module) -> _BatchStatistics | None:
 
 
 def _layers(model: nn.Module, include: Globs, exclude: Globs) -> list[nn.Module]:
-    layers = [layer for _, layer in select_layers(model, _can_adapt, include, exclude)]
-    moving = [layer for layer in layers if not has_frozen_statistics(layer)]
+    layers = select_layers(model, _can_adapt, include, exclude)
+    moving = [(path, layer) for path, layer in layers if not has_frozen_statistics(layer)]
     if not moving:
         raise ValueError("the model has no batch normalization layer to adapt, or all of them are frozen")
-    return moving
+    for path, layer in moving:
+        if not is_plain(layer):
+            raise ValueError(
+                f"{path or 'the layer'} is a {type(layer).__name__}, which doesn't normalize by its batch alone: leave "
+                'it out with exclude=, take method="adabn", or syncbn.convert(model, "sync") first'
+            )
+    return [layer for _, layer in moving]
 
 
 def _can_adapt(module: nn.Module) -> bool:

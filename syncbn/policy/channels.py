@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from syncbn.policy.layers import is_batch_norm
+from syncbn.norm.cross_iteration import CrossIterationBatchNorm
+from syncbn.policy.layers import is_plain
 from syncbn.policy.trace import Operation, Trace, tensors_in
 
 Labels = list[int]
@@ -63,7 +64,7 @@ class Channels:
             self._tie(self.inputs[layer], taken)
             self._of[id(y)] = self.outputs[layer]
             return
-        if is_batch_norm(layer):
+        if is_prunable_norm(layer):
             returned = taken
         elif isinstance(layer, nn.Linear):
             returned = self._new(y) if y.dim() == 2 else self._unknown(x, y)
@@ -86,7 +87,7 @@ class Channels:
         name = operation.function.__name__.strip("_")
         whole = [t for t in used if t.dim() > 1]
         alike = name in _CHANNELWISE and all(t.dim() == y.dim() and t.shape[1] == y.shape[1] for t in whole)
-        if alike or (name in ("mean", "amax") and _keeps_channels(operation)):
+        if whole and (alike or (name in ("mean", "amax") and _keeps_channels(operation))):
             labels = self._labels(whole[0])
             for other in whole[1:]:
                 self._tie(labels, self._labels(other))
@@ -129,7 +130,7 @@ class Channels:
 
 
 def _is_known(module: nn.Module) -> bool:
-    return isinstance(module, (*CONVOLUTIONS, nn.Linear)) or is_batch_norm(module)
+    return isinstance(module, (*CONVOLUTIONS, nn.Linear)) or is_prunable_norm(module)
 
 
 def _dimension(operation: Operation, default: int) -> int:
@@ -148,6 +149,11 @@ def _keeps_channels(operation: Operation) -> bool:
         return False
     dimensions = [d % x.dim() for d in ([given] if isinstance(given, int) else given)]
     return not {0, 1} & set(dimensions)
+
+
+def is_prunable_norm(module: nn.Module) -> bool:
+    """Whether channels can be taken out of a norm: all it has is one number for each."""
+    return is_plain(module) or type(module) is CrossIterationBatchNorm
 
 
 def is_depthwise(layer: nn.Module) -> bool:

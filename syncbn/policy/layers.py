@@ -4,6 +4,8 @@ from torch import Tensor, nn
 
 from syncbn.norm import compat
 from syncbn.norm.adapters import looks_like_batch_norm
+from syncbn.norm.batch import BatchNorm
+from syncbn.norm.sync import SyncBatchNorm
 
 
 def is_batch_norm(module: nn.Module) -> bool:
@@ -14,6 +16,12 @@ def is_batch_norm(module: nn.Module) -> bool:
 def has_statistics(module: nn.Module) -> bool:
     """Whether a layer has a `running_mean` and a `running_var`."""
     return all(isinstance(getattr(module, name, None), Tensor) for name in ("running_mean", "running_var"))
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a layer in training normalizes by its batch alone, and all it has is one number a channel."""
+    foreign = not type(module).__module__.startswith("syncbn.norm.")
+    return isinstance(module, compat.BatchNormBase) and (foreign or type(module) in (BatchNorm, SyncBatchNorm))
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from syncbn.policy.batches import modes_kept
-from syncbn.policy.channels import CONVOLUTIONS, Channels, is_depthwise, kept
-from syncbn.policy.layers import buffers_of, is_batch_norm
+from syncbn.policy.channels import CONVOLUTIONS, Channels, is_depthwise, is_prunable_norm, kept
+from syncbn.policy.layers import buffers_of
 from syncbn.policy.trace import Example, trace
 
 
@@ -69,7 +69,7 @@ def _smallest(channels: Channels, ratio: float) -> set[int]:
     """The channels to remove."""
     scales: dict[int, float] = {}
     for layer, labels in channels.inputs.items():
-        if is_batch_norm(layer) and isinstance(layer.weight, Tensor):
+        if is_prunable_norm(layer) and isinstance(layer.weight, Tensor):
             for label, scale in zip(labels, layer.weight.detach().abs().tolist(), strict=True):
                 root = channels.root(label)
                 scales[root] = max(scale, scales.get(root, 0.0))
@@ -99,7 +99,7 @@ def _shrink(layer: Any, channels: Channels, removed: set[int]) -> None:
     taken, returned = (kept(of[layer], channels, removed) for of in (channels.inputs, channels.outputs))
     if len(taken) == len(channels.inputs[layer]) and len(returned) == len(channels.outputs[layer]):
         return
-    if is_batch_norm(layer):
+    if is_prunable_norm(layer):
         _shrink_norm(layer, taken)
         return
     weight = layer.weight.detach()[returned]

@@ -179,3 +179,11 @@ def test_nothing_to_adapt_is_refused() -> None:
         syncbn.adapt(syncbn.freeze(seeded(TwoStages)), method="batch")
     with pytest.raises(ValueError, match="no layer has a trainable"):
         Tent(syncbn.freeze(seeded(TwoStages), stats=False, affine=True))
+
+
+@pytest.mark.parametrize("norm", ["cross_iteration", "ghost", "batch_renorm", "learnable_momentum", "frozen"])
+def test_layers_that_go_by_more_than_their_batch_are_refused(norm: str) -> None:
+    net = syncbn.convert(seeded(TwoStages), norm)
+    for method in ("batch", "tent"):
+        with pytest.raises(ValueError, match=r"stem\.1 is a .* which doesn't normalize by its batch alone"):
+            syncbn.adapt(net, [images(4)], method=method)

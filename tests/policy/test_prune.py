@@ -148,3 +148,9 @@ def test_a_converted_model_reverts_after_pruning() -> None:
 def test_a_ratio_out_of_range_is_refused(ratio: float) -> None:
     with pytest.raises(ValueError, match="ratio must be at least 0 and below 1"):
         syncbn.prune(TwoStages(), ratio, images(2))
+
+
+@pytest.mark.parametrize("norm", ["batch_renorm", "decorrelated", "switchable", "adaptive", "recurrent"])
+def test_norms_with_more_than_a_number_a_channel_stay_whole(norm: str) -> None:
+    with pytest.raises(ValueError, match="no channel can be removed"):
+        syncbn.prune(syncbn.convert(seeded(TwoStages), norm), 0.5, images(2))
