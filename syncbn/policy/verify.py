@@ -282,7 +282,8 @@ def _serve(work: bytes, rank: int, world_size: int, folder: str) -> None:
         torch.save(vars(step), f"{folder}/{rank}.tmp")
         Path(f"{folder}/{rank}.tmp").rename(f"{folder}/{rank}.pt")
     except Exception as error:
-        Path(f"{folder}/{rank}.error").write_text(f"{type(error).__name__}: {error}")
+        Path(f"{folder}/{rank}.tmp").write_text(f"{type(error).__name__}: {error}")
+        Path(f"{folder}/{rank}.tmp").rename(f"{folder}/{rank}.error")  # whole, when it is seen
         raise SystemExit(1) from error
     dist.barrier()  # nobody leaves while another may still be sending
     dist.destroy_process_group()
@@ -291,9 +292,10 @@ def _serve(work: bytes, rank: int, world_size: int, folder: str) -> None:
 def _wait(processes: list[Any], folder: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not all(path.exists() for path in _answers(folder, len(processes))):
-        if errors := sorted(folder.glob("*.error")):
+        ended = any(process.exitcode not in (None, 0) for process in processes)
+        if errors := sorted(folder.glob("*.error")):  # after `ended`: a rank says why before it ends
             raise ValueError(f"the step fails on rank {errors[0].stem}: {errors[0].read_text()}")
-        if any(process.exitcode not in (None, 0) for process in processes):
+        if ended:
             raise ValueError(
                 'a rank ended before its step; in a script, call verify below `if __name__ == "__main__":`'
             )
