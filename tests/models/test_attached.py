@@ -13,7 +13,7 @@ from syncbn.models.resnet import resnet18, resnet50
 from syncbn.norm import CrossIterationBatchNorm, norm_layer
 
 MODELS = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
-WITHOUT_CHANNEL_NORMS = {"vit", "llama_vit", "lstm"}  # tokens and time steps
+WITHOUT_CHANNEL_NORMS = {"vit", "llama_vit", "lstm", "gru"}  # tokens and time steps
 
 
 def norms(net: nn.Module) -> dict[str, CrossIterationBatchNorm]:
