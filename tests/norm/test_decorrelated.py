@@ -154,6 +154,17 @@ def test_evaluation_whitens_by_the_running_statistics() -> None:
     torch.testing.assert_close(layer(share.x), share.x)
 
 
+def test_a_converted_layer_evaluates_as_before() -> None:
+    layer = torch.nn.BatchNorm2d(4).double()
+    x = random_share(12, (4, 5, 5), [8]).x
+    layer(x)
+    expected = layer.eval()(x)
+    converted = syncbn.convert(layer, "decorrelated", group_size=2)
+    torch.testing.assert_close(converted(x), expected)
+    assert syncbn.revert(converted) is layer
+    torch.testing.assert_close(layer(x), expected)
+
+
 def test_what_is_masked_reaches_nothing() -> None:
     share = random_share(8, (4, 4), [9])
     share.mask = torch.rand(9, 4, generator=torch.Generator().manual_seed(0)) < 0.5
