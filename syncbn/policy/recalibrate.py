@@ -107,6 +107,12 @@ class _Sum:
 
     def __init__(self, path: str, layer: Any) -> None:
         self.path = path or "the layer"
+        others = {name for name in buffers_of(layer) if name.startswith("running_")} - {"running_mean", "running_var"}
+        if others:
+            raise ValueError(
+                f"{self.path} normalizes by more than a mean and a variance ({', '.join(sorted(others))}), which only "
+                "training measures: leave it out with exclude="
+            )
         self.moments = _nothing(layer.running_mean)
 
     def add(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -179,6 +179,20 @@ def test_a_model_without_statistics_is_refused() -> None:
         syncbn.recalibrate(TwoStages(lambda channels: nn.GroupNorm(1, channels)), [images(2)])
 
 
+@pytest.mark.parametrize(
+    ("norm", "message"),
+    [
+        ("decorrelated", r"stem\.1 normalizes by more than a mean and a variance \(running_whitener\)"),
+        ("recurrent", r"stem\.1 has running statistics of shape \(100, \d\)"),
+    ],
+)
+def test_layers_with_other_statistics_are_refused(norm: str, message: str) -> None:
+    net = syncbn.convert(seeded(TwoStages), norm, include="stem.*")
+    with pytest.raises(ValueError, match=message):
+        syncbn.recalibrate(net, [images(4)])
+    syncbn.recalibrate(net, [images(4)], exclude="stem.*")
+
+
 def recalibrate_on_ranks(norm: str, sizes: list[list[int]], wrapped: bool = False) -> dict[str, Tensor]:
     """sizes[b][r]: the samples of batch b on rank r."""
     net = syncbn.convert(seeded(TwoStages).double(), norm)
