@@ -82,6 +82,10 @@ def print_results(metrics: Mapping[str, Any], folder: Path, training: str | None
 
 def describe_training(trainer: "Trainer", seconds: float, first_step: int) -> str:
     """Epochs, the steps since `first_step` and their time, and why it ended early where it did."""
+    from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        return f"{seconds:.1f} s, the start of the ranks included"  # this process doesn't know their steps
     epochs = str(trainer.current_epoch)
     if trainer.max_epochs is not None and trainer.current_epoch < trainer.max_epochs:
         epochs += f" of {trainer.max_epochs}"

@@ -76,11 +76,13 @@ def test_packages_of_ones_own_are_named_in_the_environment(monkeypatch: pytest.M
 
 def test_a_mistake_ends_in_one_line_and_exit_code_2_before_torch_is_imported() -> None:
     program = (
-        "import sys, atexit\n"
-        "atexit.register(lambda: print('torch' in sys.modules, 'lightning' in sys.modules))\n"
+        "import sys\n"
         "sys.argv = ['train.py', 'norm=snyc']\n"
         "from syncbn.cli import run\n"
-        "run('train')\n"
+        "try:\n"
+        "    run('train')\n"
+        "finally:\n"
+        "    print('torch' in sys.modules, 'lightning' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 2
