@@ -44,6 +44,18 @@ class AdaptiveBatchNorm(_Affine):
 
 
 @dataclass
+class MovingAverageBatchNorm(_Affine):
+    window: Count = 16
+    warmup: Natural = 100
+    r_max: Annotated[float, Range(low=1)] = 5.0
+    r_start: Natural = 1_000
+    centre: bool = True
+    momentum: Fraction | None = 0.02
+    keras_momentum: Fraction | None = None
+    bias: bool = True
+
+
+@dataclass
 class LearnableMomentumBatchNorm(_Affine):
     momentum: Share = 0.1
     keras_momentum: Share | None = None
@@ -132,6 +144,7 @@ NORMS: dict[str, type] = {
     "sync": BatchNorm,
     "cross_iteration": CrossIterationBatchNorm,
     "adaptive": AdaptiveBatchNorm,
+    "moving_average": MovingAverageBatchNorm,
     "learnable_momentum": LearnableMomentumBatchNorm,
     "batch_renorm": BatchRenorm,
     "frozen": FrozenBatchNorm,

@@ -13,6 +13,7 @@ from syncbn.norm.frozen import FrozenBatchNorm
 from syncbn.norm.ghost import GhostBatchNorm
 from syncbn.norm.learnable_momentum import LearnableMomentumBatchNorm
 from syncbn.norm.moments import mean_over_ranks
+from syncbn.norm.moving_average import MovingAverageBatchNorm
 from syncbn.norm.recurrent import RecurrentBatchNorm
 from syncbn.norm.registry import available_norms, norm_layer, register
 from syncbn.norm.reparametrized import SpectralNorm, WeightNorm
@@ -34,6 +35,7 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "LearnableMomentumBatchNorm",
+    "MovingAverageBatchNorm",
     "RMSNorm",
     "RecurrentBatchNorm",
     "SpectralNorm",

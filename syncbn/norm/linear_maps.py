@@ -17,7 +17,7 @@ _FEW_POSITIONS = 64
 
 def filters(module: Any, weight: Tensor) -> Tensor:
     """θ as one row for each output channel, (C_out, D). A view, except of a transposed convolution's weight."""
-    if not _is_transposed(module):
+    if not is_transposed(module):
         return weight.reshape(weight.shape[0], -1)
     groups = module.groups
     by_group = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
@@ -54,7 +54,7 @@ def _products_of_patches(module: Any, x: Tensor, y: Tensor) -> Tensor:
 def _weight_grad(module: Any, grad_output: Tensor, x: Tensor) -> Tensor:
     x, padding = _padded(module, x)
     channels = grad_output.shape[1]
-    if _is_transposed(module):
+    if is_transposed(module):
         shape = (x.shape[1], channels // module.groups, *module.kernel_size)
     else:
         shape = (channels, x.shape[1] // module.groups, *module.kernel_size)
@@ -65,7 +65,7 @@ def _weight_grad(module: Any, grad_output: Tensor, x: Tensor) -> Tensor:
         module.stride,
         padding,
         module.dilation,
-        _is_transposed(module),
+        is_transposed(module),
         module.output_padding,
         module.groups,
     )
@@ -84,5 +84,6 @@ def _padded(module: Any, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     return x, module.padding
 
 
-def _is_transposed(module: nn.Module) -> bool:
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module is a transposed convolution, whose weight is (C_in, C_out / groups, *kernel)."""
     return isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)

@@ -12,28 +12,26 @@ from torch.nn.utils import parametrizations, parametrize
 from syncbn.norm import compat
 from syncbn.norm.checks import check_channels, check_num_features
 from syncbn.norm.feeding import check_feeder
+from syncbn.norm.linear_maps import is_transposed
 from syncbn.norm.registry import register
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
+class Reparametrizing(nn.Module):
+    """A layer that parametrizes the weight of the convolution or linear layer before it."""
 
-class _Reparametrized(nn.Module):
-    """Stands where a norm stood: the identity plus β, once the layer before it has its weight normalized."""
+    num_features: int
 
-    def __init__(self, num_features: int, bias: bool) -> None:
-        check_num_features(num_features)
-        super().__init__()
-        self.num_features = num_features
-        self.bias = nn.Parameter(torch.zeros(num_features)) if bias else None
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._feeder: list[Any] = []  # in a list, since a module of its own would be in `state_dict` twice
 
     @property
     def is_attached(self) -> bool:
-        """Whether the weight of a layer is normalized."""
+        """Whether the weight of a layer is parametrized."""
         return bool(self._feeder)
 
     def attach(self, feeder: nn.Module) -> None:
-        """Normalize the weight of `feeder`, the convolution or linear layer whose output comes here.
+        """Parametrize the weight of `feeder`, the convolution or linear layer whose output comes here.
 
         Raises:
             TypeError: `feeder` is neither a convolution nor linear.
@@ -50,7 +48,7 @@ class _Reparametrized(nn.Module):
         self._feeder.append(feeder)
 
     def detach(self) -> None:
-        """Take the normalization off again."""
+        """Take the parametrization off again."""
         for feeder in self._feeder:
             if parametrize.is_parametrized(feeder, "weight"):
                 self._restore(feeder)
@@ -63,6 +61,19 @@ class _Reparametrized(nn.Module):
 
     def _restore(self, feeder: Any) -> None:
         raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_feeder": []}  # torch pickles no parametrized layer
+
+
+class _Reparametrized(Reparametrizing):
+    """Stands where a norm stood: the identity plus β, once the layer before it has its weight normalized."""
+
+    def __init__(self, num_features: int, bias: bool) -> None:
+        check_num_features(num_features)
+        super().__init__()
+        self.num_features = num_features
+        self.bias = nn.Parameter(torch.zeros(num_features)) if bias else None
 
     def forward(self, input: Tensor) -> Tensor:
         check_channels(input, self.num_features)
@@ -80,9 +91,6 @@ class _Reparametrized(nn.Module):
         memo[id(self)] = twin
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_feeder": []}  # torch pickles no parametrized layer
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, bias={self.bias is not None}"
@@ -123,7 +131,7 @@ class WeightNorm(_Reparametrized):
 
     def _parametrize(self, feeder: Any) -> None:
         weight = feeder.weight
-        parametrizations.weight_norm(feeder, "weight", dim=1 if isinstance(feeder, _TRANSPOSED) else 0)
+        parametrizations.weight_norm(feeder, "weight", dim=1 if is_transposed(feeder) else 0)
         feeder.parametrizations.weight.original1 = weight
 
     def _restore(self, feeder: Any) -> None:
@@ -179,7 +187,7 @@ class SpectralNorm(_Reparametrized):
         self.n_power_iterations = n_power_iterations
 
     def _parametrize(self, feeder: Any) -> None:
-        dim = 1 if isinstance(feeder, _TRANSPOSED) else 0
+        dim = 1 if is_transposed(feeder) else 0
         normalized = compat.SpectralNorm(feeder.weight, self.n_power_iterations, dim)
         parametrize.register_parametrization(feeder, "weight", normalized)
 

@@ -26,6 +26,7 @@ C = 8
 OPTIONS: dict[str, dict[str, Any]] = {
     "batch_renorm": {"start_step": 0, "r_max_step": 2, "d_max_step": 2},
     "group": {"groups": 2},
+    "moving_average": {"window": 3, "warmup": 2, "r_start": 2},
     "decorrelated": {"group_size": 4},
     "ghost": {"ghost_batch_size": 2},
 }
@@ -37,7 +38,7 @@ NOT_IN_ONE_GRAPH = {"cross_iteration": "it looks at what Python saw of the convo
 MOMENTS_OF_A_RANK = {"batch", "ghost"}
 
 # The backward pass isn't the derivative of the forward pass, by definition.
-OTHER_GRADIENT: set[str] = set()
+OTHER_GRADIENT = {"moving_average"}
 
 every_norm = pytest.mark.parametrize("name", syncbn.available_norms())
 

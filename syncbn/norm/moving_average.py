@@ -1,0 +1,267 @@
+"""Moving average batch normalization: windows of second moments forward and of gradients' moments backward."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from syncbn.norm import compat
+from syncbn.norm.checks import check_count
+from syncbn.norm.kernels import kernels_for, plain
+from syncbn.norm.linear_maps import is_transposed
+from syncbn.norm.moments import Moments, all_sum
+from syncbn.norm.registry import register
+from syncbn.norm.reparametrized import Reparametrizing
+from syncbn.norm.running import RunningNorm
+from syncbn.norm.sync import group_moments
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@register("moving_average")
+class MovingAverageBatchNorm(Reparametrizing, RunningNorm):
+    r"""Moving average batch normalization (MABN): averages over iterations in both directions, and no mean.
+
+    Training, with ν = E[x²] of every rank's batch together and ν̄ its average over the last `window` iterations:
+
+        y = r · x / sqrt(ν̄ + eps) · γ + β,  r = clip(sqrt((ν̄ + eps) / (running_var + eps)), 1 / r_max, r_max)
+        dx = (g - z · ψ̄) / sqrt(ν̄ + eps),  with g = dy · γ · r, z = x / sqrt(ν̄ + eps) and ψ̄ the average over the last
+        `window` backward passes of ψ = E[g · z] of every rank's batch
+
+    and running_var moves towards ν̄ by `momentum`; running_mean is 0 throughout, so that evaluation is that of batch
+    normalization. In the first `warmup` iterations ν and ψ stand for their averages, and r is 1 in the first `r_start`.
+    The mean isn't subtracted. In its place the filters of the convolution or linear layer before are centred, each to a
+    mean of 0: `attach` (`syncbn.convert` and this package's models do it by themselves) puts a parametrization there,
+    and `detach` gives its weight back.
+
+    dx is not the derivative of y, which would have ψ of this batch alone, and there is none of second order. The
+    averages of gradients are in units of the loss: a loss scale that changes (`torch.amp.GradScaler`, float16) disturbs
+    them for `window` steps. One all-reduce of 2C + 1 float64 numbers forward and one of C backward; all ranks hold the
+    same averages, in buffers. `syncbn.convert` starts from running_var + running_mean², and `revert` leaves
+    what the layer divides by: a running_mean of 0 and E[x²] for the variance.
+
+    Args:
+        num_features: C of an input (N, C, *).
+        window: iterations to average over; at least 1.
+        warmup: first iterations by the batch's own statistics.
+        r_max: limit of r; at least 1.
+        r_start: first iterations without r.
+        centre: whether the filters before are centred; without, nothing needs to be attached.
+        eps: added to the second moment; greater than 0.
+        momentum: weight of ν̄ in running_var, in [0, 1]; None for the average of all.
+        affine: whether there are γ (`weight`) and β (`bias`).
+        process_group: the ranks to synchronize over; all of them when None.
+        bias: whether an affine layer has β.
+        device: where parameters and buffers are made.
+        dtype: of the parameters.
+
+    Shape:
+        input (N, C, *), of a floating-point dtype; output the same.
+        mask (N, *), bool: only samples where it is True count; elsewhere output and gradient are 0.
+
+    Raises:
+        ValueError, TypeError: as `SyncBatchNorm`; an argument out of its range; in training, no attached layer.
+        NotImplementedError: a second derivative; activation checkpointing repeats a forward pass that isn't the last.
+
+    Source: Yan et al., Towards Stabilizing Batch Statistics in Backward Propagation of Batch Normalization, ICLR 2020,
+        https://arxiv.org/abs/2001.06838; r and the defaults are those of the authors' code.
+    """
+
+    own_state = ("square_window", "num_squares", "gradient_window", "num_gradients")
+    square_window: Tensor
+    num_squares: Tensor
+    gradient_window: Tensor
+    num_gradients: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        window: int = 16,
+        warmup: int = 100,
+        r_max: float = 5.0,
+        r_start: int = 1_000,
+        centre: bool = True,
+        eps: float = 1e-5,
+        momentum: float | None = 0.02,
+        affine: bool = True,
+        process_group: ProcessGroup | None = None,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_count("window", window, least=1)
+        check_count("warmup", warmup, least=0)
+        check_count("r_start", r_start, least=0)
+        if not r_max >= 1:
+            raise ValueError(f"r_max must be at least 1, got {r_max}; 1 leaves r out")
+        super().__init__(num_features, eps, momentum, affine, process_group, bias, device, dtype)
+        self.window, self.warmup, self.r_max, self.r_start, self.centre = window, warmup, r_max, r_start, centre
+        self._no_feeder: str | None = None
+        for averaged in ("square", "gradient"):
+            self.register_buffer(f"{averaged}_window", torch.zeros(window, num_features, device=device))
+            self.register_buffer(f"num_{averaged}s", torch.zeros((), dtype=torch.long, device=device))
+
+    # --- the layer before -------------------------------------------------------------------------------------------
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the filters of the layer before are centred, or don't have to be."""
+        return not self.centre or self._no_feeder is not None or super().is_attached
+
+    def detach(self) -> None:
+        super().detach()
+        self._no_feeder = None
+
+    def without_feeder(self, reason: str) -> None:
+        """Normalize what isn't centred, since no single layer feeds this one."""
+        self.detach()
+        self._no_feeder = reason
+
+    def _parametrize(self, feeder: Any) -> None:
+        centred = _Centred(feeder.groups if is_transposed(feeder) else None)
+        parametrize.register_parametrization(feeder, "weight", centred)
+
+    def _restore(self, feeder: Any) -> None:
+        parametrize.remove_parametrizations(feeder, "weight", leave_parametrized=False)
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def choose_moments(self, input: Tensor, mask: Tensor | None, group: ProcessGroup | None) -> Moments:
+        """A mean of 0 and the window's E[x²] for the variance."""
+        if self.training and not self.is_attached:
+            raise ValueError(
+                "this layer expects centred filters before it and doesn't know that layer: call norm.attach(conv), or "
+                "syncbn.norm.feeding.attach_norms(model), as syncbn.convert does, or build it with centre=False"
+            )
+        with torch.no_grad():
+            batch = group_moments(input, mask, group)
+            square = batch.var + batch.mean.square()
+            average = self._slide("square", square, batch.count, once=True)
+            assert self.running_var is not None
+            average, _ = self.as_first_seen(batch, torch.stack([average, self.running_var])).to(square.dtype)
+            return Moments(batch.count, torch.zeros_like(average), average * batch.count)
+
+    def normalize_batch(self, input: Tensor, moments: Moments, group: ProcessGroup | None) -> Tensor:
+        square = moments.var.to(plain.statistics_dtype(input))
+        _, _, running_var = self.get_buffer("_first_seen")
+        limit = torch.where(self.num_squares > self.r_start, square.new_full((), self.r_max), 1.0)
+        r = ((square + self.eps) / (running_var.to(square.dtype) + self.eps)).sqrt().clamp(1 / limit, limit)
+        weight, bias = self.affine_parameters(input)
+        weight = r if weight is None else r * weight
+        return _Normalize.apply(input, weight, bias, square, moments.count, self, group)
+
+    def track(self, moments: Moments, **options: Any) -> None:
+        super().track(moments, second_moment=True)
+
+    def average_gradient(self, total: Tensor, count: Tensor, group: ProcessGroup | None) -> Tensor:
+        """ψ̄ of this backward pass and those before, from this rank's Σ g·z."""
+        # Ranks' losses are averaged afterwards. Less the world size, what is kept is one process's, for any number.
+        world_size = 1 if group is None else group.size()
+        mean = all_sum(total.to(count.dtype), group) / (count.clamp(min=1) * world_size)
+        return (self._slide("gradient", mean, count, once=False) * world_size).to(total.dtype)
+
+    def _check_batch(self, input: Tensor, group: ProcessGroup | None) -> None:
+        if compat.functorch_transforms():
+            raise NotImplementedError("averages over iterations can't move under a torch.func transform: use eval mode")
+
+    def _slide(self, name: str, value: Tensor, count: Tensor, once: bool) -> Tensor:
+        """The average of `value` and those before it; a `value` of no samples, or not finite, doesn't enter."""
+        slide = torch.ops.syncbn.slide if torch.compiler.is_compiling() else _slide
+        window, counter = self.get_buffer(f"{name}_window"), self.get_buffer(f"num_{name}s")
+        return slide(window, counter, value.to(window.dtype), count > 0, self.warmup, once)
+
+    # --- the state --------------------------------------------------------------------------------------------------
+
+    def adopt(self, old: nn.Module) -> None:
+        self._fold_mean()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._fold_mean()  # of a checkpoint of batch normalization
+
+    @torch.no_grad()
+    def _fold_mean(self) -> None:
+        """Statistics about 0 for those about a mean, in tensors of the layer's own."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        self.running_var = self.running_var + self.running_mean.square()
+        self.running_mean = torch.zeros_like(self.running_mean)
+
+    def extra_repr(self) -> str:
+        text = f"{super().extra_repr()}, window={self.window}, warmup={self.warmup}, r_max={self.r_max}"
+        text = f"{text}, r_start={self.r_start}, centre={self.centre}"
+        return text if self._no_feeder is None else f"{text}, not centred since {self._no_feeder}"
+
+
+class _Normalize(torch.autograd.Function):
+    """y = x / sqrt(square + eps) · weight + bias, with a gradient of x by the averages of `layer`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        square: Tensor,
+        count: Tensor,
+        layer: MovingAverageBatchNorm,
+        group: ProcessGroup | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, square, count)
+        ctx.layer, ctx.group = layer, group
+        passes = plain if compat.is_tracing() else kernels_for(x)
+        return passes.normalize(x, torch.zeros_like(square), square, layer.eps, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("moving average batch normalization has no second derivative")
+        x, weight, square, count = ctx.saved_tensors
+        passes = plain if compat.is_tracing() else kernels_for(x)
+        sum_dy, sum_dy_z = passes.reduce_grad(dy, x, torch.zeros_like(square), square, ctx.layer.eps)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            average = ctx.layer.average_gradient(weight * sum_dy_z, count, ctx.group)
+            scale = (square + ctx.layer.eps).rsqrt()
+            shape = (-1, *[1] * (x.dim() - 2))
+            dx = dy.to(scale.dtype) * (weight * scale).view(shape)
+            dx = dx.sub_(x.to(scale.dtype) * (average * scale.square()).view(shape)).to(x.dtype)
+        return dx, sum_dy_z, sum_dy if ctx.needs_input_grad[2] else None, None, None, None, None
+
+
+class _Centred(nn.Module):
+    """A weight whose filters each have a mean of 0."""
+
+    def __init__(self, transposed_groups: int | None) -> None:
+        super().__init__()
+        self.transposed_groups = transposed_groups
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.transposed_groups is None:  # (C_out, ...)
+            return weight - weight.mean(list(range(1, weight.dim())), keepdim=True)
+        by_group = weight.unflatten(0, (self.transposed_groups, -1))  # (groups, C_in / groups, C_out / groups, *kernel)
+        centred = by_group - by_group.mean([1, *range(3, by_group.dim())], keepdim=True)
+        return centred.flatten(0, 1)
+
+
+def _slide(window: Tensor, counter: Tensor, value: Tensor, valid: Tensor, warmup: int, once: bool) -> Tensor:
+    if once and compat.in_backward():  # a recomputed forward pass is given what it had
+        return value.clone()
+    valid = valid & value.isfinite().all()
+    slot = (counter % len(window)).view(1)
+    window.index_copy_(0, slot, torch.where(valid, value, window[slot[0]]).unsqueeze(0))
+    counter.add_(valid)
+    average = window.sum(0) / counter.clamp(1, len(window))
+    return torch.where(valid & (counter > warmup), average, value)
+
+
+_OPERATOR = torch.library.custom_op("syncbn::slide", _slide, mutates_args=("window", "counter"))
+
+
+@_OPERATOR.register_fake
+def _(window: Tensor, counter: Tensor, value: Tensor, valid: Tensor, warmup: int, once: bool) -> Tensor:
+    return torch.empty_like(value)
