@@ -1,5 +1,6 @@
 """From a checked config to the objects it describes."""
 
+import dataclasses
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from syncbn.config import allowed_targets, is_allowed
+from syncbn.config_schemas import NORMS
 from syncbn.launch.resume import LAST
 from syncbn.launch.world import World, devices_and_nodes
 from syncbn.models import load_weights
@@ -22,8 +24,6 @@ from syncbn.norm import norm_layer
 from syncbn.schema import suggest
 from syncbn.training import AtomicCheckpointIO, ClassificationTask, EpochLines, ExactResume, Preemption, WandbMedia
 from syncbn.training.optim import parameter_groups
-
-_USUAL_MOMENTUM = 0.1  # of every norm's config
 
 
 def build_data(config: DictConfig) -> LightningDataModule:
@@ -34,7 +34,8 @@ def build_data(config: DictConfig) -> LightningDataModule:
 def build_network(config: DictConfig, data: Any) -> nn.Module:
     """The network of `config.model` with the norm of `config.norm`, for the images and classes of the data."""
     options = {key: value for key, value in config.norm.items() if key != "name"}
-    if options.get("keras_momentum") is not None and options["momentum"] == _USUAL_MOMENTUM:
+    usual = {field.name: field.default for field in dataclasses.fields(NORMS[config.norm.name])}
+    if options.get("keras_momentum") is not None and options["momentum"] == usual["momentum"]:
         del options["momentum"]  # which nobody asked for
     model = DictConfig(OmegaConf.to_container(config.model, resolve=True))
     model.pop("weights", None)  # `load_pretrained` reads them

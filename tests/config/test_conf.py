@@ -110,3 +110,16 @@ def test_what_an_allowed_package_only_imports_is_not_allowed(target: str) -> Non
     config.data = {"_target_": target}
     with pytest.raises(ValueError, match="_target_"):
         build.build_data(config)
+
+
+@pytest.mark.parametrize("name", ["sync", "moving_average"])
+def test_keras_momentum_takes_the_place_of_the_configs_own(name: str) -> None:
+    from syncbn.cli import build
+    from syncbn.norm.momentum import from_keras
+
+    config = compose_with([f"norm={name}", "norm.keras_momentum=0.75"])
+    net = build.build_network(config, build.build_data(config))
+    assert net.bn1.momentum == from_keras(0.75)
+    config = compose_with([f"norm={name}", "norm.keras_momentum=0.75", "norm.momentum=0.5"])
+    with pytest.raises(UserError, match="not both"), user_mistakes():
+        build.build_network(config, build.build_data(config))
