@@ -57,10 +57,13 @@ def test_a_stopped_run_ends_with_the_signals_code_and_says_how_to_go_on(
     assert load_checkpoint(tmp_path / "outputs" / "r" / LAST)["global_step"] == int(step)
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_a_run_stopped_before_it_trains_says_so_too(tmp_path: Path) -> None:
-    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "run_id=r", "trainer=ddp", *SHORT]
+    script = str(REPOSITORY / "scripts" / "train.py")
+    command = [sys.executable, script, "run_id=r", "trainer=ddp", *SHORT, "trainer.max_epochs=1000"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        time.sleep(5)  # the ranks are importing what they need
+        time.sleep(3)  # the ranks are importing what they need; on a fast machine, training already
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
