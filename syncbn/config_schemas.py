@@ -201,6 +201,24 @@ class ViT(_Model):
 
 
 @dataclass
+class MLP(_Model):
+    image_size: Count | tuple[Count, Count] | None = None  # null: the data's
+    hidden_size: Count = 64
+    depth: Count = 3
+    activation: Literal["relu", "sigmoid", "tanh"] = "relu"
+    norm_after_activation: bool = False
+    dropout: BelowOne = 0.0
+    init_gain: Positive = 1.4142136
+
+
+@dataclass
+class DeepNet(_Model):
+    depth: Annotated[int, Range(low=8)] = 20
+    width: Count = 16
+    residual: bool = True
+
+
+@dataclass
 class Recurrent(_Model):
     image_size: Count | tuple[Count, Count] | None = None  # null: the data's
     hidden_size: Count = 64
@@ -422,6 +440,8 @@ TARGETS: dict[str, type] = {
     **{f"syncbn.models.resnet.resnet{depth}": ResNet for depth in (18, 34, 50, 101, 152)},
     **{f"syncbn.models.inception.{size}": Inception for size in ("bn_inception", "bn_inception_small")},
     **{f"syncbn.models.vit.{kind}": ViT for kind in ("vit", "llama_vit")},
+    "syncbn.models.mlp.MLP": MLP,
+    "syncbn.models.deep.DeepNet": DeepNet,
     "syncbn.models.dcgan.DCGAN": DCGAN,
     **{f"syncbn.models.recurrent.{kind}": Recurrent for kind in ("lstm", "gru")},
     **{f"syncbn.models.fcn.fcn_resnet{depth}": ResNet for depth in (18, 50)},
