@@ -45,6 +45,11 @@ def is_tracing() -> bool:
     return torch.compiler.is_compiling() or bool(functorch_transforms())
 
 
+def in_dispatch_mode() -> bool:
+    """Whether some mode (a flop counter, `FakeTensorMode`, `make_fx`) wants to see every operation."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def group_by_name(name: str) -> ProcessGroup:
     """The process group of a `group_name`: operators take names, since a graph can't hold a group."""
     resolve: Any = distributed_c10d.__dict__["_resolve_process_group"]

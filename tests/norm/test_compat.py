@@ -3,7 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from syncbn.norm import compat
 from syncbn.norm.convert import _HOOKS
@@ -47,6 +50,18 @@ def test_the_names_of_transforms(transform: object, names: tuple[str, ...]) -> N
     transform(function)(torch.randn(3, 2))
     assert seen == [names]
     assert compat.functorch_transforms() == ()
+
+
+def test_dispatch_modes_are_seen() -> None:
+    assert not compat.in_dispatch_mode()
+    for mode in (FakeTensorMode(), FlopCounterMode(display=False)):
+        with mode:
+            assert compat.in_dispatch_mode()
+    seen = []
+    make_fx(lambda x: seen.append(compat.in_dispatch_mode()) or x.sin())(torch.randn(3))
+    assert seen == [True]
+    with torch.profiler.profile():
+        assert not compat.in_dispatch_mode()
 
 
 def test_wrappers_are_recognized() -> None:

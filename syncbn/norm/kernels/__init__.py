@@ -4,21 +4,26 @@ Each module has the same functions; all statistics are per channel, in float32, 
 
 - `moments(x)`: mean and M2 = Σ(x - mean)² of this rank's samples;
 - `normalize(x, mean, var, eps, weight, bias)`: y;
+- `normalize_activate(x, mean, var, eps, weight, bias, residual, slope)`: y = a(x̂·weight + bias + residual), where
+  a(z) = z if z > 0 else slope·z; residual may be None, a slope of 0 is ReLU's, one of 1 means no activation;
 - `reduce_grad(dy, x, mean, var, eps)`: Σdy and Σdy·x̂;
+- `reduce_grad_activate(dy, y, x, mean, var, eps, slope)`: Σdz, Σdz·x̂ and dz = dy where y > 0, slope·dy elsewhere;
 - `input_grad(dy, x, mean, var, eps, weight, mean_dy, mean_dy_xhat)`: dx;
 - `row_dots(a, b)`: Σ over each row of a·b, (R, D) -> (R,).
 
-`cpu` and `cuda` are ATen's kernels, without autograd. `plain` is made of differentiable operations: it serves
-higher derivatives, tracing and every other device.
+`native` is a small C++ library for float32 on CPU. `cpu` and `cuda` are ATen's kernels, without autograd. `plain` is
+made of differentiable operations: it serves higher derivatives, tracing and every other device.
 """
 
 from types import ModuleType
 
 from torch import Tensor
 
-from syncbn.norm.kernels import cpu, cuda, plain
+from syncbn.norm.kernels import cpu, cuda, native, plain
 
 
 def kernels_for(x: Tensor) -> ModuleType:
     """The fastest kernels for the device of `x`."""
+    if native.serves(x):
+        return native
     return {"cpu": cpu, "cuda": cuda}.get(x.device.type, plain)

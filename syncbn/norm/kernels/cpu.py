@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from syncbn.norm.kernels.activation import activate_, activation_grad
 from syncbn.norm.kernels.plain import statistics_dtype
 
 # Rows of a channels-last tensor that one float32 accumulator may add up: past some thousands its rounding shows.
@@ -31,7 +32,7 @@ _batch_norm_backward: Any = torch.ops.aten.native_batch_norm_backward
 def moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
     """Mean and M2 of (N, C, *), and the count."""
     count = x.numel() // x.shape[1]
-    x = _dense(x)
+    x = dense(x)
     total, squares = _sums_about_zero(x)
     if not (total.square() > squares * (count * _FAR / (1 + _FAR))).any():
         mean = total.double() / max(count, 1)
@@ -48,13 +49,35 @@ def normalize(x: Tensor, mean: Tensor, var: Tensor, eps: float, weight: Tensor |
     if (mean.square() > var * _FARTHER).any():
         shifted = x.to(mean.dtype) - _along(mean, x)
         return _scale_and_shift(shifted, torch.zeros_like(mean), var, eps, weight, bias).to(x.dtype)
-    return _scale_and_shift(_dense(x), mean, var, eps, weight, bias)
+    return _scale_and_shift(dense(x), mean, var, eps, weight, bias)
+
+
+def normalize_activate(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    slope: float,
+) -> Tensor:
+    """y = a((x - mean) / sqrt(var + eps) · weight + bias + residual), where a(z) = z if z > 0 else slope · z."""
+    return activate_(normalize(x, mean, var, eps, weight, bias), residual, slope)
 
 
 def reduce_grad(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Σdy and Σdy·x̂ over this rank's samples."""
-    x = _dense(x)
-    return _sums(_like(dy, x), x, mean, var, eps)
+    x = dense(x)
+    return _sums(like(dy, x), x, mean, var, eps)
+
+
+def reduce_grad_activate(
+    dy: Tensor, y: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Σdz and Σdz·x̂ over this rank's samples, and dz: dy where y > 0, slope · dy elsewhere."""
+    dz = activation_grad(dy, y, slope)
+    return *reduce_grad(dz, x, mean, var, eps), dz
 
 
 def input_grad(
@@ -68,7 +91,7 @@ def input_grad(
     mean_dy_xhat: Tensor,
 ) -> Tensor:
     """dx = weight / sqrt(var + eps) · (dy - mean_dy - x̂ · mean_dy_xhat), in the dtype of `x`."""
-    x = _dense(x)
+    x = dense(x)
     dx = torch.empty_like(x)
     scale = _scale(var, eps, weight)
     factors = (scale * mean_dy_xhat).neg_(), (scale * mean_dy).neg_()
@@ -143,12 +166,12 @@ def _scale(var: Tensor, eps: float, weight: Tensor | None) -> Tensor:
     return scale if weight is None else scale.mul_(weight)
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
     """`x` if it is contiguous or channels last, for any number of dimensions, and a contiguous copy otherwise."""
     return x if x.is_contiguous() or x.movedim(1, -1).is_contiguous() else x.contiguous()
 
 
-def _like(dy: Tensor, x: Tensor) -> Tensor:
+def like(dy: Tensor, x: Tensor) -> Tensor:
     return dy.contiguous() if x.is_contiguous() else dy.movedim(1, -1).contiguous().movedim(-1, 1)
 
 

@@ -3,9 +3,18 @@
 import torch
 from torch import Tensor
 
+from syncbn.norm.kernels.activation import activate_, activation_grad
 from syncbn.norm.kernels.plain import row_dots, statistics_dtype
 
-__all__ = ["input_grad", "moments", "normalize", "reduce_grad", "row_dots"]
+__all__ = [
+    "input_grad",
+    "moments",
+    "normalize",
+    "normalize_activate",
+    "reduce_grad",
+    "reduce_grad_activate",
+    "row_dots",
+]
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -26,6 +35,20 @@ def normalize(x: Tensor, mean: Tensor, var: Tensor, eps: float, weight: Tensor |
     return torch.batch_norm_elemt(_dense(x), weight, bias, mean, (var + eps).rsqrt(), eps)
 
 
+def normalize_activate(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    slope: float,
+) -> Tensor:
+    """y = a((x - mean) / sqrt(var + eps) · weight + bias + residual), where a(z) = z if z > 0 else slope · z."""
+    return activate_(normalize(x, mean, var, eps, weight, bias), residual, slope)
+
+
 def reduce_grad(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Σdy and Σdy·x̂ over this rank's samples."""
     if x.numel() == 0:
@@ -35,6 +58,14 @@ def reduce_grad(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) ->
         _like(dy, x), x, mean, (var + eps).rsqrt(), torch.ones_like(mean), False, True, True
     )
     return total, dy_xhat
+
+
+def reduce_grad_activate(
+    dy: Tensor, y: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Σdz and Σdz·x̂ over this rank's samples, and dz: dy where y > 0, slope · dy elsewhere."""
+    dz = activation_grad(dy, y, slope)
+    return *reduce_grad(dz, x, mean, var, eps), dz
 
 
 def input_grad(

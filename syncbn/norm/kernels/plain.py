@@ -36,11 +36,36 @@ def normalize(x: Tensor, mean: Tensor, var: Tensor, eps: float, weight: Tensor |
     return y.to(x.dtype)
 
 
+def normalize_activate(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    slope: float,
+) -> Tensor:
+    """y = a((x - mean) / sqrt(var + eps) · weight + bias + residual), where a(z) = z if z > 0 else slope · z."""
+    z = normalize(x, mean, var, eps, weight, bias)
+    if residual is not None:
+        z = z + residual
+    return z if slope == 1 else torch.where(z > 0, z, slope * z)
+
+
 def reduce_grad(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Σdy and Σdy·x̂ over this rank's samples."""
     dims = _all_but_channels(x)
     dy = dy.to(mean.dtype)
     return dy.sum(dims), (dy * _normalized(x, mean, var, eps)).sum(dims)
+
+
+def reduce_grad_activate(
+    dy: Tensor, y: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Σdz and Σdz·x̂ over this rank's samples, and dz: dy where y > 0, slope · dy elsewhere."""
+    dz = dy if slope == 1 else torch.where(y > 0, dy, slope * dy)
+    return *reduce_grad(dz, x, mean, var, eps), dz
 
 
 def input_grad(

@@ -1,0 +1,426 @@
+// The passes over memory of kernels/__init__.py for float32 on CPU: each reads and writes every tensor once.
+//
+// A tensor is `outer` x `channels` x `inner` numbers: (N, C, S) when contiguous, (N * S, C, 1) when channels last.
+// Sums run over short blocks in float32, about a sample of the block, and over blocks in double, so that neither a
+// long sum nor |mean| >> std costs accuracy. Blocks depend on the shape alone: any number of threads, the same bits.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int64_t LANES = 16;
+constexpr int64_t BLOCK = 2048;     // numbers of a channel that one float32 sum may add up, contiguous
+constexpr int64_t ROWS = 64;        // ... and channels last, where a row has one number of each channel
+constexpr int64_t SEGMENTS = 16;    // parts of the rows that threads share
+constexpr int64_t PARALLEL = 1 << 15;  // numbers below which threads cost more than they save
+
+typedef float Vector __attribute__((vector_size(4 * LANES)));
+
+inline Vector load(const float* p) {
+    Vector v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
+
+inline float sum(Vector v) {
+    float total = 0;
+    for (int64_t i = 0; i < LANES; ++i) total += v[i];
+    return total;
+}
+
+struct Shape {
+    int64_t outer, channels, inner;
+    int64_t numel() const { return outer * channels * inner; }
+};
+
+// Both of two sums, in float32, over parts of a block; `Term` gives what a number adds to each.
+struct Pair {
+    Vector first[2] = {}, second[2] = {};
+    float first_rest = 0, second_rest = 0;
+
+    template <class Term>
+    inline void add(int64_t begin, int64_t end, const Term& term) {
+        int64_t i = begin;
+        for (; i + 2 * LANES <= end; i += 2 * LANES) {
+            term.vector(i, first[0], second[0]);
+            term.vector(i + LANES, first[1], second[1]);
+        }
+        for (; i + LANES <= end; i += LANES) term.vector(i, first[0], second[0]);
+        for (; i < end; ++i) term.scalar(i, first_rest, second_rest);
+    }
+    double total_first() const { return double(sum(first[0] + first[1])) + first_rest; }
+    double total_second() const { return double(sum(second[0] + second[1])) + second_rest; }
+};
+
+// Calls `block(c, [offsets of its planes])` for every block of every channel of a contiguous tensor: a block is a few
+// whole planes, or a part of one.
+template <class Block>
+inline void blocks_of_channel(const Shape& shape, int64_t c, const Block& block) {
+    const int64_t planes = std::max<int64_t>(1, BLOCK / shape.inner);
+    for (int64_t n = 0; n < shape.outer; n += planes) {
+        const int64_t last = std::min(n + planes, shape.outer);
+        for (int64_t begin = 0; begin < shape.inner; begin += BLOCK) {
+            block(n, last, begin, std::min(begin + BLOCK, shape.inner));
+        }
+    }
+}
+
+struct Squares {
+    const float* x;
+    float near;
+    inline void vector(int64_t i, Vector& total, Vector& squares) const {
+        const Vector d = load(x + i) - near;
+        total += d;
+        squares += d * d;
+    }
+    inline void scalar(int64_t i, float& total, float& squares) const {
+        const float d = x[i] - near;
+        total += d;
+        squares += d * d;
+    }
+};
+
+struct Products {
+    const float *dy, *x;
+    float mean;
+    inline void vector(int64_t i, Vector& total, Vector& products) const {
+        const Vector g = load(dy + i);
+        total += g;
+        products += g * (load(x + i) - mean);
+    }
+    inline void scalar(int64_t i, float& total, float& products) const {
+        total += dy[i];
+        products += dy[i] * (x[i] - mean);
+    }
+};
+
+// The same, where dy is first multiplied by the activation's derivative, by the sign of y, and kept.
+struct ActivatedProducts {
+    const float *dy, *y, *x;
+    float* dz;
+    float mean, slope;
+    inline void vector(int64_t i, Vector& total, Vector& products) const {
+        const Vector g = load(dy + i);
+        const Vector z = load(y + i) > 0 ? g : g * slope;
+        store(dz + i, z);
+        total += z;
+        products += z * (load(x + i) - mean);
+    }
+    inline void scalar(int64_t i, float& total, float& products) const {
+        const float z = y[i] > 0 ? dy[i] : dy[i] * slope;
+        dz[i] = z;
+        total += z;
+        products += z * (x[i] - mean);
+    }
+};
+
+// Sums about one point from those about another that is `delta` further, of n numbers.
+inline void move(double n, double delta, double total, double squares, double& to_total, double& to_squares) {
+    to_total += total + n * delta;
+    to_squares += squares + 2 * delta * total + n * delta * delta;
+}
+
+void moments_of_planes(const float* x, const Shape& shape, double* mean, double* m2, int threads) {
+    const double count = double(shape.outer * shape.inner);
+#pragma omp parallel for num_threads(threads) if (shape.numel() > PARALLEL)
+    for (int64_t c = 0; c < shape.channels; ++c) {
+        const double origin = x[c * shape.inner];
+        double total = 0, squares = 0;
+        blocks_of_channel(shape, c, [&](int64_t n, int64_t last, int64_t begin, int64_t end) {
+            const float near = x[(n * shape.channels + c) * shape.inner + begin];
+            Pair sums;
+            for (int64_t i = n; i < last; ++i) {
+                sums.add(begin, end, Squares{x + (i * shape.channels + c) * shape.inner, near});
+            }
+            move(double((last - n) * (end - begin)), near - origin, sums.total_first(), sums.total_second(), total,
+                 squares);
+        });
+        mean[c] = origin + total / count;
+        m2[c] = std::max(squares - total * total / count, 0.0);  // a NaN stays
+    }
+}
+
+// Adds up two sums of every channel, over blocks of rows: `block(row, last, first, second)` adds to `channels` floats
+// each, and `flush` adds those to doubles.
+template <class Block, class Flush>
+void over_rows(const Shape& shape, double* first, double* second, int threads, const Block& block,
+               const Flush& flush) {
+    const int64_t C = shape.channels;
+    const int64_t blocks = (shape.outer + ROWS - 1) / ROWS, segments = std::min(blocks, SEGMENTS);
+    std::vector<double> parts(2 * segments * C, 0.0);
+#pragma omp parallel for num_threads(threads) if (shape.numel() > PARALLEL)
+    for (int64_t s = 0; s < segments; ++s) {
+        std::vector<float> sums(2 * C);
+        double* part = parts.data() + 2 * s * C;
+        for (int64_t b = blocks * s / segments; b < blocks * (s + 1) / segments; ++b) {
+            const int64_t row = b * ROWS, last = std::min(row + ROWS, shape.outer);
+            std::fill(sums.begin(), sums.end(), 0.0f);
+            block(row, last, sums.data(), sums.data() + C);
+            for (int64_t c = 0; c < C; ++c) flush(row, last, c, sums[c], sums[C + c], part[c], part[C + c]);
+        }
+    }
+    std::fill(first, first + C, 0.0);
+    std::fill(second, second + C, 0.0);
+    for (int64_t s = 0; s < segments; ++s) {
+        const double* part = parts.data() + 2 * s * C;
+        for (int64_t c = 0; c < C; ++c) first[c] += part[c];
+        for (int64_t c = 0; c < C; ++c) second[c] += part[C + c];
+    }
+}
+
+void moments_of_rows(const float* x, const Shape& shape, double* mean, double* m2, int threads) {
+    const int64_t C = shape.channels;
+    const double count = double(shape.outer);
+    auto block = [&](int64_t row, int64_t last, float* __restrict total, float* __restrict squares) {
+        const float* __restrict near = x + row * C;
+        int64_t r = row;
+        for (; r + 4 <= last; r += 4) {
+            const float *__restrict a = x + r * C, *__restrict b = a + C, *__restrict c = b + C, *__restrict d = c + C;
+            for (int64_t i = 0; i < C; ++i) {
+                const float p = a[i] - near[i], q = b[i] - near[i], s = c[i] - near[i], t = d[i] - near[i];
+                total[i] += (p + q) + (s + t);
+                squares[i] += (p * p + q * q) + (s * s + t * t);
+            }
+        }
+        for (; r < last; ++r) {
+            for (int64_t i = 0; i < C; ++i) {
+                const float d = x[r * C + i] - near[i];
+                total[i] += d;
+                squares[i] += d * d;
+            }
+        }
+    };
+    auto flush = [&](int64_t row, int64_t last, int64_t c, float total, float squares, double& first,
+                     double& second) {
+        move(double(last - row), double(x[row * C + c]) - x[c], total, squares, first, second);
+    };
+    over_rows(shape, mean, m2, threads, block, flush);
+    for (int64_t c = 0; c < C; ++c) {
+        const double total = mean[c], squares = m2[c];
+        mean[c] = x[c] + total / count;
+        m2[c] = std::max(squares - total * total / count, 0.0);
+    }
+}
+
+template <class Terms>
+void sums_of_planes(const Shape& shape, const Terms& terms, double* first, double* second, int threads) {
+#pragma omp parallel for num_threads(threads) if (shape.numel() > PARALLEL)
+    for (int64_t c = 0; c < shape.channels; ++c) {
+        double a = 0, b = 0;
+        blocks_of_channel(shape, c, [&](int64_t n, int64_t last, int64_t begin, int64_t end) {
+            Pair sums;
+            for (int64_t i = n; i < last; ++i) {
+                sums.add(begin, end, terms(c, (i * shape.channels + c) * shape.inner));
+            }
+            a += sums.total_first();
+            b += sums.total_second();
+        });
+        first[c] = a;
+        second[c] = b;
+    }
+}
+
+inline void add(int64_t, int64_t, int64_t, float a, float b, double& first, double& second) {
+    first += a;
+    second += b;
+}
+
+void products_of_rows(const float* dy, const float* x, const float* mean, const Shape& shape, double* first,
+                      double* second, int threads) {
+    const int64_t C = shape.channels;
+    auto block = [&](int64_t row, int64_t last, float* __restrict total, float* __restrict products) {
+        int64_t r = row;
+        for (; r + 2 <= last; r += 2) {
+            const float *__restrict g = dy + r * C, *__restrict h = g + C;
+            const float *__restrict u = x + r * C, *__restrict v = u + C;
+            for (int64_t i = 0; i < C; ++i) {
+                total[i] += g[i] + h[i];
+                products[i] += g[i] * (u[i] - mean[i]) + h[i] * (v[i] - mean[i]);
+            }
+        }
+        for (; r < last; ++r) {
+            for (int64_t i = 0; i < C; ++i) {
+                total[i] += dy[r * C + i];
+                products[i] += dy[r * C + i] * (x[r * C + i] - mean[i]);
+            }
+        }
+    };
+    over_rows(shape, first, second, threads, block, add);
+}
+
+void activated_products_of_rows(const float* dy, const float* y, const float* x, const float* mean, float slope,
+                                float* dz, const Shape& shape, double* first, double* second, int threads) {
+    const int64_t C = shape.channels;
+    auto block = [&](int64_t row, int64_t last, float* __restrict total, float* __restrict products) {
+        for (int64_t r = row; r < last; ++r) {
+            const float *__restrict g = dy + r * C, *__restrict v = y + r * C, *__restrict u = x + r * C;
+            float* __restrict z = dz + r * C;
+            for (int64_t i = 0; i < C; ++i) {
+                const float d = v[i] > 0 ? g[i] : g[i] * slope;
+                z[i] = d;
+                total[i] += d;
+                products[i] += d * (u[i] - mean[i]);
+            }
+        }
+    };
+    over_rows(shape, first, second, threads, block, add);
+}
+
+// Calls `apply(begin, end, c, step)` for stretches of a tensor: number i is of channel c + (i - begin) * step.
+template <class Apply>
+void everywhere(const Shape& shape, int threads, const Apply& apply) {
+    const bool rows = shape.inner == 1;
+    const int64_t stretches = rows ? shape.outer : shape.outer * shape.channels;
+    const int64_t length = rows ? shape.channels : shape.inner;
+#pragma omp parallel for num_threads(threads) if (shape.numel() > PARALLEL)
+    for (int64_t s = 0; s < stretches; ++s) {
+        if (rows) {
+            apply.row(s * length, length);
+        } else {
+            apply.plane(s * length, length, s % shape.channels);
+        }
+    }
+}
+
+struct Normalize {
+    const float *x, *mean, *scale, *bias, *residual;
+    float* y;
+    float slope;
+
+    inline float activate(float z) const { return z < 0 ? z * slope : z; }
+
+    void plane(int64_t at, int64_t length, int64_t c) const {
+        const float* __restrict u = x + at;
+        const float m = mean[c], a = scale[c], b = bias[c];
+        float* __restrict v = y + at;
+        if (residual) {
+            const float* r = residual + at;
+            for (int64_t i = 0; i < length; ++i) v[i] = activate((u[i] - m) * a + b + r[i]);
+        } else if (slope != 1) {
+            for (int64_t i = 0; i < length; ++i) v[i] = activate((u[i] - m) * a + b);
+        } else {
+            for (int64_t i = 0; i < length; ++i) v[i] = (u[i] - m) * a + b;
+        }
+    }
+    void row(int64_t at, int64_t length) const {
+        const float* __restrict u = x + at;
+        float* __restrict v = y + at;
+        if (residual) {
+            const float* r = residual + at;
+            for (int64_t i = 0; i < length; ++i) v[i] = activate((u[i] - mean[i]) * scale[i] + bias[i] + r[i]);
+        } else if (slope != 1) {
+            for (int64_t i = 0; i < length; ++i) v[i] = activate((u[i] - mean[i]) * scale[i] + bias[i]);
+        } else {
+            for (int64_t i = 0; i < length; ++i) v[i] = (u[i] - mean[i]) * scale[i] + bias[i];
+        }
+    }
+};
+
+struct InputGrad {
+    const float *dy, *x, *mean, *scale, *slope, *shift;
+    float* dx;
+
+    void plane(int64_t at, int64_t length, int64_t c) const {
+        const float *__restrict g = dy + at, *__restrict u = x + at;
+        const float m = mean[c], a = scale[c], b = slope[c], s = shift[c];
+        float* __restrict d = dx + at;
+        for (int64_t i = 0; i < length; ++i) d[i] = g[i] * a + ((u[i] - m) * b + s);
+    }
+    void row(int64_t at, int64_t length) const {
+        const float *__restrict g = dy + at, *__restrict u = x + at;
+        float* __restrict d = dx + at;
+        for (int64_t i = 0; i < length; ++i) d[i] = g[i] * scale[i] + ((u[i] - mean[i]) * slope[i] + shift[i]);
+    }
+};
+
+inline float scale_of(const float* var, const float* weight, double eps, int64_t c) {
+    const double scale = 1 / std::sqrt(double(var[c]) + eps);
+    return float(weight ? scale * weight[c] : scale);
+}
+
+// x_hat is (x - mean) times this.
+inline double inverse_std(const float* var, double eps, int64_t c) { return 1 / std::sqrt(double(var[c]) + eps); }
+
+void finish_products(const float* var, double eps, int64_t channels, const double* first, const double* second,
+                     float* sum_dy, float* sum_dy_xhat) {
+    for (int64_t c = 0; c < channels; ++c) {
+        sum_dy[c] = float(first[c]);
+        sum_dy_xhat[c] = float(second[c] * inverse_std(var, eps, c));
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// The mean and M2 of every channel; there is at least one number in each.
+void syncbn_moments(const float* x, int64_t outer, int64_t channels, int64_t inner, double* mean, double* m2,
+                    int threads) {
+    const Shape shape{outer, channels, inner};
+    (inner == 1 ? moments_of_rows : moments_of_planes)(x, shape, mean, m2, threads);
+}
+
+// y = a((x - mean) / sqrt(var + eps) * weight + bias + residual), a(z) = z where z >= 0 and slope * z elsewhere.
+void syncbn_normalize(const float* x, int64_t outer, int64_t channels, int64_t inner, const float* mean,
+                      const float* var, double eps, const float* weight, const float* bias, const float* residual,
+                      float slope, float* y, int threads) {
+    std::vector<float> scale(channels), shift(channels, 0.0f);
+    for (int64_t c = 0; c < channels; ++c) scale[c] = scale_of(var, weight, eps, c);
+    if (bias) shift.assign(bias, bias + channels);
+    everywhere(Shape{outer, channels, inner}, threads,
+               Normalize{x, mean, scale.data(), shift.data(), residual, y, slope});
+}
+
+// The sums of dy and of dy * x_hat of every channel.
+void syncbn_reduce_grad(const float* dy, const float* x, int64_t outer, int64_t channels, int64_t inner,
+                        const float* mean, const float* var, double eps, float* sum_dy, float* sum_dy_xhat,
+                        int threads) {
+    const Shape shape{outer, channels, inner};
+    std::vector<double> first(channels), second(channels);
+    if (inner == 1) {
+        products_of_rows(dy, x, mean, shape, first.data(), second.data(), threads);
+    } else {
+        auto terms = [&](int64_t c, int64_t at) { return Products{dy + at, x + at, mean[c]}; };
+        sums_of_planes(shape, terms, first.data(), second.data(), threads);
+    }
+    finish_products(var, eps, channels, first.data(), second.data(), sum_dy, sum_dy_xhat);
+}
+
+// The same of dz = dy where y > 0 and slope * dy elsewhere, which is written.
+void syncbn_reduce_grad_activate(const float* dy, const float* y, const float* x, int64_t outer, int64_t channels,
+                                 int64_t inner, const float* mean, const float* var, double eps, float slope,
+                                 float* dz, float* sum_dz, float* sum_dz_xhat, int threads) {
+    const Shape shape{outer, channels, inner};
+    std::vector<double> first(channels), second(channels);
+    if (inner == 1) {
+        activated_products_of_rows(dy, y, x, mean, slope, dz, shape, first.data(), second.data(), threads);
+    } else {
+        auto terms = [&](int64_t c, int64_t at) {
+            return ActivatedProducts{dy + at, y + at, x + at, dz + at, mean[c], slope};
+        };
+        sums_of_planes(shape, terms, first.data(), second.data(), threads);
+    }
+    finish_products(var, eps, channels, first.data(), second.data(), sum_dz, sum_dz_xhat);
+}
+
+// dx = weight / sqrt(var + eps) * (dy - mean_dy - x_hat * mean_dy_xhat).
+void syncbn_input_grad(const float* dy, const float* x, int64_t outer, int64_t channels, int64_t inner,
+                       const float* mean, const float* var, double eps, const float* weight, const float* mean_dy,
+                       const float* mean_dy_xhat, float* dx, int threads) {
+    std::vector<float> scale(channels), slope(channels), shift(channels);
+    for (int64_t c = 0; c < channels; ++c) {
+        scale[c] = scale_of(var, weight, eps, c);
+        slope[c] = float(-scale[c] * inverse_std(var, eps, c) * mean_dy_xhat[c]);
+        shift[c] = -scale[c] * mean_dy[c];
+    }
+    everywhere(Shape{outer, channels, inner}, threads,
+               InputGrad{dy, x, mean, scale.data(), slope.data(), shift.data(), dx});
+}
+
+}
