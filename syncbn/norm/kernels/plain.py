@@ -50,7 +50,9 @@ def normalize_activate(
     z = normalize(x, mean, var, eps, weight, bias)
     if residual is not None:
         z = z + residual
-    return z if slope == 1 else torch.where(z > 0, z, slope * z)
+    if slope == 1:
+        return z
+    return torch.relu(z) if slope == 0 else torch.nn.functional.leaky_relu(z, slope)
 
 
 def reduce_grad(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -64,7 +66,7 @@ def reduce_grad_activate(
     dy: Tensor, y: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Σdz and Σdz·x̂ over this rank's samples, and dz: dy where y > 0, slope · dy elsewhere."""
-    dz = dy if slope == 1 else torch.where(y > 0, dy, slope * dy)
+    dz = dy if slope == 1 else torch.where(y > 0, dy, 0 if slope == 0 else slope * dy)
     return *reduce_grad(dz, x, mean, var, eps), dz
 
 
