@@ -6,10 +6,7 @@ Each module has the same functions; all statistics are per channel, in float32, 
 - `normalize(x, mean, var, eps, weight, bias)`: y;
 - `normalize_activate(x, mean, var, eps, weight, bias, residual, slope)`: y = a(x̂·weight + bias + residual), where
   a(z) = z if z > 0 else slope·z; residual may be None, a slope of 0 is ReLU's, one of 1 means no activation;
-- `normalize_activate(x, mean, var, eps, weight, bias, residual, slope)`: y = a(x̂·weight + bias + residual), where
-  a(z) = z if z > 0 else slope·z; residual may be None, a slope of 0 is ReLU's, one of 1 means no activation;
 - `reduce_grad(dy, x, mean, var, eps)`: Σdy and Σdy·x̂;
-- `reduce_grad_activate(dy, y, x, mean, var, eps, slope)`: Σdz, Σdz·x̂ and dz = dy where y > 0, slope·dy elsewhere;
 - `reduce_grad_activate(dy, y, x, mean, var, eps, slope)`: Σdz, Σdz·x̂ and dz = dy where y > 0, slope·dy elsewhere;
 - `input_grad(dy, x, mean, var, eps, weight, mean_dy, mean_dy_xhat)`: dx;
 - `row_dots(a, b)`: Σ over each row of a·b, (R, D) -> (R,).

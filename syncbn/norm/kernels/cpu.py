@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from syncbn.norm.kernels.activation import activate_, activation_grad
-from syncbn.norm.kernels.activation import activate_, activation_grad
 from syncbn.norm.kernels.plain import statistics_dtype
 
 # Rows of a channels-last tensor that one float32 accumulator may add up: past some thousands its rounding shows.
@@ -67,32 +66,10 @@ def normalize_activate(
     return activate_(normalize(x, mean, var, eps, weight, bias), residual, slope)
 
 
-def normalize_activate(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    slope: float,
-) -> Tensor:
-    """y = a((x - mean) / sqrt(var + eps) · weight + bias + residual), where a(z) = z if z > 0 else slope · z."""
-    return activate_(normalize(x, mean, var, eps, weight, bias), residual, slope)
-
-
 def reduce_grad(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Σdy and Σdy·x̂ over this rank's samples."""
     x = dense(x)
     return _sums(like(dy, x), x, mean, var, eps)
-
-
-def reduce_grad_activate(
-    dy: Tensor, y: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, slope: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Σdz and Σdz·x̂ over this rank's samples, and dz: dy where y > 0, slope · dy elsewhere."""
-    dz = activation_grad(dy, y, slope)
-    return *reduce_grad(dz, x, mean, var, eps), dz
 
 
 def reduce_grad_activate(
