@@ -130,6 +130,37 @@ def all_sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
     return tensor
 
 
+def attach_moments(
+    x: Tensor, mean: Tensor, var: Tensor, count: Tensor, group: ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
+    """Saved moments of all ranks' samples, made functions of `x` again, this rank's part of them.
+
+    Autograd takes saved statistics for constants, so a backward pass that uses them has a right first derivative and
+    a silently wrong second one.
+    """
+    return _AttachMoments.apply(x, mean, var, count, group)
+
+
+class _AttachMoments(torch.autograd.Function):
+    """`mean` is saved as an output, so that every further derivative comes through here too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mean: Tensor, var: Tensor, count: Tensor, group: ProcessGroup | None
+    ) -> tuple[Tensor, Tensor]:
+        mean, var = mean.clone(), var.clone()
+        ctx.save_for_backward(x, mean, count)
+        ctx.group = group
+        return mean, var
+
+    @staticmethod
+    def backward(ctx: Any, dmean: Tensor, dvar: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, count = ctx.saved_tensors
+        sums = all_sum(torch.cat([dmean, dvar]).to(count.dtype), ctx.group)
+        dmean, dvar = (sums / count.clamp(min=1)).to(mean.dtype).chunk(2)
+        return plain.moments_grad(x, mean, dmean, dvar), None, None, None, None
+
+
 class PendingSum:
     """The sums of some tensors over ranks, by one all-reduce that goes on in the background until `wait`."""
 

@@ -11,7 +11,15 @@ from torch import Tensor
 from syncbn.norm import compat
 from syncbn.norm.base import TrackingNorm
 from syncbn.norm.kernels import kernels_for, plain
-from syncbn.norm.moments import Moments, all_reduce, all_sum, batch_moments, check_group, communicating_group
+from syncbn.norm.moments import (
+    Moments,
+    all_reduce,
+    all_sum,
+    attach_moments,
+    batch_moments,
+    check_group,
+    communicating_group,
+)
 from syncbn.norm.registry import register
 
 if TYPE_CHECKING:
@@ -73,7 +81,7 @@ class _Normalize(torch.autograd.Function):
         passes = kernels_for(x)
         if torch.is_grad_enabled():  # create_graph=True: what is computed here will be differentiated
             passes = plain
-            mean, var = _AttachMoments.apply(x, mean, var, count, ctx.group)
+            mean, var = attach_moments(x, mean, var, count, ctx.group)
         sum_dy, sum_dy_xhat = passes.reduce_grad(dy, x, mean, var, ctx.eps)
         dx = None
         if ctx.needs_input_grad[0]:
@@ -88,30 +96,6 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         raise NotImplementedError("SyncBatchNorm in training has no forward-mode derivative: use reverse mode")
-
-
-class _AttachMoments(torch.autograd.Function):
-    """Saved moments, made functions of x again.
-
-    Autograd takes saved statistics for constants, so a backward pass that uses them has a right first derivative and
-    a silently wrong second one. `mean` is saved as an output, so that every further derivative comes through here too.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, mean: Tensor, var: Tensor, count: Tensor, group: ProcessGroup | None
-    ) -> tuple[Tensor, Tensor]:
-        mean, var = mean.clone(), var.clone()
-        ctx.save_for_backward(x, mean, count)
-        ctx.group = group
-        return mean, var
-
-    @staticmethod
-    def backward(ctx: Any, dmean: Tensor, dvar: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, count = ctx.saved_tensors
-        sums = all_sum(torch.cat([dmean, dvar]).to(count.dtype), ctx.group)
-        dmean, dvar = (sums / count.clamp(min=1)).to(mean.dtype).chunk(2)
-        return plain.moments_grad(x, mean, dmean, dvar), None, None, None, None
 
 
 def _as_statistics(moments: Moments, x: Tensor) -> tuple[Tensor, Tensor]:
