@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         mean_over_ranks,
         norm_layer,
         revert,
+        sync_group,
     )
     from syncbn.policy import adapt, freeze, fuse, inspect, prune, recalibrate, unfreeze, verify
     from syncbn.run_folder import load_run
@@ -31,6 +32,7 @@ __all__ = [
     "prune",
     "recalibrate",
     "revert",
+    "sync_group",
     "unfreeze",
     "verify",
 ]
@@ -52,6 +54,7 @@ _HOMES = {
     "prune": "syncbn.policy",
     "recalibrate": "syncbn.policy",
     "revert": "syncbn.norm",
+    "sync_group": "syncbn.norm",
     "unfreeze": "syncbn.policy",
     "verify": "syncbn.policy",
 }

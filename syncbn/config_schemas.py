@@ -13,6 +13,7 @@ Fraction = Annotated[float, Range(low=0, high=1)]
 BelowOne = Annotated[float, Range(low=0, below=1)]
 Share = Annotated[float, Range(above=0, below=1)]  # neither nothing nor all
 Batches = Annotated[int, Range(low=0)] | Fraction
+SyncGroup = Count | Literal["node", "world"]
 
 
 @dataclass
@@ -31,6 +32,11 @@ class BatchNorm(_Affine):
 
 
 @dataclass
+class SyncBatchNorm(BatchNorm):
+    sync_group: SyncGroup = "world"
+
+
+@dataclass
 class GhostBatchNorm(BatchNorm):
     ghost_batch_size: Count = 32
 
@@ -41,6 +47,7 @@ class AdaptiveBatchNorm(_Affine):
     momentum: Fraction | None = 0.1
     keras_momentum: Fraction | None = None
     bias: bool = True
+    sync_group: SyncGroup = "world"
 
 
 @dataclass
@@ -53,6 +60,7 @@ class MovingAverageBatchNorm(_Affine):
     momentum: Fraction | None = 0.02
     keras_momentum: Fraction | None = None
     bias: bool = True
+    sync_group: SyncGroup = "world"
 
 
 @dataclass
@@ -60,6 +68,7 @@ class LearnableMomentumBatchNorm(_Affine):
     momentum: Share = 0.1
     keras_momentum: Share | None = None
     bias: bool = True
+    sync_group: SyncGroup = "world"
 
 
 @dataclass
@@ -72,6 +81,7 @@ class BatchRenorm(_Affine):
     momentum: Fraction | None = 0.1
     keras_momentum: Fraction | None = None
     bias: bool = True
+    sync_group: SyncGroup = "world"
 
 
 @dataclass
@@ -80,7 +90,7 @@ class FrozenBatchNorm(_Affine):
 
 
 @dataclass
-class CrossIterationBatchNorm(BatchNorm):
+class CrossIterationBatchNorm(SyncBatchNorm):
     window: Count = 8
     burn_in: Natural = 0
     sync: bool = True
@@ -92,7 +102,7 @@ class GroupNorm(_Affine):
 
 
 @dataclass
-class RecurrentBatchNorm(BatchNorm):
+class RecurrentBatchNorm(SyncBatchNorm):
     max_length: Count = 100
     gamma_init: float = 0.1
 
@@ -109,7 +119,7 @@ class SpectralNorm(WeightNorm):
 
 
 @dataclass
-class DecorrelatedBatchNorm(BatchNorm):
+class DecorrelatedBatchNorm(SyncBatchNorm):
     group_size: Count = 64
     iterations: Count = 5
 
@@ -141,7 +151,7 @@ class NoNorm:
 
 NORMS: dict[str, type] = {
     "batch": BatchNorm,
-    "sync": BatchNorm,
+    "sync": SyncBatchNorm,
     "cross_iteration": CrossIterationBatchNorm,
     "adaptive": AdaptiveBatchNorm,
     "moving_average": MovingAverageBatchNorm,
@@ -156,7 +166,7 @@ NORMS: dict[str, type] = {
     "weight": WeightNorm,
     "spectral": SpectralNorm,
     "recurrent": RecurrentBatchNorm,
-    "switchable": BatchNorm,
+    "switchable": SyncBatchNorm,
     "decorrelated": DecorrelatedBatchNorm,
     "dynamic_tanh": DynamicTanh,
     "dynamic_erf": DynamicErf,

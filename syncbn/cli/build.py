@@ -21,8 +21,17 @@ from syncbn.launch.resume import LAST
 from syncbn.launch.world import World, devices_and_nodes
 from syncbn.models import load_weights
 from syncbn.norm import norm_layer
+from syncbn.norm.groups import check_size
 from syncbn.schema import suggest
-from syncbn.training import AtomicCheckpointIO, ClassificationTask, EpochLines, ExactResume, Preemption, WandbMedia
+from syncbn.training import (
+    AtomicCheckpointIO,
+    ClassificationTask,
+    EpochLines,
+    ExactResume,
+    Preemption,
+    SyncGroup,
+    WandbMedia,
+)
 from syncbn.training.optim import parameter_groups
 
 
@@ -33,7 +42,7 @@ def build_data(config: DictConfig) -> LightningDataModule:
 
 def build_network(config: DictConfig, data: Any) -> nn.Module:
     """The network of `config.model` with the norm of `config.norm`, for the images and classes of the data."""
-    options = {key: value for key, value in config.norm.items() if key != "name"}
+    options = {key: value for key, value in config.norm.items() if key not in ("name", "sync_group")}
     usual = {field.name: field.default for field in dataclasses.fields(NORMS[config.norm.name])}
     if options.get("keras_momentum") is not None and options["momentum"] == usual["momentum"]:
         del options["momentum"]  # which nobody asked for
@@ -121,12 +130,18 @@ def build_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[L
         config.trainer,
         devices=devices,
         num_nodes=num_nodes,
-        callbacks=[*callbacks, ExactResume(), Preemption(Path(config.paths.output_dir, LAST))],
+        callbacks=[*_sync_group(config), *callbacks, ExactResume(), Preemption(Path(config.paths.output_dir, LAST))],
         logger=loggers or False,
         plugins=[AtomicCheckpointIO(previous_of=[LAST.name]), *_environment(world)],
         default_root_dir=config.paths.output_dir,
         use_distributed_sampler=False,
     )
+
+
+def _sync_group(config: DictConfig) -> list[SyncGroup]:
+    """First of all callbacks: one that copies the network should copy its groups too."""
+    size = config.norm.get("sync_group", "world")
+    return [] if size == "world" else [SyncGroup(size)]
 
 
 def _environment(world: World) -> list[SLURMEnvironment]:
@@ -146,9 +161,10 @@ def check_start(config: DictConfig, task: LightningModule, data: LightningDataMo
     """Make optimizer and training loader once before the fit: what is wrong with them is told as the user's mistake.
 
     Raises:
-        ValueError: the ranks' batches don't fit the data, validation would come after the end of an epoch, or the
-            optimizer doesn't take its options.
+        ValueError: the ranks' batches don't fit the data, the ranks can't be divided into groups for the norms,
+            validation would come after the end of an epoch, or the optimizer doesn't take its options.
     """
+    check_size(config.norm.get("sync_group", "world"), trainer.world_size)
     if isinstance(task, ClassificationTask):
         task.optimizer(parameter_groups(task.net))
     data.trainer = trainer

@@ -11,6 +11,7 @@ from syncbn.norm.dynamic import DynamicErf, DynamicTanh
 from syncbn.norm.filter_response import FilterResponseNorm
 from syncbn.norm.frozen import FrozenBatchNorm
 from syncbn.norm.ghost import GhostBatchNorm
+from syncbn.norm.groups import sync_group
 from syncbn.norm.learnable_momentum import LearnableMomentumBatchNorm
 from syncbn.norm.moments import mean_over_ranks
 from syncbn.norm.moving_average import MovingAverageBatchNorm
@@ -50,4 +51,5 @@ __all__ = [
     "register",
     "revert",
     "set_domain",
+    "sync_group",
 ]

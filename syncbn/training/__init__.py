@@ -12,6 +12,7 @@ from syncbn.training.callbacks.plots import Plots
 from syncbn.training.callbacks.preemption import Preemption
 from syncbn.training.callbacks.recalibrate_norm import RecalibrateNorm
 from syncbn.training.callbacks.sample_grids import SampleGrids
+from syncbn.training.callbacks.sync_group import SyncGroup
 from syncbn.training.callbacks.wandb_media import WandbMedia
 from syncbn.training.checkpoint import AtomicCheckpointIO
 from syncbn.training.gan import GANTask
@@ -41,6 +42,7 @@ __all__ = [
     "SegmentationTask",
     "SyncBatchNormPlugin",
     "TrainOnly",
+    "SyncGroup",
     "WandbMedia",
     "cosine_with_warmup",
     "ddp",

@@ -7,6 +7,7 @@ from lightning.pytorch.plugins import LayerSync
 from torch import nn
 
 import syncbn
+from syncbn.norm.groups import Size
 
 
 class SyncBatchNormPlugin(LayerSync):
@@ -21,10 +22,13 @@ class SyncBatchNormPlugin(LayerSync):
         norm: what the batch norms become, one of `syncbn.available_norms()`.
         include: globs of module names to convert, for example ["net.layer4.*"]; all when None.
         exclude: globs of module names to leave alone.
+        sync_group: which ranks synchronize with each other: "node", a number of them, or "world" for all; see
+            `syncbn.sync_group`.
         options: arguments of the norm, for example `momentum=0.01`.
 
     Raises:
-        ValueError: an unknown norm or option.
+        ValueError: an unknown norm or option; groups for a norm that doesn't synchronize; when the fit starts, a
+            number that doesn't divide the ranks.
     """
 
     def __init__(
@@ -32,17 +36,23 @@ class SyncBatchNormPlugin(LayerSync):
         norm: str = "sync",
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
+        sync_group: Size = "world",
         **options: Any,
     ) -> None:
-        syncbn.norm_layer(norm, **options)  # a misspelt norm is answered here, not after the data is loaded
+        group = {} if sync_group == "world" else {"process_group": None}
+        syncbn.norm_layer(norm, **options, **group)  # a misspelt norm is answered here, not after the data is loaded
         self.norm = norm
         self.include = include
         self.exclude = exclude
+        self.sync_group = sync_group
         self.options = options
 
     def apply(self, model: nn.Module) -> nn.Module:
         """The model with its batch norms converted in place."""
-        return syncbn.convert(model, self.norm, include=self.include, exclude=self.exclude, **self.options)
+        group = syncbn.sync_group(self.sync_group)
+        return syncbn.convert(
+            model, self.norm, include=self.include, exclude=self.exclude, process_group=group, **self.options
+        )
 
     def revert(self, model: nn.Module) -> nn.Module:
         """The model with the classes it had before `apply`."""

@@ -121,6 +121,7 @@ def test_a_run_is_not_overwritten_and_goes_on_with_resume_auto(tmp_path: Path) -
     ("arguments", "message"),
     [
         (["norm=group", "norm.groups=3"], r"groups must divide the 16 channels, got 3"),
+        (["norm.sync_group=2"], r"sync_group=2 doesn't divide the 1 rank(s): take one of [1], 'node' or 'world'"),
         (["data.batch_size=5000"], r"5000"),
         (["resume=nowhere.ckpt"], r"resume: no checkpoint 'nowhere.ckpt'"),
         (["trainer.num_nodes=2"], r"torchrun --nnodes 2"),

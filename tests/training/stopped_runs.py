@@ -17,7 +17,7 @@ from torch import nn
 
 import syncbn
 from syncbn.launch import stop
-from syncbn.training import ClassificationTask, ExactResume, GANTask, Preemption, cosine_with_warmup
+from syncbn.training import ClassificationTask, ExactResume, GANTask, Preemption, SyncGroup, cosine_with_warmup
 from tests.training import fits, gans
 
 
@@ -67,7 +67,8 @@ class NoisyTask(ClassificationTask):
         return super().validation_step(batch, batch_idx)
 
 
-def task(norm: str) -> NoisyTask:
+def task(kind: str) -> NoisyTask:
+    norm = "sync" if kind == "alone" else kind
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  # the global generator is what is to be restored
@@ -100,6 +101,7 @@ def fit(folder: Path, kind: str, stop_at: int | None, *, resume: bool, ema: bool
             ExactResume(),
             Preemption(folder / "last.ckpt"),
             *([EMAWeightAveraging(decay=0.9)] if ema else []),
+            *([SyncGroup(1)] if kind == "alone" else []),
         ]
         run = fits.trainer(
             max_epochs=2, callbacks=callbacks, enable_checkpointing=True, logger=rows, log_every_n_steps=1, **options

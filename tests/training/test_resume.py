@@ -53,9 +53,9 @@ def test_resuming_after_a_stop_anywhere_is_exact(tmp_path: Path, options: dict[s
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("kind", ["cross_iteration", "batch", "gan"])
+@pytest.mark.parametrize("kind", ["cross_iteration", "batch", "alone", "gan"])
 def test_two_ranks_resume_exactly(ranks: Callable[[int], Ranks], tmp_path: Path, kind: str) -> None:
-    """One of them gets the signal; with norm=batch each has running statistics of its own."""
+    """One of them gets the signal; with norm=batch, or alone in its group, each has running statistics of its own."""
     stops = random.Random(kind).sample(range(7), 3)
 
     results = ranks(2).run(partial(whole_and_resumed, tmp_path, kind, stops))
