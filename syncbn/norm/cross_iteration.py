@@ -55,14 +55,12 @@ def carry(slots: Sequence[Slot], theta: Tensor, bias: Tensor | None) -> Moments:
     """
     counts, means, m2s = (torch.stack(parts) for parts in zip(*(slot.moments for slot in slots), strict=True))
     products, patches = zip(*(slot.pending.wait() for slot in slots), strict=True)
-    row_dots = kernels_for(theta).row_dots
-    dots = torch.stack([row_dots(each.to(theta.dtype), theta) for each in products])
-    by_group = theta.view(patches[0].shape[0], -1, theta.shape[1])
-    at_patches = torch.einsum("gcd,kgd->kgc", by_group, torch.stack(patches).to(theta.dtype)).flatten(1)
+    parts = [part.to(theta.dtype) for part in (*products, *patches)]
+    at_products, at_patches = kernels_for(theta).row_dots(parts, theta).chunk(2)
 
     n = counts.clamp(min=1).unsqueeze(1)
     mean = at_patches / n if bias is None else at_patches / n + bias
-    var = ((2 * dots - m2s) / n - (mean - means).square()).clamp(min=0)
+    var = ((2 * at_products - m2s) / n - (mean - means).square()).clamp(min=0)
     valid = (mean + var).isfinite().all(1)
     valid_mean, valid_var = (torch.where(valid.unsqueeze(1), t, 0) for t in (mean, var))
     return merge(torch.where(valid, counts, 0), valid_mean, valid_var)

@@ -167,3 +167,13 @@ def test_a_cache_that_others_may_write_to_is_not_run_from(tmp_path, monkeypatch)
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.chmod(0o777)
     assert "chmod 700" in str(build.load())
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@given(rows=st.integers(1, 40), length=st.integers(1, 300), count=st.integers(1, 8), groups=st.integers(1, 3))
+def test_row_dots_are_those_in_float64(kernels, rows, length, count, groups):
+    rows *= groups
+    b, *parts = (some(rows, length, seed=seed) for seed in range(count + 1))
+    parts.append(some(groups, length, seed=count + 1))
+    expected = torch.stack([(a.double().repeat_interleave(rows // len(a), 0) * b.double()).sum(1) for a in parts])
+    torch.testing.assert_close(kernels.row_dots(parts, b), expected.float(), rtol=1e-5, atol=1e-5 * length**0.5)

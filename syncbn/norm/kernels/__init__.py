@@ -9,7 +9,7 @@ Each module has the same functions; all statistics are per channel, in float32, 
 - `reduce_grad(dy, x, mean, var, eps)`: Σdy and Σdy·x̂;
 - `reduce_grad_activate(dy, y, x, mean, var, eps, slope)`: Σdz, Σdz·x̂ and dz = dy where y > 0, slope·dy elsewhere;
 - `input_grad(dy, x, mean, var, eps, weight, mean_dy, mean_dy_xhat)`: dx;
-- `row_dots(a, b)`: Σ over each row of a·b, (R, D) -> (R,).
+- `row_dots(parts, b)`: Σ over each row of a·b, (R, D), for each a of `parts`: (K, R).
 
 `native` is a small C++ library for float32 on CPU. `cpu` and `cuda` are ATen's kernels, without autograd. `plain` is
 made of differentiable operations: it serves higher derivatives, tracing and every other device.

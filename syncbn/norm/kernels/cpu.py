@@ -5,11 +5,14 @@ the statistics given, `native_batch_norm` is one pass that scales and shifts, an
 for the affine gradients alone is one pass that returns Σa and Σa·x̂ for any tensor `a`; with a = x it gives the moments.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from syncbn.norm.kernels import plain
 from syncbn.norm.kernels.activation import activate_, activation_grad
 from syncbn.norm.kernels.plain import statistics_dtype
 
@@ -104,11 +107,24 @@ def input_grad(
     return dx
 
 
-def row_dots(a: Tensor, b: Tensor) -> Tensor:
-    """<a_r, b_r> for each row of two (R, D): the kernel of `reduce_grad` is four times as fast as `(a * b).sum(1)`."""
-    zero, one = a.new_zeros(a.shape[0]), a.new_ones(a.shape[0])
-    a, b = a.contiguous().unsqueeze(0), b.contiguous().unsqueeze(0)
-    return _batch_norm_backward(a, b, None, zero, one, None, None, False, 0.0, [False, True, False])[1]
+def row_dots(parts: Sequence[Tensor], b: Tensor) -> Tensor:
+    """<a_r, b_r> for each row of `b` (R, D) and each a of `parts`: (K, R).
+
+    A part (R, D) has a row for each, a part (G, D) one for each R / G neighbours.
+
+    For whole parts the kernel of `reduce_grad` is four times as fast as `(a * b).sum(1)`.
+    """
+    zero, one = b.new_zeros(b.shape[0]), b.new_ones(b.shape[0])
+    backward = partial(_batch_norm_backward, train=False, eps=0.0, output_mask=[False, True, False])
+    whole = b.contiguous().unsqueeze(0)
+    return torch.stack(
+        [
+            backward(a.contiguous().unsqueeze(0), whole, None, zero, one, None, None)[1]
+            if len(a) == len(b)
+            else plain.row_dots([a], b)[0]
+            for a in parts
+        ]
+    )
 
 
 def _sums_about_zero(x: Tensor) -> tuple[Tensor, Tensor]:

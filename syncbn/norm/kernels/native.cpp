@@ -339,6 +339,17 @@ struct InputGrad {
     }
 };
 
+float dot(const float* a, const float* b, int64_t length) {
+    Vector sums[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= length; i += 4 * LANES) {
+        for (int64_t j = 0; j < 4; ++j) sums[j] += load(a + i + j * LANES) * load(b + i + j * LANES);
+    }
+    double rest = 0;
+    for (; i < length; ++i) rest += a[i] * b[i];
+    return float(rest + sum((sums[0] + sums[1]) + (sums[2] + sums[3])));
+}
+
 inline float scale_of(const float* var, const float* weight, double eps, int64_t c) {
     const double scale = 1 / std::sqrt(double(var[c]) + eps);
     return float(weight ? scale * weight[c] : scale);
@@ -407,6 +418,18 @@ void syncbn_reduce_grad_activate(const float* dy, const float* y, const float* x
         sums_of_planes(shape, terms, first.data(), second.data(), threads);
     }
     finish_products(var, eps, channels, first.data(), second.data(), sum_dz, sum_dz_xhat);
+}
+
+// The dot product of each row of `b` with that of each of `parts`, which has one for `neighbours[k]` rows of `b`:
+// dots[k * rows + r].
+void syncbn_row_dots(const float* const* parts, const int64_t* neighbours, int64_t count, const float* b,
+                     int64_t rows, int64_t length, float* dots, int threads) {
+#pragma omp parallel for num_threads(threads) if (count * rows * length > PARALLEL)
+    for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t k = 0; k < count; ++k) {
+            dots[k * rows + r] = dot(parts[k] + r / neighbours[k] * length, b + r * length, length);
+        }
+    }
 }
 
 // dx = weight / sqrt(var + eps) * (dy - mean_dy - x_hat * mean_dy_xhat).

@@ -7,6 +7,7 @@ machine's processor when it is first needed, in a second or two; where there is 
 import ctypes
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 
 from syncbn.norm import compat
 from syncbn.norm.kernels import build, cpu
-from syncbn.norm.kernels.cpu import row_dots
 
 __all__ = [
     "input_grad",
@@ -65,6 +65,7 @@ _ARGUMENTS = {
     "reduce_grad": "ppnnnppdppi",
     "reduce_grad_activate": "pppnnnppdfpppi",
     "input_grad": "ppnnnppdppppi",
+    "row_dots": "ppnpnnpi",
 }
 
 
@@ -139,6 +140,20 @@ def input_grad(
     dx = torch.empty_like(x)
     _run("input_grad", dy, x, *_sizes(x), mean, var, eps, weight, mean_dy, mean_dy_xhat, dx)
     return dx
+
+
+def row_dots(parts: Sequence[Tensor], b: Tensor) -> Tensor:
+    """<a_r, b_r> for each row of `b` (R, D) and each a of `parts`: (K, R).
+
+    A part (R, D) has a row for each, a part (G, D) one for each R / G neighbours.
+    A row of `b` is read once for all parts.
+    """
+    b, *parts = (tensor.to(torch.float32).contiguous() for tensor in (b, *parts))
+    dots = torch.empty(len(parts), len(b), dtype=torch.float32)
+    addresses = (ctypes.c_void_p * len(parts))(*(part.data_ptr() for part in parts))
+    neighbours = (ctypes.c_int64 * len(parts))(*(len(b) // len(part) for part in parts))
+    _run("row_dots", addresses, neighbours, len(parts), b, *b.shape, dots)
+    return dots
 
 
 def _run(name: str, *arguments: Any) -> None:

@@ -1,5 +1,7 @@
 """The passes as differentiable, traceable operations, for any device, mask and order of derivative."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -93,9 +95,12 @@ def moments_grad(x: Tensor, mean: Tensor, mean_dmean: Tensor, mean_dvar: Tensor)
     return (_broadcast(mean_dmean, x) + 2 * centred * _broadcast(mean_dvar, x)).to(x.dtype)
 
 
-def row_dots(a: Tensor, b: Tensor) -> Tensor:
-    """<a_r, b_r> for each row of two (R, D)."""
-    return (a * b).sum(1)
+def row_dots(parts: Sequence[Tensor], b: Tensor) -> Tensor:
+    """<a_r, b_r> for each row of `b` (R, D) and each a of `parts`: (K, R).
+
+    A part (R, D) has a row for each, a part (G, D) one for each R / G neighbours.
+    """
+    return torch.stack([torch.einsum("gd,gnd->gn", a, b.view(len(a), -1, b.shape[1])).flatten() for a in parts])
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
