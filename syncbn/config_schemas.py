@@ -34,6 +34,8 @@ class BatchNorm(_Affine):
 @dataclass
 class SyncBatchNorm(BatchNorm):
     sync_group: SyncGroup = "world"
+    fuse_activation: bool = False
+    memory: Literal["keep", "recompute", "invert"] = "keep"
 
 
 @dataclass
@@ -190,6 +192,8 @@ class ResNet(_Model):
     width: Count = 64
     zero_init_residual: bool = False
     placement: Literal["post_conv", "post_activation", "pre_activation"] = "post_conv"
+    activation: Literal["relu", "leaky_relu"] = "relu"
+    checkpoint_blocks: bool = False
 
 
 @dataclass
@@ -285,6 +289,10 @@ class Images:
     num_workers: Natural = 2
     drop_last: bool = False
     shard_by_class: bool = False
+    test_split: str | None = None
+    streaming: bool = False
+    shuffle_buffer: Count = 1000
+    num_train: Count | None = None
 
 
 @dataclass
@@ -446,6 +454,41 @@ class ModelCheckpoint:
     verbose: bool = False
 
 
+@dataclass
+class LocalLauncher:
+    _target_: str
+    name: str
+    submitit_folder: str
+    timeout_min: Count
+    tasks_per_node: Count = 1
+    cpus_per_task: Count | None = None
+    gpus_per_node: Natural | None = None
+    mem_gb: Count | None = None
+    nodes: Literal[1] = 1
+    stderr_to_stdout: bool = False
+
+
+@dataclass
+class SlurmLauncher(LocalLauncher):
+    nodes: Count = 1  # type: ignore[assignment]
+    partition: str | None = None
+    qos: str | None = None
+    comment: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    gres: str | None = None
+    cpus_per_gpu: Count | None = None
+    gpus_per_task: Count | None = None
+    mem_per_gpu: str | None = None
+    mem_per_cpu: str | None = None
+    account: str | None = None
+    signal_delay_s: Count = 120
+    max_num_timeout: Natural = 0
+    additional_parameters: dict[str, Any] = field(default_factory=dict)
+    array_parallelism: Count = 256
+    setup: list[str] | None = None
+
+
 TARGETS: dict[str, type] = {
     **{f"syncbn.models.resnet.resnet{depth}": ResNet for depth in (18, 34, 50, 101, 152)},
     **{f"syncbn.models.inception.{size}": Inception for size in ("bn_inception", "bn_inception_small")},
@@ -469,6 +512,11 @@ TARGETS: dict[str, type] = {
     "syncbn.training.ddp": DDP,
     "lightning.pytorch.callbacks.EarlyStopping": EarlyStopping,
     "lightning.pytorch.callbacks.ModelCheckpoint": ModelCheckpoint,
+}
+_SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
+LAUNCHERS: dict[str, type] = {  # where `hydra.launcher` runs jobs elsewhere than in the sweep's own process
+    f"{_SUBMITIT}.LocalLauncher": LocalLauncher,
+    f"{_SUBMITIT}.SlurmLauncher": SlurmLauncher,
 }
 
 Node = dict[str, Any]

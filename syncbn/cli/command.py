@@ -4,7 +4,8 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
@@ -13,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from syncbn.cli.errors import UserError, fail
+from syncbn.cli.launchers import submitted_job, submitted_world, waiting
 from syncbn.cli.overrides import CommandLine, checked_configs
 from syncbn.config import conf_dir
 from syncbn.launch.relaunch import ranks_to_start, run_under_torchrun
@@ -25,27 +27,36 @@ def run_with_hydra(job: Callable[[DictConfig, World], None], config_name: str) -
     world = current_world()
     try:
         ensure_run_id(os.environ, sys.argv[1:])
-        ranks = _checked_ranks(sys.argv[1:], config_name, world)
+        plan = _checked_plan(sys.argv[1:], config_name, world)
     except (UserError, ValueError) as error:
         fail(str(error), prints=world.rank == 0, after_others=world.rank > 0)
-    if ranks > 1:
-        run_under_torchrun(ranks)
+    if plan.ranks > 1:
+        run_under_torchrun(plan.ranks)
     sys.argv.append("hydra.output_subdir=null")  # the job writes .hydra, when nothing was wrong
+    submits = plan.submitted is not None
 
-    def guarded(config: DictConfig) -> None:
-        try:
-            job(config, world)
-        except UserError as error:
-            with suppress(OSError):  # a folder that holds something is a run's, and stays
-                Path(HydraConfig.get().runtime.output_dir).rmdir()
-            # A mistake on one rank only, a file missing on its node say, no other can tell.
-            fail(f"rank {world.rank}: {error}" if world.rank else str(error), after_others=world.rank > 0)
+    def guarded(config: DictConfig) -> None:  # in another process than this one, where a launcher runs it
+        with submitted_job() if submits else nullcontext():
+            _run(job, config, current_world())
+            if submits:
+                leave_together(current_world())
 
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)()
-    _leave_together(world)
+    with waiting(plan.submitted, plan.jobs) if plan.submitted else nullcontext():
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(guarded)()
+    leave_together(world)
 
 
-def _leave_together(world: World) -> None:
+def _run(job: Callable[[DictConfig, World], None], config: DictConfig, world: World) -> None:
+    try:
+        job(config, world)
+    except UserError as error:
+        with suppress(OSError):  # a folder that holds something is a run's, and stays
+            Path(HydraConfig.get().runtime.output_dir).rmdir()
+        # A mistake on one rank only, a file missing on its node say, no other can tell.
+        fail(f"rank {world.rank}: {error}" if world.rank else str(error), after_others=world.rank > 0)
+
+
+def leave_together(world: World) -> None:
     """Close the process group on all ranks at once: a rank that others leave behind may abort while it exits."""
     if world.world_size == 1:
         return
@@ -56,12 +67,27 @@ def _leave_together(world: World) -> None:
         dist.destroy_process_group()
 
 
-def _checked_ranks(argv: list[str], config_name: str, world: World) -> int:
+@dataclass(frozen=True)
+class _Plan:
+    """What a command line comes to.
+
+    Attributes:
+        ranks: the processes to start here.
+        jobs: the number of its jobs.
+        submitted: the ranks of each job, where a launcher starts them elsewhere.
+    """
+
+    ranks: int = 1
+    jobs: int = 1
+    submitted: World | None = None
+
+
+def _checked_plan(argv: list[str], config_name: str, world: World) -> _Plan:
     args = get_args_parser().parse_args(argv)
     if args.config_dir and not Path(args.config_dir).is_dir():
         raise UserError(f"--config-dir {args.config_dir}: there is no such folder")
     if args.help or args.hydra_help or args.info or args.shell_completion or args.experimental_rerun:
-        return 1
+        return _Plan()
     line = CommandLine(
         overrides=args.overrides,
         multirun=args.multirun,
@@ -70,15 +96,16 @@ def _checked_ranks(argv: list[str], config_name: str, world: World) -> int:
     )
     configs = checked_configs(line)
     if args.cfg:
-        return 1
+        return _Plan()
+    submitted = submitted_world(line, world)
     for config in configs:
-        devices_and_nodes(config["trainer"]["devices"], config["trainer"]["num_nodes"], world)
-    wanted = {ranks_to_start(config["trainer"], world) for config in configs}
+        devices_and_nodes(config["trainer"]["devices"], config["trainer"]["num_nodes"], submitted or world)
+    wanted = {ranks_to_start(config["trainer"], submitted or world) for config in configs}
     if len(wanted) > 1:
         raise UserError(f"the jobs of one sweep run on the same processes, got {sorted(wanted)}: sweep them separately")
     for config in configs:
         _check_output_root(Path(config["output_root"]))
-    return wanted.pop()
+    return _Plan(wanted.pop(), len(configs), submitted)
 
 
 def _check_output_root(root: Path) -> None:

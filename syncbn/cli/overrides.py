@@ -34,15 +34,43 @@ def checked_configs(line: CommandLine) -> list[dict[str, Any]]:
     Raises:
         UserError: a group, choice, key or value that isn't allowed, in any job.
     """
-    overrides = _parse(line.overrides)
     groups = config_groups([conf_dir(), *line.extra_dirs])
-    sweep = line.multirun or any(o.key_or_group == "hydra.mode" and str(o.value()) == "MULTIRUN" for o in overrides)
-    ours = [o for o in overrides if not o.key_or_group.startswith(("hydra.", "hydra/"))]
-    if not sweep:
+    ours = [o for o in _parse(line.overrides) if not _is_hydras(o)]
+    if not is_sweep(line):
         _refuse_sweeps(ours)
     _check_choices(ours, groups)
-    jobs = _jobs(ours) if sweep else [[str(o.input_line) for o in ours]]
+    jobs = _jobs(ours) if is_sweep(line) else [[str(o.input_line) for o in ours]]
     return [_checked(job, groups, line) for job in jobs]
+
+
+def is_sweep(line: CommandLine) -> bool:
+    """Whether Hydra goes through jobs: -m, or a launcher, which is given one job or several."""
+    return line.multirun or any(
+        (o.key_or_group == "hydra.mode" and str(o.value()) == "MULTIRUN")
+        or (o.key_or_group == "launcher" and not o.is_delete() and _values(o) != [None])
+        for o in _parse(line.overrides)
+    )
+
+
+def launcher_config(line: CommandLine) -> DictConfig:
+    """Hydra's own config of what runs a sweep's jobs, for the first of them.
+
+    Raises:
+        UserError: a key of `hydra.launcher` that it doesn't have.
+    """
+    overrides = _parse(line.overrides)
+    choices = [*_jobs([o for o in overrides if not _is_hydras(o)])[0]]
+    choices += [str(o.input_line) for o in overrides if o.key_or_group == "hydra/launcher"]
+    base = composed(choices, line, with_hydra=True)
+    settings = [o for o in overrides if o.key_or_group.startswith("hydra.")]
+    for override in settings:
+        if override.key_or_group.startswith("hydra.launcher.") and not override.is_force_add():
+            _check_key(override.key_or_group, base, {})
+    return composed([*choices, *(str(o.input_line) for o in settings)], line, with_hydra=True)
+
+
+def _is_hydras(override: Override) -> bool:
+    return override.key_or_group.startswith(("hydra.", "hydra/"))
 
 
 def config_groups(folders: Iterable[Path]) -> dict[str, list[str]]:
@@ -108,12 +136,12 @@ def _jobs(overrides: list[Override]) -> list[list[str]]:
 def _checked(overrides: Sequence[str], groups: Mapping[str, list[str]], line: CommandLine) -> dict[str, Any]:
     parsed = _parse(overrides)
     chosen = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group in groups]
-    base = _compose(chosen, line)
+    base = composed(chosen, line)
     for override in parsed:
         if override.key_or_group not in groups and not override.is_force_add() and not override.is_add():
             _check_key(override.key_or_group, base, groups)
     try:
-        config = plain(_compose(overrides, line))
+        config = plain(composed(overrides, line))
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from error
     if found := config_mistakes(config):
@@ -129,15 +157,16 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def _compose(overrides: Sequence[str], line: CommandLine) -> DictConfig:
+def composed(overrides: Sequence[str], line: CommandLine, *, with_hydra: bool = False) -> DictConfig:
+    """What Hydra makes of overrides, over the line's config and its folders of configs."""
     places = ",".join(f"file://{folder}" for folder in line.extra_dirs)
     search = [f"hydra.searchpath=[{places}]"] if places else []
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose(line.config_name, overrides=[*search, *overrides])
+            return compose(line.config_name, overrides=[*search, *overrides], return_hydra_config=with_hydra)
     except HydraException as error:
-        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-        raise UserError(str(cause).strip().splitlines()[0]) from error
+        causes = [error, error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else [error]
+        raise UserError(": ".join(str(cause).strip().splitlines()[0] for cause in causes)) from error
 
 
 def _check_key(key: str, base: DictConfig, groups: Mapping[str, list[str]]) -> None:

@@ -12,7 +12,8 @@ class World:
     """This process among those of its run.
 
     Attributes:
-        launcher: who started the processes: `"torchrun"`, `"srun"`, or `"python"` for a process on its own.
+        launcher: who started the processes: `"torchrun"`, `"srun"`, `"submitit"` on one machine, or `"python"` for a
+            process on its own.
         rank: 0 to `world_size - 1`.
         local_rank: 0 to `local_world_size - 1`, on this node.
         world_size: the number of processes.
@@ -39,6 +40,9 @@ def current_world(environ: Mapping[str, str] = os.environ) -> World:
             local_world_size=int(environ["LOCAL_WORLD_SIZE"]),
             num_nodes=int(environ["GROUP_WORLD_SIZE"]),  # of this rendezvous: elastic jobs change it
         )
+    if environ.get("SUBMITIT_EXECUTOR") == "local":  # launcher=local, wherever that was typed
+        rank, tasks = int(environ["SUBMITIT_LOCAL_GLOBALID"]), int(environ["SUBMITIT_LOCAL_NTASKS"])
+        return World("submitit", rank, local_rank=rank, world_size=tasks, local_world_size=tasks, num_nodes=1)
     if is_srun_step(dict(environ)):
         tasks, nodes = int(environ["SLURM_STEP_NUM_TASKS"]), int(environ["SLURM_STEP_NUM_NODES"])
         return World(
@@ -80,4 +84,6 @@ def devices_and_nodes(devices: int | str, num_nodes: int | str, world: World) ->
 def _flags(launcher: str, devices: int, nodes: int) -> str:
     if launcher == "torchrun":
         return f"torchrun --nnodes {nodes} --nproc-per-node {devices}"
+    if launcher.startswith("launcher="):
+        return f"hydra.launcher.nodes={nodes} hydra.launcher.tasks_per_node={devices}"
     return f"srun --nodes {nodes} --ntasks-per-node {devices}"

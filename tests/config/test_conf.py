@@ -50,7 +50,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_the_groups_are_those_that_users_of_the_template_know() -> None:
     training = {"norm", "model", "data", "task", "optimizer", "scheduler", "trainer"}
-    assert set(GROUPS) == training | {"logger", "callbacks", "experiment", "debug", "finetune"}
+    assert set(GROUPS) == training | {"logger", "callbacks", "experiment", "debug", "finetune", "launcher"}
     assert {"default", "cpu", "gpu", "ddp", "ddp_sim"} <= set(GROUPS["trainer"])
     assert {"csv", "wandb", "tensorboard", "many_loggers"} <= set(GROUPS["logger"])
     assert {"default", "fast", "overfit", "profiler"} <= set(GROUPS["debug"])

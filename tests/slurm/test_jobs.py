@@ -28,19 +28,27 @@ SHORT = (
 
 def submit(cluster: Cluster, folder: Path, *arguments: str, **environ: str) -> str:
     """`sbatch arguments` in `folder`, with this Python in the PATH; the job's id."""
-    inherited = {key: value for key, value in cluster.environ.items() if not key.startswith(("SYNCBN_", "SLURM_JOB"))}
+    done = subprocess.run(
+        ["sbatch", "--parsable", *arguments],
+        cwd=folder,
+        env={**in_reach(cluster.environ), **environ},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def in_reach(environ: dict[str, str]) -> dict[str, str]:
+    """The environment of a user whose `python` is this one."""
+    inherited = {key: value for key, value in environ.items() if not key.startswith(("SYNCBN_", "SLURM_JOB"))}
     bin_folder = Path(sys.executable).parent
-    environment = {
+    return {
         **inherited,
         "PATH": f"{bin_folder}:{inherited['PATH']}",
         "VIRTUAL_ENV": str(bin_folder.parent),
         "OMP_NUM_THREADS": "1",
-        **environ,
     }
-    done = subprocess.run(
-        ["sbatch", "--parsable", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
 
 
 def log(folder: Path, job: str) -> str:
@@ -109,6 +117,43 @@ def test_an_array_is_a_run_for_each_line(cluster: Cluster, checkout: Path) -> No
     assert "norm=group" in log(checkout, f"{job}_2")
 
 
+def test_a_sweep_from_the_login_node_is_a_job_for_each_of_its_runs(cluster: Cluster, checkout: Path) -> None:
+    """launcher=slurm, jobs over two nodes: one gives way and goes on, the other fails; the command waits for both."""
+    arguments = [*SHORT, "trainer=ddp", "norm=group", "norm.groups=4,3", "run_id=sweep", "test=false"]
+    arguments += ["trainer.limit_train_batches=30", "data.batch_size=16", "trainer.log_every_n_steps=1"]
+    arguments += ["callbacks=[checkpoint,lr_monitor]", "launcher=slurm", "hydra.launcher.nodes=2"]
+    sweep = checkout / "outputs" / "sweep"
+    with subprocess.Popen(
+        [sys.executable, "scripts/train.py", *arguments],
+        cwd=checkout,
+        env=in_reach(cluster.environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as login:
+        deadline = time.monotonic() + 120
+        while len(rows(sweep / "0")) < 3:
+            assert login.poll() is None, login.communicate()
+            assert time.monotonic() < deadline, [file.read_text() for file in sweep.rglob("*.out")]
+            time.sleep(0.05)
+        (job,) = {folder.name.partition("_")[0] for folder in (sweep / ".submitit").glob("*_0")}
+        cluster.run("scancel", "--signal=USR1", f"{job}_0")
+        out, err = login.communicate(timeout=200)
+    assert login.returncode == 1
+    assert "launcher=slurm: 2 job(s) of 2 rank(s) each" in out
+    assert "a job ended with exit code 2; its log is in outputs/sweep/.submitit" in err
+
+    assert [cluster.wait(f"{job}_{task}") for task in (0, 1)] == ["COMPLETED", "FAILED"]
+    assert [cluster.restarts(f"{job}_{task}") for task in (0, 1)] == [1, 0]
+    assert sorted(run.name for run in sweep.iterdir() if run.is_dir()) == [".submitit", "0"]
+    logs = [(sweep / ".submitit" / f"{job}_{task}" / f"{job}_{task}_0_log.out").read_text() for task in (0, 1)]
+    (step,) = re.findall(r"stopped by SIGUSR1 in epoch \d at step (\d+)", logs[0])
+    assert f"resumed:       after step {step}" in logs[0]
+    assert logs[0].count("processes:     2 on cpu") == 2
+    assert [int(row["step"]) for row in rows(sweep / "0") if row["lr-SGD/pg1"]] == list(range(30))
+    assert "groups must divide the 4 channels, got 3" in logs[1]
+
+
 def test_a_job_that_fails_says_why_and_is_not_queued_again(cluster: Cluster, checkout: Path) -> None:
     job = submit(cluster, checkout, "slurm/train.sbatch", "norm=snyc")
     assert cluster.wait(job) == "FAILED"
@@ -125,11 +170,9 @@ def test_from_elsewhere_it_says_where_to_submit_from(cluster: Cluster, tmp_path:
 
 
 def test_interactive_runs_in_the_terminal(cluster: Cluster, checkout: Path) -> None:
-    environment = {**cluster.environ, "PATH": f"{Path(sys.executable).parent}:{cluster.environ['PATH']}"}
-    environment |= {"VIRTUAL_ENV": "x", "OMP_NUM_THREADS": "1"}
     command = ["slurm/interactive.sh", "--nodes=1", "--", *SHORT, "test=false"]
     done = subprocess.run(
-        command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=200, check=False
+        command, cwd=checkout, env=in_reach(cluster.environ), capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "processes:     2 on cpu" in done.stdout

@@ -1,0 +1,87 @@
+"""`launcher=slurm` and `launcher=local`: jobs that run elsewhere than in the process that goes through a sweep."""
+
+import importlib.util
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from omegaconf import OmegaConf
+
+from syncbn.cli.errors import UserError
+from syncbn.cli.overrides import CommandLine, is_sweep, launcher_config
+from syncbn.config_schemas import LAUNCHERS
+from syncbn.launch import stop
+from syncbn.launch.leave import ends_at_once
+from syncbn.launch.stop import Stopped
+from syncbn.launch.world import World, current_world
+from syncbn.schema import mistakes
+
+
+def submitted_world(line: CommandLine, world: World) -> World | None:
+    """The ranks that a command line's launcher will start for each job; None where jobs run in this process.
+
+    Raises:
+        UserError: a launcher under a launcher, one that isn't installed, or a setting of it that isn't allowed.
+    """
+    if not is_sweep(line):
+        return None
+    if "launcher=" in "".join(line.overrides) and importlib.util.find_spec("submitit") is None:
+        raise UserError('launcher=slurm and launcher=local need hydra-submitit-launcher: pip install "syncbn[slurm]"')
+    config = launcher_config(line)
+    node = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+    assert isinstance(node, dict)
+    schema = LAUNCHERS.get(node["_target_"])
+    if schema is None:
+        return None
+    name = f"launcher={config.hydra.runtime.choices['hydra/launcher'].removeprefix('submitit_')}"
+    if world.launcher != "python":
+        raise UserError(f"{name} starts ranks itself, but {world.launcher} has started this process: leave one out")
+    if found := mistakes({str(key): value for key, value in node.items()}, schema, "hydra.launcher"):
+        raise UserError("\n       ".join(found))
+    nodes, tasks = node["nodes"], node["tasks_per_node"]
+    return World(name, 0, 0, world_size=nodes * tasks, local_world_size=tasks, num_nodes=nodes)
+
+
+@contextmanager
+def waiting(submitted: World, jobs: int) -> Iterator[None]:
+    """For the process that hands the jobs over and waits for them: Ctrl-C ends the waiting only."""
+    stop.restore()  # this process has nothing to save
+    ranks = f"{submitted.world_size} rank(s) each" if submitted.world_size > 1 else "one rank each"
+    print(f"{submitted.launcher}: {jobs} job(s) of {ranks}; this command waits for them", flush=True)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nno longer waiting; jobs in SLURM go on (squeue, scancel)", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@contextmanager
+def submitted_job() -> Iterator[None]:
+    """For a rank of a job: signals and the exit code as in a run of its own, and an error also where somebody waits.
+
+    Hydra and submitit would hand an exception over by pickle, without its traceback, and end with exit code 0.
+    """
+    log = Path(HydraConfig.get().launcher.submitit_folder).parent
+    if current_world().launcher == "submitit":
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)  # where the ranks meet
+    try:
+        with ends_at_once():
+            stop.install()
+            yield
+    except Stopped as stopped:
+        if current_world().launcher == "srun":  # the job may be queued again: no result yet
+            raise
+        raise CompactHydraException(f"stopped by {signal.Signals(stopped.signum).name}") from stopped
+    except SystemExit as end:
+        if end.code:
+            raise CompactHydraException(f"a job ended with exit code {end.code}; its log is in {log}") from end
+    except Exception as error:
+        traceback.print_exc()
+        raise CompactHydraException(f"{type(error).__name__}: {error}; the log is in {log}") from error

@@ -1,0 +1,95 @@
+"""launcher=slurm and launcher=local: what is refused before a job is handed over, and jobs on this machine.
+
+tests/slurm has those of a real cluster.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from syncbn.cli.errors import UserError
+from syncbn.cli.launchers import submitted_world
+from syncbn.cli.overrides import CommandLine, checked_configs
+from syncbn.launch.world import World, current_world, devices_and_nodes
+from tests.cli.conftest import SHORT, run_script
+
+ALONE = World("python", rank=0, local_rank=0, world_size=1, local_world_size=1, num_nodes=1)
+
+
+@pytest.fixture(autouse=True)
+def _run_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNCBN_RUN_ID", "test")
+
+
+def test_the_ranks_of_a_job_are_the_launchers_tasks() -> None:
+    line = CommandLine(
+        ["launcher=slurm", "hydra.launcher.nodes=2", "hydra.launcher.tasks_per_node=4", "norm=sync,layer"]
+    )
+    assert submitted_world(line, ALONE) == World("launcher=slurm", 0, 0, 8, 4, 2)
+    assert len(checked_configs(line)) == 2  # a launcher is for several jobs, without -m too
+    assert submitted_world(CommandLine(["norm=sync,layer"], multirun=True), ALONE) is None
+    assert submitted_world(CommandLine([]), ALONE) is None
+
+
+def test_a_trainer_of_other_ranks_is_refused_before_the_job_waits_in_a_queue() -> None:
+    submitted = submitted_world(CommandLine(["launcher=slurm", "hydra.launcher.tasks_per_node=2"]), ALONE)
+    assert submitted is not None
+    with pytest.raises(ValueError, match=r"launcher=slurm started 2 .* add trainer=ddp .*launcher.tasks_per_node=1"):
+        devices_and_nodes(1, 1, submitted)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("launcher=slrum", r"launcher=slrum: no such choice; did you mean 'slurm'\? allowed: local, slurm"),
+        ("launcher=slurm hydra.launcher.nodess=2", r"hydra.launcher.nodess: no such key; did you mean 'nodes'\?"),
+        ("launcher=slurm hydra.launcher.nodes=0", r"hydra.launcher.nodes: expected an integer at least 1, got 0"),
+        ("launcher=local hydra.launcher.nodes=2", r"hydra.launcher.nodes: expected 1, got 2"),
+        ("launcher=slurm hydra.launcher.nodes=two", r"hydra.launcher.nodes=two.* could not be converted to Integer"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_is_allowed(overrides: str, message: str) -> None:
+    def check() -> None:
+        line = CommandLine(overrides.split())
+        checked_configs(line)
+        submitted_world(line, ALONE)
+
+    with pytest.raises(UserError, match=message):
+        check()
+
+
+def test_a_launcher_under_a_launcher_is_refused() -> None:
+    with pytest.raises(UserError, match=r"launcher=local starts ranks itself, but torchrun has started this process"):
+        submitted_world(CommandLine(["launcher=local"]), World("torchrun", 0, 0, 2, 2, 1))
+
+
+def test_without_submitit_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "submitit" else found(name))
+    with pytest.raises(UserError, match=r'pip install "syncbn\[slurm\]"'):
+        submitted_world(CommandLine(["launcher=slurm"]), ALONE)
+
+
+def test_a_task_of_a_local_job_is_a_rank() -> None:
+    environ = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_GLOBALID": "1"}
+    in_a_step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "1"}
+    assert current_world({**in_a_step, **environ}) == World("submitit", 1, 1, 2, 2, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_jobs_on_this_machine_run_at_once_and_one_that_fails_leaves_the_other_alone(tmp_path: Path) -> None:
+    arguments = ["launcher=local", "trainer=ddp", "hydra.launcher.tasks_per_node=2", "norm=group", "norm.groups=4,3"]
+    done = run_script(tmp_path, "train", *arguments, "run_id=sweep", "test=false", "callbacks=checkpoint", *SHORT)
+    assert done.code == 1
+    assert "launcher=local: 2 job(s) of 2 rank(s) each" in done.out
+    assert "a job ended with exit code 2; its log is in outputs/sweep/.submitit" in done.err
+    assert "Traceback" not in done.err
+    sweep = tmp_path / "outputs" / "sweep"
+    assert {path.name for path in (sweep / "0" / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert not (sweep / "1").exists()
+    logs = [file.read_text() for file in sweep.rglob("*_log.out")]
+    assert len(logs) == 4
+    assert sum("error: groups must divide the 4 channels, got 3" in text for text in logs) == 1
+    assert sum("processes:     2 on cpu" in text for text in logs) == 1
