@@ -10,6 +10,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from syncbn.launch import stop
 from syncbn.launch.stop import Stopped
+from syncbn.training import watch
 
 
 @contextmanager
@@ -39,6 +40,8 @@ def _passed_on(launcher: _MultiProcessingLauncher) -> Iterator[None]:
         with stop.held():
             yield
     except ProcessExitedException as ended:
+        if ended.exit_code == watch.EXIT_CODE:
+            raise SystemExit(watch.EXIT_CODE) from None
         if ended.exit_code not in [128 + signum for signum in stop.SIGNALS]:
             raise
         raise Stopped(ended.exit_code - 128) from None  # the rank has said so

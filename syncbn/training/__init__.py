@@ -14,6 +14,7 @@ from syncbn.training.callbacks.recalibrate_norm import RecalibrateNorm
 from syncbn.training.callbacks.sample_grids import SampleGrids
 from syncbn.training.callbacks.sync_group import SyncGroup
 from syncbn.training.callbacks.wandb_media import WandbMedia
+from syncbn.training.callbacks.watchdog import Watchdog
 from syncbn.training.checkpoint import AtomicCheckpointIO
 from syncbn.training.gan import GANTask
 from syncbn.training.plugin import SyncBatchNormPlugin
@@ -41,9 +42,10 @@ __all__ = [
     "SampleGrids",
     "SegmentationTask",
     "SyncBatchNormPlugin",
-    "TrainOnly",
     "SyncGroup",
+    "TrainOnly",
     "WandbMedia",
+    "Watchdog",
     "cosine_with_warmup",
     "ddp",
 ]

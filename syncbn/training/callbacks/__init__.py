@@ -8,6 +8,7 @@ from syncbn.training.callbacks.plots import Plots
 from syncbn.training.callbacks.preemption import Preemption
 from syncbn.training.callbacks.sample_grids import SampleGrids
 from syncbn.training.callbacks.wandb_media import WandbMedia
+from syncbn.training.callbacks.watchdog import Watchdog
 
 __all__ = [
     "EpochLines",
@@ -18,4 +19,5 @@ __all__ = [
     "Preemption",
     "SampleGrids",
     "WandbMedia",
+    "Watchdog",
 ]
