@@ -32,8 +32,12 @@ class BatchNorm(_Affine):
 
 
 @dataclass
-class SyncBatchNorm(BatchNorm):
+class _Synchronized(BatchNorm):
     sync_group: SyncGroup = "world"
+
+
+@dataclass
+class SyncBatchNorm(_Synchronized):
     fuse_activation: bool = False
     memory: Literal["keep", "recompute", "invert"] = "keep"
 
@@ -92,7 +96,7 @@ class FrozenBatchNorm(_Affine):
 
 
 @dataclass
-class CrossIterationBatchNorm(SyncBatchNorm):
+class CrossIterationBatchNorm(_Synchronized):
     window: Count = 8
     burn_in: Natural = 0
     sync: bool = True
@@ -104,7 +108,7 @@ class GroupNorm(_Affine):
 
 
 @dataclass
-class RecurrentBatchNorm(SyncBatchNorm):
+class RecurrentBatchNorm(_Synchronized):
     max_length: Count = 100
     gamma_init: float = 0.1
 
@@ -121,7 +125,7 @@ class SpectralNorm(WeightNorm):
 
 
 @dataclass
-class DecorrelatedBatchNorm(SyncBatchNorm):
+class DecorrelatedBatchNorm(_Synchronized):
     group_size: Count = 64
     iterations: Count = 5
 
@@ -168,7 +172,7 @@ NORMS: dict[str, type] = {
     "weight": WeightNorm,
     "spectral": SpectralNorm,
     "recurrent": RecurrentBatchNorm,
-    "switchable": SyncBatchNorm,
+    "switchable": _Synchronized,
     "decorrelated": DecorrelatedBatchNorm,
     "dynamic_tanh": DynamicTanh,
     "dynamic_erf": DynamicErf,

@@ -24,8 +24,13 @@ def zero_scale(norm: nn.Module) -> None:
     """Set a norm's γ to 0.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it has none, or divides by it.
     """
+    if getattr(norm, "memory", None) == "invert":
+        raise ValueError(
+            'zero_init_residual=True sets γ to 0, by which memory="invert" divides; leave it False, or use '
+            'memory="recompute"'
+        )
     scale = getattr(norm, "weight", None)
     if scale is None:
         raise ValueError(

@@ -1,14 +1,20 @@
 """Residual blocks, with the norm in any of three places."""
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from syncbn.models.common import conv2d, zero_scale
 from syncbn.norm.registry import NormFactory
 
 Placement = Literal["post_conv", "post_activation", "pre_activation"]
+Activation = Literal["relu", "leaky_relu"]
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "leaky_relu": F.leaky_relu}
 
 
 class ResidualBlock(nn.Module):
@@ -21,6 +27,8 @@ class ResidualBlock(nn.Module):
     - "pre_activation": x -> norm, relu, conv, ...; y = F(x) + shortcut. He et al. 2016, version 2.
 
     A convolution has no bias where a norm adds one after it; before a ReLU ("post_activation") it keeps it.
+    `activation="leaky_relu"` has a LeakyReLU of slope 0.01 for each ReLU. `checkpointed` blocks keep their input alone
+    for the backward pass, which computes the rest again.
 
     Source: He et al., Deep Residual Learning, CVPR 2016, https://arxiv.org/abs/1512.03385; Identity Mappings in Deep
     Residual Networks, ECCV 2016, https://arxiv.org/abs/1603.05027.
@@ -31,10 +39,18 @@ class ResidualBlock(nn.Module):
     bn1: nn.Module
 
     def __init__(
-        self, in_channels: int, shapes: list[tuple[int, int, int]], norm: NormFactory, placement: Placement
+        self,
+        in_channels: int,
+        shapes: list[tuple[int, int, int]],
+        norm: NormFactory,
+        placement: Placement,
+        activation: Activation,
+        checkpointed: bool,
     ) -> None:
         super().__init__()
         self.placement = placement
+        self.activate = activation_function(activation)
+        self.checkpointed = checkpointed
         channels, total_stride = in_channels, 1
         for i, (out_channels, kernel, stride) in enumerate(shapes, start=1):
             bias = bias_before(placement)
@@ -47,6 +63,11 @@ class ResidualBlock(nn.Module):
         self.depth = len(shapes)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.checkpointed and torch.is_grad_enabled():
+            return checkpoint(self._block, x, use_reentrant=False)
+        return self._block(x)
+
+    def _block(self, x: Tensor) -> Tensor:
         if self.placement == "pre_activation":
             return self._pre_activation(x)
         if self.placement == "post_activation":
@@ -57,21 +78,21 @@ class ResidualBlock(nn.Module):
         y = x
         *inner, (last_conv, last_norm) = self._layers()
         for conv, norm in inner:
-            y = torch.relu(norm(conv(y)))
-        return torch.relu(last_norm(last_conv(y)) + self._shortcut(x))
+            y = self.activate(norm(conv(y)))
+        return self.activate(last_norm(last_conv(y)) + self._shortcut(x))
 
     def _post_activation(self, x: Tensor) -> Tensor:
         y = x
         for conv, norm in self._layers():
-            y = norm(torch.relu(conv(y)))
+            y = norm(self.activate(conv(y)))
         return y + self._shortcut(x)
 
     def _pre_activation(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.bn1(x))
+        y = self.activate(self.bn1(x))
         shortcut = x if self.downsample is None else self.downsample(y)
         y = self.conv1(y)
         for conv, norm in self._layers()[1:]:
-            y = conv(torch.relu(norm(y)))
+            y = conv(self.activate(norm(y)))
         return y + shortcut
 
     def zero_init(self) -> None:
@@ -95,9 +116,17 @@ class BasicBlock(ResidualBlock):
     expansion = 1
 
     def __init__(
-        self, in_channels: int, channels: int, stride: int, norm: NormFactory, placement: Placement = "post_conv"
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        norm: NormFactory,
+        placement: Placement = "post_conv",
+        activation: Activation = "relu",
+        checkpointed: bool = False,
     ) -> None:
-        super().__init__(in_channels, [(channels, 3, stride), (channels, 3, 1)], norm, placement)
+        shapes = [(channels, 3, stride), (channels, 3, 1)]
+        super().__init__(in_channels, shapes, norm, placement, activation, checkpointed)
 
 
 class Bottleneck(ResidualBlock):
@@ -106,16 +135,34 @@ class Bottleneck(ResidualBlock):
     expansion = 4
 
     def __init__(
-        self, in_channels: int, channels: int, stride: int, norm: NormFactory, placement: Placement = "post_conv"
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        norm: NormFactory,
+        placement: Placement = "post_conv",
+        activation: Activation = "relu",
+        checkpointed: bool = False,
     ) -> None:
         shapes = [(channels, 1, 1), (channels, 3, stride), (self.expansion * channels, 1, 1)]
-        super().__init__(in_channels, shapes, norm, placement)
+        super().__init__(in_channels, shapes, norm, placement, activation, checkpointed)
 
 
 def check_placement(placement: str) -> None:
     """Raise `ValueError` for a placement that there isn't."""
     if placement not in get_args(Placement):
         raise ValueError(f"unknown placement {placement!r}; allowed: {', '.join(map(repr, get_args(Placement)))}")
+
+
+def activation_function(name: str) -> Callable[[Tensor], Tensor]:
+    """ReLU or LeakyReLU.
+
+    Raises:
+        ValueError: an activation that there isn't.
+    """
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; allowed: {', '.join(map(repr, _ACTIVATIONS))}")
+    return _ACTIVATIONS[name]
 
 
 def _projection(

@@ -1,13 +1,22 @@
 """Residual networks (He et al., CVPR 2016) with any normalization; keys and numbers are torchvision's."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from syncbn.models.common import Norm, check_images, check_sizes, conv2d, global_average, initialize_convolutions
-from syncbn.models.residual import BasicBlock, Bottleneck, Placement, ResidualBlock, bias_before, check_placement
+from syncbn.models.residual import (
+    Activation,
+    BasicBlock,
+    Bottleneck,
+    Placement,
+    ResidualBlock,
+    activation_function,
+    bias_before,
+    check_placement,
+)
 from syncbn.norm.feeding import attach_norms
 from syncbn.norm.registry import NormFactory, norm_layer
 
@@ -34,10 +43,16 @@ class ResNet(nn.Module):
         placement: where the norm stands: "post_conv" (conv, norm, relu; torchvision's), "post_activation" (conv, relu,
             norm) or "pre_activation" (norm, relu, conv; version 2, with one more norm before the average, `bn_last`).
             See `syncbn.models.residual`.
+        activation: "relu", or "leaky_relu" of slope 0.01, which `memory="invert"` needs.
+        checkpoint_blocks: whether the backward pass computes each block again from its input, all that is kept of it:
+            about a third more time, for about a third of the memory.
+
+    `norm=norm_layer("sync", fuse_activation=True, memory=...)` computes each norm in one with what follows it, the sum
+    with the shortcut and the activation, and keeps less for the backward pass: see `syncbn.SyncBatchNorm`.
 
     Raises:
-        ValueError: an unknown norm, stem or placement, a size below 1, `zero_init_residual` with a norm that has no
-            scale, or, in the forward pass, an input of another shape.
+        ValueError: an unknown norm, stem, placement or activation, a size below 1, `zero_init_residual` with a norm
+            that has no scale or `memory="invert"`, or, in the forward pass, an input of another shape.
         TypeError: in the forward pass, an input of an integer dtype.
 
     Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, https://arxiv.org/abs/1512.03385.
@@ -56,6 +71,8 @@ class ResNet(nn.Module):
         width: int = 64,
         zero_init_residual: bool = False,
         placement: Placement = "post_conv",
+        activation: Activation = "relu",
+        checkpoint_blocks: bool = False,
     ) -> None:
         super().__init__()
         check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
@@ -63,16 +80,20 @@ class ResNet(nn.Module):
         norm = norm_layer(norm)
         self.in_channels = in_channels
         self.placement = placement
+        self.activate = activation_function(activation)
 
         self.conv1, self.maxpool = _stem(stem, in_channels, width, norm, bias=bias_before(placement))
         if placement != "pre_activation":
             self.bn1 = norm(width)
+        build = functools.partial(
+            block, norm=norm, placement=placement, activation=activation, checkpointed=checkpoint_blocks
+        )
         channels = [width, 2 * width, 4 * width, 8 * width]
         inputs = [width, *(block.expansion * c for c in channels)]
-        self.layer1 = _stage(block, inputs[0], channels[0], depths[0], 1, norm, placement)
-        self.layer2 = _stage(block, inputs[1], channels[1], depths[1], 2, norm, placement)
-        self.layer3 = _stage(block, inputs[2], channels[2], depths[2], 2, norm, placement)
-        self.layer4 = _stage(block, inputs[3], channels[3], depths[3], 2, norm, placement)
+        self.layer1 = _stage(build, inputs[0], channels[0], depths[0], 1)
+        self.layer2 = _stage(build, inputs[1], channels[1], depths[1], 2)
+        self.layer3 = _stage(build, inputs[2], channels[2], depths[2], 2)
+        self.layer4 = _stage(build, inputs[3], channels[3], depths[3], 2)
         if placement == "pre_activation":
             self.bn_last = norm(inputs[4])
         self.fc = nn.Linear(inputs[4], num_classes)
@@ -99,15 +120,15 @@ class ResNet(nn.Module):
         third = self.layer3(second)
         last = self.layer4(third)
         if self.placement == "pre_activation":
-            last = torch.relu(self.bn_last(last))
+            last = self.activate(self.bn_last(last))
         return [first, second, third, last]
 
     def _first_norm(self, x: Tensor) -> Tensor:
         if self.placement == "pre_activation":
             return x  # the first block's own norm comes next
         if self.placement == "post_activation":
-            return self.bn1(torch.relu(x))
-        return torch.relu(self.bn1(x))
+            return self.bn1(self.activate(x))
+        return self.activate(self.bn1(x))
 
 
 def resnet18(norm: Norm = "batch", **options: Any) -> ResNet:
@@ -146,14 +167,8 @@ def _stem(stem: str, in_channels: int, width: int, norm: NormFactory, bias: bool
 
 
 def _stage(
-    block: type[BasicBlock | Bottleneck],
-    in_channels: int,
-    channels: int,
-    depth: int,
-    stride: int,
-    norm: NormFactory,
-    placement: Placement,
+    build: Callable[..., BasicBlock | Bottleneck], in_channels: int, channels: int, depth: int, stride: int
 ) -> nn.Sequential:
-    first = block(in_channels, channels, stride, norm, placement)
-    rest = [block(block.expansion * channels, channels, 1, norm, placement) for _ in range(depth - 1)]
+    first = build(in_channels, channels, stride)
+    rest = [build(first.expansion * channels, channels, 1) for _ in range(depth - 1)]
     return nn.Sequential(first, *rest)

@@ -109,3 +109,31 @@ def padding_ahead(convolution: Any) -> Sequence[int]:
 def forward_pre_hooks(module: nn.Module) -> tuple[Callable[..., Any], ...]:
     """What a module calls before its forward, in order."""
     return tuple(module._forward_pre_hooks.values())
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anybody has asked to see what goes into a module, or comes out of it, forward or backward."""
+    return any(
+        (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+    )
+
+
+def empty_shell(cls: type[Tensor], like: Tensor) -> Any:
+    """A leaf of a subclass with the shape, strides, dtype and device of another, and no memory behind it."""
+    make: Any = torch.Tensor._make_wrapper_subclass
+    return make(cls, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device, requires_grad=True)
+
+
+def plain_tensors() -> Any:
+    """A context in which subclasses of tensors are treated as what they are in memory."""
+    return torch._C.DisableTorchFunctionSubclass()
+
+
+def saved_tensor_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
+    """The innermost `torch.autograd.graph.saved_tensors_hooks` that is active: (pack, unpack)."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)

@@ -6,10 +6,12 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from syncbn.norm import compat
 from syncbn.norm.base import TrackingNorm
+from syncbn.norm.deferred import Deferred
+from syncbn.norm.fused import Memory, Normalization, away_from_zero, check_memory, check_scale
 from syncbn.norm.kernels import kernels_for, plain
 from syncbn.norm.moments import (
     Moments,
@@ -126,6 +128,17 @@ class SyncBatchNorm(TrackingNorm):
     forward pass started inside a backward hook). Of the `torch.func` transforms, training supports grad, vjp
     and jacrev, without running statistics.
 
+    With `fuse_activation`, a training forward pass puts its output off until it is known what becomes of it: a ReLU or
+    LeakyReLU of it, or of its sum with a shortcut, is one function with the normalization, forward and backward.
+    Anything else finds y. What the function keeps for its gradient is `memory`:
+
+    - "keep": x and the activation's output, as separate layers with an in-place ReLU do;
+    - "recompute": x alone, where there is no shortcut; a convolution or pooling after it computes its input from x
+      again (exactly the same numbers; one more pass over memory);
+    - "invert": the activation's output and the shortcut; x̂ is computed from them again, so the activation must be a
+      LeakyReLU, and |γ| < 1e-3 is taken for ±1e-3. Rounding grows by |y / γ| in the gradient of γ; there are no second
+      derivatives.
+
     Args:
         num_features: C of an input (N, C) or (N, C, *spatial).
         eps: added to the variance; greater than 0.
@@ -137,6 +150,9 @@ class SyncBatchNorm(TrackingNorm):
         bias: whether an affine layer has β.
         device: where parameters and buffers are made.
         dtype: of the parameters.
+        fuse_activation: whether an activation that comes next is computed together with the normalization. Not while
+            the layer has hooks, nor under `torch.compile`, which fuses by itself.
+        memory: "keep", "recompute" or "invert"; the last two need `fuse_activation`.
 
     Shape:
         input (N, C, *), of a floating-point dtype, contiguous or channels last; output the same in all three.
@@ -146,12 +162,14 @@ class SyncBatchNorm(TrackingNorm):
     Raises:
         ValueError: an argument out of its range; another number of channels or dimensions; a mask of another shape; a
             training batch with a single sample a channel on the only rank (on several ranks, one sample in all gives
-            y = β: nobody knows the total without waiting for it); a `process_group` without this rank.
+            y = β: nobody knows the total without waiting for it); a `process_group` without this rank; a ReLU after
+            `memory="invert"`.
         TypeError: an input that isn't floating point, a mask that isn't bool, a `process_group` that isn't one.
 
     Source:
         Ioffe & Szegedy, Batch Normalization, ICML 2015, https://arxiv.org/abs/1502.03167; across devices: Peng et al.,
-        MegDet, CVPR 2018, https://arxiv.org/abs/1711.07240.
+        MegDet, CVPR 2018, https://arxiv.org/abs/1711.07240; "invert": Rota Bulò et al., In-Place Activated BatchNorm,
+        CVPR 2018, https://arxiv.org/abs/1712.02616.
     """
 
     def __init__(
@@ -165,10 +183,15 @@ class SyncBatchNorm(TrackingNorm):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        fuse_activation: bool = False,
+        memory: Memory = "keep",
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, device, dtype)
         check_group(process_group)
+        check_memory(memory, fuse_activation)
         self.process_group = process_group
+        self.fuse_activation = fuse_activation
+        self.memory = memory
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:
         twin = type(self).__new__(type(self))
@@ -212,7 +235,30 @@ class SyncBatchNorm(TrackingNorm):
 
     def normalize_batch(self, input: Tensor, moments: Moments, group: ProcessGroup | None) -> Tensor:
         """y in training, by the moments that were chosen."""
-        return normalize(input, *self.affine_parameters(input), moments, self.eps, group)
+        weight, bias = self.affine_parameters(input)
+        if self.fuse_activation and torch.is_grad_enabled() and not (compat.is_tracing() or compat.has_hooks(self)):
+            statistics = *_as_statistics(moments, input), moments.count
+            return Deferred.of(Normalization(input, weight, bias, *statistics, self.eps, group, self.memory))
+        return normalize(input, weight, bias, moments, self.eps, group)
+
+    def affine_parameters(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """γ and β as they are used: in the dtype of the statistics and, for `memory="invert"`, γ away from 0."""
+        weight, bias = super().affine_parameters(input)
+        return (away_from_zero(weight) if self.memory == "invert" and weight is not None else weight), bias
+
+    def adopt(self, old: nn.Module) -> None:
+        """Go on where `old` was.
+
+        Raises:
+            ValueError: with `memory="invert"`, a γ so small that it would be taken for another.
+        """
+        super().adopt(old)
+        if self.memory == "invert" and self.weight is not None:
+            check_scale(self.weight)
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()
+        return f"{shown}, fuse_activation=True, memory={self.memory!r}" if self.fuse_activation else shown
 
     def _check_batch(self, input: Tensor, group: ProcessGroup | None) -> None:
         if group is None and input.numel() == self.num_features:
