@@ -201,6 +201,13 @@ class ResNet(_Model):
 
 
 @dataclass
+class Pretrained(_Model):
+    image_size: Count | tuple[Count, Count] | None = None  # null: the data's
+    architecture: str = "resnet18"
+    pretrained: bool = True
+
+
+@dataclass
 class Inception(_Model):
     width: Annotated[int, Range(low=2)] = 64
     activation: Literal["relu", "sigmoid"] = "relu"
@@ -500,6 +507,7 @@ TARGETS: dict[str, type] = {
     "syncbn.models.mlp.MLP": MLP,
     "syncbn.models.deep.DeepNet": DeepNet,
     "syncbn.models.dcgan.DCGAN": DCGAN,
+    **{f"syncbn.models.pretrained.from_{package}": Pretrained for package in ("timm", "torchvision")},
     **{f"syncbn.models.recurrent.{kind}": Recurrent for kind in ("lstm", "gru")},
     **{f"syncbn.models.fcn.fcn_resnet{depth}": ResNet for depth in (18, 50)},
     "syncbn.data.DigitsDataModule": Digits,
@@ -551,6 +559,7 @@ class Main:
     run_id: str
     paths: Paths
     threads: Count | Literal["auto"]
+    elastic: Literal["keep", "refuse"] = "keep"
     scheduler: Node | None = None
     logger: Node | None = None
     callbacks: Node | None = None

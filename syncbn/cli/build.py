@@ -17,7 +17,8 @@ from torch import nn
 
 from syncbn.config import allowed_targets, is_allowed
 from syncbn.config_schemas import NORMS
-from syncbn.launch.resume import LAST
+from syncbn.launch.elastic import batch_size_of_a_rank
+from syncbn.launch.resume import LAST, Checkpoint
 from syncbn.launch.world import World, devices_and_nodes
 from syncbn.models import load_weights
 from syncbn.norm import norm_layer
@@ -40,14 +41,20 @@ def build_data(config: DictConfig) -> LightningDataModule:
     return _build(config.data)
 
 
-def build_network(config: DictConfig, data: Any) -> nn.Module:
-    """The network of `config.model` with the norm of `config.norm`, for the images and classes of the data."""
+def build_network(config: DictConfig, data: Any, *, fetch_weights: bool = True) -> nn.Module:
+    """The network of `config.model` with the norm of `config.norm`, for the images and classes of the data.
+
+    Without `fetch_weights` a pretrained network of another package is built as one that isn't: its weights come from a
+    checkpoint.
+    """
     options = {key: value for key, value in config.norm.items() if key not in ("name", "sync_group")}
     usual = {field.name: field.default for field in dataclasses.fields(NORMS[config.norm.name])}
     if options.get("keras_momentum") is not None and options["momentum"] == usual["momentum"]:
         del options["momentum"]  # which nobody asked for
     model = DictConfig(OmegaConf.to_container(config.model, resolve=True))
     model.pop("weights", None)  # `load_pretrained` reads them
+    if "pretrained" in model and not fetch_weights:
+        model.pretrained = False
     sizes = {name: model.get(name) or getattr(data, name) for name in _sizes_taken(model)}
     return _build(model, norm=norm_layer(config.norm.name, **options), **sizes)
 
@@ -155,6 +162,21 @@ def _check_accelerator(accelerator: str) -> None:
             f"trainer.accelerator={accelerator}, but torch {torch.__version__} finds no GPU: take "
             "trainer.accelerator=cpu, or install a build of torch for the GPU"
         )
+
+
+def fit_batches_to_ranks(
+    config: DictConfig, data: LightningDataModule, trainer: Trainer, checkpoint: Checkpoint | None
+) -> None:
+    """Where a run goes on with another number of ranks: its global batches for the ranks there are, as `elastic` says.
+
+    Raises:
+        ValueError: it says to refuse, or the ranks can't share them.
+    """
+    size = getattr(data, "batch_size", None)
+    if size is None:
+        return
+    data.batch_size = batch_size_of_a_rank(size, trainer.world_size, checkpoint, config.elastic)  # type: ignore[attr-defined]
+    config.data.batch_size = data.batch_size  # type: ignore[attr-defined]  # what the run's folder says it was
 
 
 def check_start(config: DictConfig, task: LightningModule, data: LightningDataModule, trainer: Trainer) -> None:

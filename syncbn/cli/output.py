@@ -57,6 +57,11 @@ def print_start(
     print(f"run folder:    {_shown(folder)}")
     if checkpoint is not None:
         print(f"resumed:       after step {checkpoint.step}")
+        if checkpoint.world_size not in (None, trainer.world_size):
+            print(
+                f"batch size:    {config.data.batch_size} on each of {trainer.world_size} rank(s), to keep the global "
+                f"batches of {checkpoint.global_batch_size} that {checkpoint.world_size} rank(s) began with"
+            )
         if checkpoint.instead_of:
             print(f"               from {checkpoint.path.name}: {checkpoint.instead_of}")
     print(flush=True)

@@ -51,12 +51,14 @@ def train(config: DictConfig, world: World) -> None:
     with user_mistakes():
         checkpoint = resume_from(config.resume, folder)
         data = build.build_data(config)
-        net = build.build_network(config, data)
+        net = build.build_network(config, data, fetch_weights=not (checkpoint or config.model.get("weights")))
         weights = None if checkpoint else build.load_pretrained(config, net)
         task = build.build_task(config, net, data)
         loggers = build.build_loggers(config)
         callbacks = build.build_callbacks(config, loggers, task)
         trainer = build.build_trainer(config, callbacks, loggers, world)
+        if config.train:
+            build.fit_batches_to_ranks(config, data, trainer, checkpoint)
         build.check_start(config, task, data, trainer)
 
     # Only a run that can start leaves a folder: one refused above must not touch the config of a run that is there.

@@ -18,12 +18,16 @@ class Checkpoint:
         logged_steps: the first step that is still to be logged; less than `step` where a batch has a step of each of
             several optimizers.
         instead_of: why it isn't the one that was asked for.
+        world_size: the ranks that saved it.
+        global_batch_size: the samples of all of them in a step; None where the data didn't say.
     """
 
     path: Path
     step: int
     logged_steps: int
     instead_of: str | None = None
+    world_size: int | None = None
+    global_batch_size: int | None = None
 
 
 def resume_from(resume: str | None, folder: Path) -> Checkpoint | None:
@@ -73,7 +77,14 @@ def _readable(path: Path) -> Checkpoint:
             f"resume: {str(path)!r} is not a checkpoint of a training run (it has {', '.join(sorted(checkpoint))}); "
             "give one that scripts/train.py wrote"
         )
-    return Checkpoint(path, int(checkpoint["global_step"]), _logged_steps(checkpoint["loops"]["fit_loop"]))
+    ranks = checkpoint.get("ranks")  # ExactResume's
+    return Checkpoint(
+        path,
+        step=int(checkpoint["global_step"]),
+        logged_steps=_logged_steps(checkpoint["loops"]["fit_loop"]),
+        world_size=None if ranks is None else len(ranks),
+        global_batch_size=checkpoint.get("global_batch_size"),
+    )
 
 
 def _logged_steps(loop: Mapping[str, Any]) -> int:

@@ -49,6 +49,8 @@ class ExactResume(L.Callback):
             "layers": _unlike_rank_0(pl_module),
         }
         checkpoint[_KEY] = _gathered(state)
+        if (batch_size := getattr(trainer.datamodule, "batch_size", None)) is not None:  # type: ignore[attr-defined]
+            checkpoint["global_batch_size"] = batch_size * trainer.world_size
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the states until the training starts."""
@@ -68,7 +70,7 @@ class ExactResume(L.Callback):
         state = states[trainer.global_rank]
         _load_metrics(pl_module, state["metrics"])
         epoch_sums.load(trainer, state["logged"])
-        _load_layers(pl_module, state["layers"])
+        load_layers(pl_module, state["layers"])
         _set_rng_states(state["random"] | {"numpy": _numpy_state(state["random"]["numpy"])})
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -144,7 +146,7 @@ def _digest(value: Any) -> bytes:
 
 
 @torch.no_grad()
-def _load_layers(module: nn.Module, layers: dict[str, Any]) -> None:
+def load_layers(module: nn.Module, layers: dict[str, Any]) -> None:
     for name, value in layers.items():
         place, _, key = name.rpartition(".")
         layer = module.get_submodule(place)

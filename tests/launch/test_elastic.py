@@ -1,0 +1,31 @@
+"""The batch size of a rank when their number has changed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from syncbn.launch.elastic import batch_size_of_a_rank
+from syncbn.launch.resume import Checkpoint
+
+
+def saved(**options: Any) -> Checkpoint:
+    return Checkpoint(Path("last.ckpt"), 5, 4, **{"world_size": 2, "global_batch_size": 24, **options})
+
+
+@pytest.mark.parametrize(("ranks", "share"), [(1, 24), (3, 8), (4, 6)])
+def test_the_global_batch_is_kept(ranks: int, share: int) -> None:
+    assert batch_size_of_a_rank(12, ranks, saved(), "keep") == share
+
+
+def test_the_same_number_of_ranks_or_a_start_takes_what_the_config_says() -> None:
+    for checkpoint in (None, saved(), saved(world_size=None, global_batch_size=None)):
+        for elastic in ("keep", "refuse"):
+            assert batch_size_of_a_rank(7, 2, checkpoint, elastic) == 7
+
+
+def test_another_number_is_refused_where_asked_or_where_it_does_not_divide() -> None:
+    with pytest.raises(ValueError, match=r"of 2 rank\(s\), and there are 1: start 2, or take elastic=keep"):
+        batch_size_of_a_rank(12, 1, saved(), "refuse")
+    with pytest.raises(ValueError, match=r"can't share its global batch of 24 samples equally"):
+        batch_size_of_a_rank(12, 5, saved(), "keep")
