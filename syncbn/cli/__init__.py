@@ -10,13 +10,13 @@ from syncbn.cli.errors import fail
 _NEEDED = ("hydra", "lightning", "torchmetrics", "sklearn", "matplotlib", "rich")
 
 
-def run(command: str) -> None:
-    """Run `syncbn.cli.<command>`, or say which packages it lacks."""
+def run(command: str, package: str = "syncbn.cli") -> None:
+    """Run `<package>.<command>`, or say which packages it lacks."""
     sys.path[:] = [place for place in sys.path if not _is_scripts(place)]
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         fail(f'scripts need the trainer\'s packages ({", ".join(missing)} not found): pip install "syncbn[train]"')
-    importlib.import_module(f"syncbn.cli.{command}").main()
+    importlib.import_module(f"{package}.{command}").main()
 
 
 def _is_scripts(place: str) -> bool:

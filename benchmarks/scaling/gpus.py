@@ -1,0 +1,87 @@
+"""What synchronized batch normalization costs a ResNet-50 on GPUs, by NCCL's own model of its latencies.
+
+The parameters are those by which NCCL chooses its algorithms, for its low-latency protocol, which it takes for messages
+as short as a norm's: `baseLat` and `hwLat` in src/graph/tuning.cc of NVIDIA/nccl at commit b6475625. The formulas are
+those of that file too. Its log in github.com/NVIDIA/nccl/issues/1453 (2 nodes of 8 H100) shows 25.20 µs at 16 bytes,
+which `nccl_seconds` gives, and 26.55 µs at 8,192 bytes, from which the bandwidth is taken.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log2, sqrt
+
+from benchmarks.scaling.model import Kind, steps
+
+GPUS_A_NODE = 8
+BASE = {"tree": 6.8e-6, "ring": 6.6e-6}
+NVLINK = {"tree": 0.6e-6, "ring": 0.6e-6}
+NETWORK = {"tree": 5.0e-6, "ring": 2.7e-6}
+NETWORK_POST = 1.0e-6  # of every step of a ring that leaves the node; an Intel CPU's
+PER_BYTE = (26.549810e-6 - 25.201847e-6) / (8192 - 16)
+
+# Measured over modelled, from the same log: 75.38 µs at 4,096 bytes, where the model says 25.87.
+SLOWEST = 75.38 / 25.874907
+
+RESNET50_IMAGES_A_SECOND = 2470  # one A100, mixed precision, batch 256: NVIDIA/DeepLearningExamples, ResNet50 v1.5
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds a step: by NCCL's model, at most (`SLOWEST` times that), and between them, their geometric mean."""
+
+    low: float
+
+    @property
+    def high(self) -> float:
+        return self.low * SLOWEST
+
+    @property
+    def middle(self) -> float:
+        return self.low * sqrt(SLOWEST)
+
+
+def nccl_seconds(kind: Kind, gpus: int, size: int) -> float:
+    """One collective of `size` bytes a GPU, by the faster of NCCL's algorithms; nodes are full."""
+    if gpus == 1:
+        return 0.0
+    nodes = max(1, gpus // GPUS_A_NODE)
+    if kind == "all_gather":
+        return _ring(kind, gpus, nodes) + (gpus - 1) * size * PER_BYTE
+    return min(_ring(kind, gpus, nodes), _tree(gpus, nodes)) + size * PER_BYTE
+
+
+def step_cost(design: str, gpus: int, channels: Sequence[int]) -> Cost:
+    """The collectives of a training step: one forward and one backward for each norm, nothing beside them."""
+    total = 0.0
+    for count in channels:
+        if design == "ours":
+            total += nccl_seconds("all_reduce", gpus, 8 * (2 * count + 1)) + nccl_seconds(
+                "all_reduce", gpus, 16 * count
+            )
+        else:
+            total += nccl_seconds("all_gather", gpus, 4 * (2 * count + 1)) + nccl_seconds("all_reduce", gpus, 8 * count)
+    return Cost(total)
+
+
+def resnet50_step(images: int) -> float:
+    """Seconds of a training step without synchronization, at the published rate, which smaller batches don't reach."""
+    return images / RESNET50_IMAGES_A_SECOND
+
+
+def largest_group(budget: float, images: int, channels: Sequence[int], most: int = 4096) -> int:
+    """The largest power of two of GPUs that costs at most `budget` of the step, at the upper end of the interval."""
+    largest = 1
+    while 2 * largest <= most and step_cost("ours", 2 * largest, channels).high <= budget * resnet50_step(images):
+        largest *= 2
+    return largest
+
+
+def _ring(kind: Kind, gpus: int, nodes: int) -> float:
+    every = steps(kind, gpus)
+    between = 0 if nodes == 1 else 2 * nodes if kind == "all_reduce" else nodes - 1
+    within = NVLINK["ring"] if nodes == 1 else max(NVLINK["ring"], NETWORK_POST)
+    return BASE["ring"] + (every - between) * within + between * NETWORK["ring"]
+
+
+def _tree(gpus: int, nodes: int) -> float:
+    return BASE["tree"] + 2 * ((gpus // nodes - 1) * NVLINK["tree"] + int(log2(nodes)) * NETWORK["tree"])
