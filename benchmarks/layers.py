@@ -1,50 +1,52 @@
 """Forward and backward of every normalization layer of a ResNet-50, two gloo ranks on CPU, one thread each."""
 
-import multiprocessing
-import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 import syncbn
-from benchmarks.peers import AllGatherBatchNorm
+from benchmarks.peers import AllGatherBatchNorm, copy_least
+from benchmarks.ranks import on_ranks
+from benchmarks.rows import Row, paired
 from syncbn.models.resnet import resnet50
 
 IMAGES = 8
 REPEATS = 15
-LAYERS: dict[str, Callable[[int], nn.Module]] = {
-    "syncbn.SyncBatchNorm": syncbn.SyncBatchNorm,
-    "nn.BatchNorm2d, unsynchronized": nn.BatchNorm2d,
-    "all-gather and autograd": AllGatherBatchNorm,
+OURS, BATCH, GATHER, FLOOR = (
+    "SyncBatchNorm, forward and backward",
+    "nn.BatchNorm2d, unsynchronized",
+    "all-gather and autograd",
+    "copying the least",
+)
+# What ours may take of a peer's time, by peer and memory format.
+LIMITS = {
+    (BATCH, "contiguous"): 1.0,
+    (BATCH, "channels_last"): 1.25,
+    (GATHER, "contiguous"): 0.25,
+    (GATHER, "channels_last"): 0.25,
+    (FLOOR, "contiguous"): 2.0,
+    (FLOOR, "channels_last"): 2.0,
 }
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-@dataclass
-class Timing:
-    """`seconds[layer][i][r]`: the i-th of the 53 shapes in repeat r; the layers of a repeat ran one after another."""
+def measure() -> list[Row]:
+    """SyncBatchNorm beside each peer, over the 53 layers, in both memory formats."""
+    return [row for name in FORMATS for row in _rows(name, on_ranks(_time_format, name))]
 
-    memory_format: str
-    seconds: dict[str, list[list[float]]]
 
-    def total(self, layer: str) -> float:
-        """Seconds for all shapes, each the median of its repeats: a stall of the scheduler is not the layer's."""
-        return sum(statistics.median(repeats) for repeats in self.seconds[layer])
-
-    def ratio(self, layer: str, peer: str) -> float:
-        return self.total(layer) / self.total(peer)
-
-    def spread(self, layer: str, peer: str) -> tuple[float, float]:
-        """Quartiles of the ratios of single repeats, stalls included."""
-        totals = ([sum(shape[r] for shape in self.seconds[name]) for r in range(REPEATS)] for name in (layer, peer))
-        ratios = [a / b for a, b in zip(*totals, strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        return low, high
+def _rows(memory_format: str, seconds: dict[str, list[list[float]]]) -> list[Row]:
+    """`seconds[layer][r][i]`: of the i-th of the 53 shapes in repeat r, in which the layers ran one after another."""
+    totals = {layer: [1e3 * sum(shapes) for shapes in repeats] for layer, repeats in seconds.items()}
+    area = f"53 layers of ResNet-50, {IMAGES} images a rank, 2 ranks of 1 thread, {memory_format}"
+    return [
+        paired(area, OURS, peer, "ms", list(zip(totals[OURS], totals[peer], strict=True)), LIMITS[peer, memory_format])
+        for peer in (BATCH, GATHER, FLOOR)
+    ]
 
 
 def resnet50_shapes(images: int = IMAGES) -> list[tuple[int, ...]]:
@@ -59,57 +61,43 @@ def resnet50_shapes(images: int = IMAGES) -> list[tuple[int, ...]]:
     return shapes
 
 
-def measure() -> list[Timing]:
-    """Time every layer in both memory formats, in two processes; rank 0's figures."""
-
-    context = multiprocessing.get_context("spawn")
-    answers = context.SimpleQueue()
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = [
-            context.Process(target=_rank, args=(rank, f"{folder}/store", answers), daemon=True) for rank in range(2)
-        ]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
-            if process.exitcode:
-                raise RuntimeError(f"a rank of the benchmark ended with exit code {process.exitcode}")
-        return answers.get()
-
-
-def _rank(rank: int, store: str, answers: "multiprocessing.SimpleQueue[list[Timing]]") -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
-    timings = [_time_format(name) for name in FORMATS]
-    if rank == 0:
-        answers.put(timings)
-    dist.destroy_process_group()
-
-
-def _time_format(memory_format: str) -> Timing:
+def _time_format(memory_format: str) -> dict[str, list[list[float]]]:
     shapes = resnet50_shapes()
-    tensors = _tensors(set(shapes), memory_format)
-    layers = {name: [build(shape[1]) for shape in shapes] for name, build in LAYERS.items()}
-    seconds: dict[str, list[list[float]]] = {name: [[] for _ in shapes] for name in LAYERS}
+    tensors = {shape: [_random(shape, memory_format) for _ in range(4)] for shape in set(shapes)}
+    layers: dict[str, Callable[[int], nn.Module]] = {
+        OURS: syncbn.SyncBatchNorm,
+        BATCH: nn.BatchNorm2d,
+        GATHER: AllGatherBatchNorm,
+    }
+    runs: list[dict[str, Callable[[], object]]] = []
+    for shape in shapes:
+        x, dy, *targets = tensors[shape]
+        run = {name: partial(_forward_and_backward, build(shape[1]), x, dy) for name, build in layers.items()}
+        runs.append({**run, FLOOR: partial(copy_least, x, dy, *targets)})
+    seconds: dict[str, list[list[float]]] = {name: [] for name in runs[0]}
     for repeat in range(-1, REPEATS):  # the first one warms up
-        for i, shape in enumerate(shapes):
-            for turn in range(len(LAYERS)):
-                name = list(LAYERS)[(repeat + i + turn) % len(LAYERS)]  # another order each time
-                elapsed = _forward_and_backward(layers[name][i], *tensors[shape])
-                if repeat >= 0:
-                    seconds[name][i].append(elapsed)
-    return Timing(memory_format, seconds)
+        elapsed: dict[str, list[float]] = {name: [] for name in seconds}
+        for i, run in enumerate(runs):
+            for turn in range(len(run)):
+                name = list(run)[(repeat + i + turn) % len(run)]  # another order each time
+                elapsed[name].append(_time(run[name]))
+        if repeat >= 0:
+            for name, times in elapsed.items():
+                seconds[name].append(times)
+    return seconds
 
 
-def _forward_and_backward(layer: nn.Module, x: Tensor, dy: Tensor) -> float:
+def _time(run: Callable[[], object]) -> float:
     dist.barrier()
     start = time.perf_counter()
-    torch.autograd.grad(layer(x), (x, layer.weight, layer.bias), dy)
+    run()
     return time.perf_counter() - start
 
 
-def _tensors(shapes: set[tuple[int, ...]], memory_format: str) -> dict[tuple[int, ...], tuple[Tensor, Tensor]]:
-    def tensor(shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape).contiguous(memory_format=FORMATS[memory_format])
+def _forward_and_backward(layer: nn.Module, x: Tensor, dy: Tensor) -> None:
+    x = x.detach().requires_grad_()
+    torch.autograd.grad(layer(x), (x, layer.weight, layer.bias), dy)
 
-    return {shape: (tensor(shape).requires_grad_(), tensor(shape)) for shape in shapes}
+
+def _random(shape: tuple[int, ...], memory_format: str) -> Tensor:
+    return torch.randn(shape).contiguous(memory_format=FORMATS[memory_format])

@@ -1,9 +1,14 @@
-"""The layers that SyncBatchNorm stands beside, written from their descriptions."""
+"""What our layers and trainer stand beside, written from descriptions, as their users would write and tune them."""
+
+import collections
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 
 class AllGatherBatchNorm(nn.Module):
@@ -25,7 +30,7 @@ class AllGatherBatchNorm(nn.Module):
         dims = [0, *range(2, x.dim())]
         channels, count = x.shape[1], x.numel() // x.shape[1]
         local = torch.cat([x.mean(dims), x.square().mean(dims), x.new_full((1,), count)])
-        gathered = torch.stack(list(all_gather(local)) if dist.is_initialized() else [local])
+        gathered = _AllGather.apply(local) if dist.is_initialized() else local.unsqueeze(0)
         counts = gathered[:, -1:]
         mean, mean_of_squares = ((gathered[:, :-1] * counts).sum(0) / counts.sum()).split(channels)
         var = mean_of_squares - mean.square()
@@ -37,3 +42,118 @@ class AllGatherBatchNorm(nn.Module):
         shift = self.bias - mean * scale
         shape = (1, -1, *[1] * (x.dim() - 2))
         return x * scale.view(shape) + shift.view(shape)
+
+
+class _AllGather(torch.autograd.Function):
+    """Every rank's tensor, (world_size, n); the gradient of a rank's is the sum of what all ranks have for it."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        gathered = tensor.new_empty(dist.get_world_size() * len(tensor))
+        dist.all_gather_single(gathered, tensor.contiguous())
+        return gathered.view(-1, len(tensor))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[dist.get_rank()]
+
+
+def copy_least(x: Tensor, dy: Tensor, y: Tensor, dx: Tensor) -> None:
+    """The least reading and writing of a batch normalization: x; x to y; x and dy; x and dy to dx."""
+    x, dy, y, dx = (_as_it_lies(tensor) for tensor in (x, dy, y, dx))
+    x.sum()
+    y.copy_(x)
+    torch.dot(x, dy)
+    torch.add(x, dy, out=dx)
+
+
+def _as_it_lies(tensor: Tensor) -> Tensor:
+    return (tensor if tensor.is_contiguous() else tensor.movedim(1, -1)).view(-1)
+
+
+class JacobianBatchNorm(nn.Module):
+    """Cross-iteration batch normalization with the derivatives of its statistics by autograd, in one process.
+
+    As Yao et al. (CVPR 2021) describe it: in each iteration autograd differentiates the mean and the mean of squares of
+    every channel by the filter of that channel (one backward pass each gives all channels, since a channel's
+    statistics depend on no other filter), and a window keeps both, their derivatives, and the filters that they were
+    taken at.
+
+    Args:
+        conv: the convolution whose output the layer is called with.
+        window: iterations, this one included.
+    """
+
+    def __init__(self, conv: nn.Conv2d, window: int = 8, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.conv = [conv]  # in a list: a part of the network already
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(conv.out_channels))
+        self.bias = nn.Parameter(torch.zeros(conv.out_channels))
+        self.register_buffer("running_mean", torch.zeros(conv.out_channels))
+        self.register_buffer("running_var", torch.ones(conv.out_channels))
+        self.slots: collections.deque[tuple[Tensor, ...]] = collections.deque(maxlen=window - 1)
+
+    def forward(self, y: Tensor) -> Tensor:
+        filters = self.conv[0].weight
+        var, mean = torch.var_mean(y, (0, 2, 3), correction=0)
+        squares = var + mean.square()
+        means, mean_squares = [mean], [squares]
+        with torch.no_grad():
+            for old_mean, old_squares, d_mean, d_squares, old_filters in self.slots:
+                change = filters - old_filters
+                means.append(old_mean + (d_mean * change).sum((1, 2, 3)))
+                mean_squares.append(old_squares + (d_squares * change).sum((1, 2, 3)))
+        d_mean, d_squares = (torch.autograd.grad(s.sum(), filters, retain_graph=True)[0] for s in (mean, squares))
+        self.slots.append((mean.detach(), squares.detach(), d_mean, d_squares, filters.detach().clone()))
+
+        carried = torch.stack(means)
+        mean = carried.mean(0)
+        var = torch.maximum(torch.stack(mean_squares), carried.square()).mean(0) - mean.square()
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var, self.momentum)
+        scale = self.weight * (var + self.eps).rsqrt()
+        return y * scale.view(-1, 1, 1) + (self.bias - mean * scale).view(-1, 1, 1)
+
+
+def with_jacobians(net: nn.Module) -> nn.Module:
+    """A ResNet, changed: every batch normalization is a `JacobianBatchNorm` of the convolution before it."""
+    for module in list(net.modules()):
+        children = dict(module.named_children())
+        for name in children:
+            before = {"bn": name.replace("bn", "conv"), "1": "0"}.get(name.rstrip("123") or name)
+            if isinstance(children[name], nn.BatchNorm2d) and before is not None:
+                setattr(module, name, JacobianBatchNorm(children[before]))
+    return net
+
+
+def train_epoch(
+    net: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], optimizer: Optimizer, scheduler: LRScheduler, clip: float
+) -> float:
+    """An epoch of a plain loop over a `DistributedDataParallel` network: the mean loss of this rank."""
+    net.train()
+    total, count = torch.zeros(()), 0
+    for images, labels in loader:
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(net(images), labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), clip)
+        optimizer.step()
+        scheduler.step()
+        total += loss.detach() * len(labels)
+        count += len(labels)
+    return float(total) / count
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The accuracy on all ranks' samples."""
+    net.eval()
+    correct = torch.zeros(2)
+    for images, labels in loader:
+        correct += torch.tensor([(net(images).argmax(1) == labels).sum(), len(labels)])
+    dist.all_reduce(correct)
+    return float(correct[0] / correct[1])

@@ -1,0 +1,44 @@
+"""Run a measurement in several gloo ranks of one thread each."""
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def on_ranks(measurement: Callable[..., Any], *arguments: Any, world_size: int = 2) -> Any:
+    """What `measurement(*arguments)` returns on rank 0 of a group of spawned processes.
+
+    Raises:
+        RuntimeError: a rank ended with an exit code.
+    """
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        store = f"{folder}/store"
+        ranks = [
+            context.Process(target=_rank, args=(rank, world_size, store, answers, measurement, arguments), daemon=True)
+            for rank in range(world_size)
+        ]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+            if process.exitcode:
+                raise RuntimeError(f"a rank of the benchmark ended with exit code {process.exitcode}")
+        return answers.get()
+
+
+def _rank(
+    rank: int, world_size: int, store: str, answers: Any, measurement: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size)
+    answer = measurement(*arguments)
+    if rank == 0:
+        answers.put(answer)
+    dist.barrier()
+    dist.destroy_process_group()

@@ -1,0 +1,132 @@
+"""docs/results/performance.csv, and the page and the picture made from it."""
+
+import csv
+import dataclasses
+import datetime
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from benchmarks.rows import Row
+
+FOLDER = Path(__file__).parent.parent / "docs" / "results"
+HEAD = """# Performance
+
+Written by `make bench`, from [performance.csv](performance.csv). Every figure is a ratio to a peer or a floor that was
+measured in the same run, in turns: the median of the ratios of single repeats, and beside it their quartiles. The peers
+are in [peers.py](../../benchmarks/peers.py), written from their descriptions, and tested in
+[test_peers.py](../../tests/benchmarks/test_peers.py). What holds the figures that miss their target is in
+[the notes](performance-notes.md).
+
+![Every ratio with its target](performance.png)
+"""
+_FIGURES = ("ours", "theirs", "ratio", "low", "high", "limit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A line of the CSV: what was measured by which part of the benchmark, when and where."""
+
+    part: str
+    date: str
+    machine: str
+    row: Row
+
+
+def results_of(part: str, rows: Iterable[Row]) -> list[Result]:
+    """The lines of rows measured just now, here."""
+    date = datetime.date.today().isoformat()
+    return [Result(part, date, _machine(), row) for row in rows]
+
+
+def write(measured: list[Result], order: list[str], folder: Path = FOLDER) -> None:
+    """Put what was measured in the place of what those parts measured before, and make page and picture anew."""
+    csv_file = folder / "performance.csv"
+    parts = {result.part for result in measured}
+    kept = [result for result in _read(csv_file) if result.part not in parts]
+    results = sorted([*kept, *measured], key=lambda result: order.index(result.part))
+    with csv_file.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["part", "date", "machine", *(field.name for field in dataclasses.fields(Row))])
+        writer.writeheader()
+        for result in results:
+            values = {name: _written(value) for name, value in dataclasses.asdict(result.row).items()}
+            writer.writerow({"part": result.part, "date": result.date, "machine": result.machine, **values})
+    results = _read(csv_file)
+    (folder / "performance.md").write_text(_page(results))
+    _draw(results, folder / "performance.png")
+
+
+def _read(csv_file: Path) -> list[Result]:
+    if not csv_file.exists():
+        return []
+    with csv_file.open(newline="") as file:
+        return [_result(line) for line in csv.DictReader(file)]
+
+
+def _result(line: dict[str, str]) -> Result:
+    part, date, machine = (line.pop(name) for name in ("part", "date", "machine"))
+    figures = {name: float(line.pop(name)) if line[name] else None for name in _FIGURES}
+    return Result(part, date, machine, Row(**line, **figures))
+
+
+def _written(value: object) -> object:
+    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else value
+
+
+def _machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = models[0] if models else platform.processor()
+    return (
+        f"{len(models) or '?'} cores of {name} ({torch.backends.cpu.get_cpu_capability()}), Python "
+        f"{platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def _page(results: list[Result]) -> str:
+    targets = sum(bool(result.row.verdict) for result in results)
+    missed = sum(result.row.verdict == "MISSED" for result in results)
+    lines = [HEAD, f"{targets} targets, {missed} missed."]
+    area = None
+    for result in results:
+        row = result.row
+        if row.area != area:
+            area = row.area
+            lines += ["", f"## {row.area[0].upper()}{row.area[1:]}", "", f"{result.date}, {result.machine}", ""]
+            lines += ["| ours | beside | ours | theirs | ratio | target | |", "|---|---|--:|--:|--:|--:|---|"]
+        spread = f" ({row.low:.2f}–{row.high:.2f})" if row.low != row.high else ""
+        target = "" if row.limit is None else f"≤ {row.limit:.3g}"
+        lines.append(
+            f"| {row.what} | {row.beside} | {row.ours:.4g} {row.unit} | {row.theirs:.4g} {row.unit} | "
+            f"{row.ratio:.2f}{spread} | {target} | {row.verdict} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _draw(results: list[Result], png: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = [result.row for result in results if result.row.limit is not None][::-1]
+    figure, axes = plt.subplots(figsize=(11, 0.42 * len(rows) + 1.4))
+    for place, row in enumerate(rows):
+        color = "tab:green" if row.verdict == "met" else "tab:red"
+        axes.barh(place, row.ratio, color=color, alpha=0.75)
+        axes.plot([row.low, row.high], [place, place], color="black")
+        axes.plot([row.limit, row.limit], [place - 0.45, place + 0.45], color="black", linewidth=2.5)
+        axes.annotate(f" {row.ratio:.2f}", (max(row.ratio, row.high, row.limit), place), va="center")
+    axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
+    axes.axvline(1, color="gray", linewidth=0.8)
+    axes.set_xlabel("ours ÷ theirs; the thick mark is the target, to the left of it is better")
+    figure.tight_layout()
+    figure.savefig(png, dpi=110)
+    plt.close(figure)
+
+
+def _label(row: Row) -> str:
+    layout = next((name for name in ("contiguous", "channels_last") if row.area.endswith(name)), None)
+    return f"{row.what}{f', {layout}' if layout else ''}\n÷ {row.beside}"

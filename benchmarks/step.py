@@ -1,0 +1,51 @@
+"""A whole training step of a ResNet-50 with SyncBatchNorm beside one with batch normalization, on two ranks."""
+
+import time
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.ranks import on_ranks
+from benchmarks.rows import Row, paired
+from syncbn.models.resnet import resnet50
+
+IMAGES = 8
+REPEATS = 7
+
+
+def measure() -> list[Row]:
+    """Steps in turns, under `DistributedDataParallel`."""
+    area = f"training step of ResNet-50, {IMAGES} images of 224×224 a rank, 2 ranks of 1 thread"
+    return [paired(area, "norm=sync", "norm=batch", "ms", on_ranks(_steps), 1.02)]
+
+
+def _steps() -> list[tuple[float, float]]:
+    nets = [_Step(name) for name in ("sync", "batch")]
+    images, labels = torch.randn(IMAGES, 3, 224, 224), torch.arange(IMAGES)
+    pairs = []
+    for repeat in range(-1, REPEATS):  # the first one warms up
+        order = nets if repeat % 2 else nets[::-1]
+        seconds = {net: net.milliseconds(images, labels) for net in order}
+        if repeat >= 0:
+            pairs.append((seconds[nets[0]], seconds[nets[1]]))
+    return pairs
+
+
+class _Step:
+    def __init__(self, norm: str) -> None:
+        torch.manual_seed(0)
+        self.net: nn.Module = DistributedDataParallel(
+            resnet50(norm), forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.01, momentum=0.9)
+
+    def milliseconds(self, images: Tensor, labels: Tensor) -> float:
+        dist.barrier()
+        start = time.perf_counter()
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.net(images), labels).backward()
+        self.optimizer.step()
+        return 1e3 * (time.perf_counter() - start)
