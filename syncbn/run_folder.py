@@ -40,7 +40,7 @@ def load_run(folder: str | Path) -> tuple["nn.Module", "DictConfig"]:
     from syncbn.cli import build
 
     data = build.build_data(config)
-    net = build.build_network(config, data)
+    net = build.build_network(config, data, fetch_weights=False)
     load_weights(net, checkpoint_of(folder))
     return net.eval(), config
 

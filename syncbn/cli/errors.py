@@ -15,8 +15,8 @@ class UserError(Exception):
     """A mistake on the command line or in a config; its text says what to do."""
 
 
-def fail(message: str, *, prints: bool = True, after_others: bool = False) -> NoReturn:
-    """End the process with exit code 2 and, on the rank that speaks for all, the message on stderr.
+def fail(message: str, *, prints: bool = True, after_others: bool = False, code: int = EXIT_CODE) -> NoReturn:
+    """End the process with an exit code and, on the rank that speaks for all, the message on stderr.
 
     torchrun ends all ranks as soon as one ends: `after_others` leaves rank 0, which found the same mistake, the time to
     speak, and is ended by torchrun meanwhile.
@@ -25,15 +25,15 @@ def fail(message: str, *, prints: bool = True, after_others: bool = False) -> No
         time.sleep(_PATIENCE_S)
     if prints:
         print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(EXIT_CODE)
+    raise SystemExit(code)
 
 
 @contextmanager
 def user_mistakes() -> Iterator[None]:
-    """Our checks' ValueError and TypeError, raised while things are built, are the user's to mend, not bugs."""
+    """Our checks' errors, raised while things are built, and missing packages are the user's to mend, not bugs."""
     try:
         yield
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
         raise UserError(str(error)) from error
     except Exception as error:
         if _is_lightnings_refusal(error) or isinstance(error.__cause__, ValueError | TypeError):

@@ -103,7 +103,7 @@ def open_run(arguments: Arguments) -> FinishedRun:
 
     output.quiet()
     data = build.build_data(config)
-    net = build.build_network(config, data)
+    net = build.build_network(config, data, fetch_weights=False)
     load_weights(net, checkpoint)
     return FinishedRun(arguments.run, checkpoint, config, data, net.eval())
 

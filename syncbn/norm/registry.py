@@ -90,6 +90,19 @@ def norm_layer(norm: str | NormFactory, **options: Any) -> NormFactory:
     return _Named(norm, options)
 
 
+def unusual_options(norm: str | NormFactory) -> tuple[str, dict[str, Any]]:
+    """The name of a norm, and those of its options that aren't the layer's defaults.
+
+    Raises:
+        TypeError: a function that has no name, and whatever `norm_layer` raises.
+    """
+    named = norm_layer(norm)
+    if not isinstance(named, _Named):
+        raise TypeError(f"expected a norm's name, or norm_layer(name, ...), got the function {norm!r}")
+    usual = {p.name: p.default for p in inspect.signature(_lookup(named.name)).parameters.values()}
+    return named.name, {key: value for key, value in named.options.items() if value != usual[key]}
+
+
 def has_bias(norm: NormFactory, num_features: int) -> bool:
     """Whether the layer adds a bias of its own, which makes the bias of the convolution before it redundant."""
     return getattr(norm(num_features), "bias", None) is not None
