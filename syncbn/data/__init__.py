@@ -4,9 +4,10 @@ from syncbn.data.base import GlobalBatchDataModule
 from syncbn.data.corruptions import Corruptions
 from syncbn.data.digits import DigitsDataModule
 from syncbn.data.images import ImageDataModule
-from syncbn.data.loader import BatchLoader
+from syncbn.data.loader import BatchLoader, IndexedLoader
 from syncbn.data.sampler import ClassShardSampler, GlobalBatchSampler
 from syncbn.data.scenes import ScenesDataModule
+from syncbn.data.stream import StreamLoader
 
 __all__ = [
     "BatchLoader",
@@ -16,5 +17,7 @@ __all__ = [
     "GlobalBatchDataModule",
     "GlobalBatchSampler",
     "ImageDataModule",
+    "IndexedLoader",
     "ScenesDataModule",
+    "StreamLoader",
 ]

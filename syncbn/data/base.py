@@ -7,7 +7,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from syncbn.data.loader import BatchLoader
+from syncbn.data.loader import BatchLoader, IndexedLoader
 from syncbn.data.sampler import ClassShardSampler, GlobalBatchSampler
 
 Part = Literal["train", "val", "test"]
@@ -77,11 +77,7 @@ class GlobalBatchDataModule(LightningDataModule):
             sampler: GlobalBatchSampler = ClassShardSampler(self.train_classes(), self.batch_size, **options)
         else:
             sampler = GlobalBatchSampler(self.num_samples("train"), self.batch_size, **options)
-        self._train_loader = BatchLoader(partial(self.fetch, "train"), sampler)
-        if self._train_loader_state is not None:
-            self._train_loader.load_state_dict(self._train_loader_state)
-            self._train_loader_state = None
-        return self._train_loader
+        return self._resumed(IndexedLoader(partial(self.fetch, "train"), sampler))
 
     def val_dataloader(self) -> BatchLoader:
         """Each validation sample once, over all ranks."""
@@ -103,11 +99,19 @@ class GlobalBatchDataModule(LightningDataModule):
         """Make the next training loader start where the checkpoint's stopped."""
         self._train_loader_state = state_dict.get("train_loader")
 
+    def _resumed(self, loader: BatchLoader) -> BatchLoader:
+        """The training loader, at the place of a checkpoint that was loaded before."""
+        self._train_loader = loader
+        if self._train_loader_state is not None:
+            loader.load_state_dict(self._train_loader_state)
+            self._train_loader_state = None
+        return loader
+
     def _eval_loader(self, part: Part) -> BatchLoader:
         # A part smaller than one batch is one batch: nothing is learned from it, so its size doesn't matter.
         size = self.num_samples(part)
         batch_size = min(self.eval_batch_size, max(1, size // self._world_size))
-        return BatchLoader(
+        return IndexedLoader(
             partial(self.fetch, part), GlobalBatchSampler(size, batch_size, self._rank, self._world_size)
         )
 

@@ -1,8 +1,6 @@
-"""Images in folders or on the Hugging Face hub, decoded by workers and augmented batch by batch."""
+"""Images in folders or on the Hugging Face hub, decoded by workers and augmented on the device."""
 
-import io
-import warnings
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -10,24 +8,32 @@ import torch
 from torch import Tensor
 
 from syncbn.data.base import GlobalBatchDataModule, Part
+from syncbn.data.decoding import MODES, decode
+from syncbn.data.image_splits import INSTALL, load_splits, splits_of_parts
+from syncbn.data.image_stream import ImageStreams
 from syncbn.data.loader import BatchLoader
-
-INSTALL = 'images need `datasets` and `kornia`: pip install "syncbn[vision]"'
-_MODES = {1: "L", 3: "RGB"}
+from syncbn.data.stream import StreamLoader
 
 
 class ImageDataModule(GlobalBatchDataModule):
     """Images (N, in_channels, image_size, image_size) float32, normalized, and labels (N) int64.
 
-    An image's shorter side is resized to image_size and the middle of the longer one kept. Training batches are then
-    flipped and cropped at random by kornia, as a function of (seed, epoch, the samples of the batch), which neither
-    workers nor a restart change. The data is loaded when the first sample is asked for, or a size that isn't given.
+    An image's shorter side is resized to image_size and the middle of the longer one kept. While a trainer trains,
+    kornia flips and crops whole batches at random after their transfer to the device, as a function of (seed, step,
+    rank), which neither workers nor a restart change. What asks for a loader without a trainer, as recalibration does,
+    gets the images as they are. The data is loaded when the first sample is asked for, or a size that isn't given.
 
-    Splits: "train"; the test is "test" or, where there is none, "validation"; validation is "validation" where there is
-    a "test" too, and else a part of "train" chosen by `split_seed`.
+    Splits: "train"; the test is "test" or, where there is none, "validation"; validation is "validation" where that
+    isn't the test, and else a part of "train" chosen by `split_seed`, or in a stream by the images' content.
+
+    With `streaming`, samples are read while they are needed, and nothing is kept on disk. A rank reads shards of its
+    own, where the number of shards is a multiple of the number of ranks, and else every rank reads all and takes every
+    W-th sample. The order is that of the shards, shuffled, through a buffer of `shuffle_buffer` samples. A training
+    epoch is num_train // (batch_size·W) full batches on every rank; a rank whose shards end earlier begins them again.
+    Evaluation takes each sample once. A run that is resumed reads what it had passed again, without decoding it.
 
     Args:
-        source: a data set of the Hugging Face hub, or None.
+        source: a data set of the Hugging Face hub, or a folder of data files in one of its formats, or None.
         folder: a folder train/<class>/*.png, test/<class>/*.png and so on, or None; one of the two.
         batch_size: training samples of one rank in a step.
         eval_batch_size: samples of one rank in a validation or test step.
@@ -45,13 +51,18 @@ class ImageDataModule(GlobalBatchDataModule):
         min_crop: a training image is a random part of the image, of at least this share of its area; 1 for all of it.
         on_corrupt: an image that can't be read is fatal ("raise") or left out of its batch with a warning ("skip");
             both name it.
-        num_workers: processes of each rank that decode; 0 for none.
-        drop_last: leave out the last training batch of an epoch when it isn't full.
-        shard_by_class: each rank trains on its own classes alone.
+        num_workers: processes of each rank that decode, threads for a stream; 0 for none.
+        drop_last: leave out the last training batch of an epoch when it isn't full; a stream has none.
+        shard_by_class: each rank trains on its own classes alone; not for streams.
+        test_split: the split to test on, where it isn't the one above.
+        streaming: read samples while they are needed.
+        shuffle_buffer: samples of a stream, of which the next one is drawn.
+        num_train: training samples of a stream, where the data set doesn't say.
 
     Raises:
         ValueError: not one of source and folder; no such folder; a source that can't be reached; a number out of its
-            range; a corrupt image with on_corrupt="raise".
+            range; a split that isn't there; a stream without a size or with classes for the ranks; a corrupt image
+            with on_corrupt="raise".
         ModuleNotFoundError: `datasets` or `kornia` is missing.
     """
 
@@ -77,13 +88,17 @@ class ImageDataModule(GlobalBatchDataModule):
         num_workers: int = 2,
         drop_last: bool = False,
         shard_by_class: bool = False,
+        test_split: str | None = None,
+        streaming: bool = False,
+        shuffle_buffer: int = 1000,
+        num_train: int | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed, drop_last, shard_by_class)
         if (source is None) == (folder is None):
             raise ValueError(
                 f"give either source or folder (data.folder=<path>), got source={source!r} and folder={folder!r}"
             )
-        if in_channels not in _MODES:
+        if in_channels not in MODES:
             raise ValueError(f"in_channels must be 1 or 3, got {in_channels}")
         if image_size < 1 or num_workers < 0:
             raise ValueError(f"image_size must be at least 1 and num_workers 0, got {image_size} and {num_workers}")
@@ -91,6 +106,10 @@ class ImageDataModule(GlobalBatchDataModule):
             raise ValueError(f"val_fraction and min_crop are shares, got {val_fraction} and {min_crop}")
         if on_corrupt not in ("raise", "skip"):
             raise ValueError(f"on_corrupt must be 'raise' or 'skip', got {on_corrupt!r}")
+        if shuffle_buffer < 1 or (num_train is not None and num_train < 1):
+            raise ValueError(f"shuffle_buffer and num_train must be at least 1, got {shuffle_buffer} and {num_train}")
+        if streaming and shard_by_class:
+            raise ValueError("shard_by_class needs to know all labels before: set data.streaming=false")
         self.source = source
         self.folder = folder
         self.split_seed = split_seed
@@ -105,6 +124,10 @@ class ImageDataModule(GlobalBatchDataModule):
         self.min_crop = min_crop
         self.on_corrupt = on_corrupt
         self.num_workers = num_workers
+        self.test_split = test_split
+        self.streaming = streaming
+        self.shuffle_buffer = shuffle_buffer
+        self.num_train = num_train
         if num_classes is None:
             self.class_names = tuple(self._splits["train"].features[label_column].names)
         else:
@@ -112,65 +135,71 @@ class ImageDataModule(GlobalBatchDataModule):
         self.num_classes = len(self.class_names)
 
     def num_samples(self, part: Part) -> int:
-        """How many images a part has."""
-        return len(self._part(part)[1])
+        """How many images a part has; not known of streams."""
+        return len(self._parts[part][1])
 
     def train_classes(self) -> np.ndarray:
         """The class of each training image."""
-        split, rows = self._part("train")
+        split, rows = self._parts["train"]
         return np.asarray(split[self.label_column])[rows]
 
     def fetch(self, part: Part, indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """Images and labels of a part, normalized; of the training part augmented, as the epoch sees them."""
-        split, rows = self._part(part)
+        """Images and labels of a part, normalized."""
+        split, rows = self._parts[part]
+        chosen = rows[indices].tolist()
+        return self._batch([(f"{part} image {row}", split[row]) for row in chosen])
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment a training batch, on its device."""
+        if self.trainer is None or not self.trainer.training or len(batch[1]) == 0:
+            return batch
+        images, labels = batch
+        step = self.trainer.fit_loop.total_batch_idx + 1  # the batch isn't counted yet
+        with torch.random.fork_rng(devices=[]):  # kornia draws on the CPU, whatever the device
+            torch.manual_seed(int(np.random.default_rng([self.seed, step, self._rank]).integers(2**62)))
+            return self._augmentation(images), labels
+
+    def train_dataloader(self) -> BatchLoader:
+        """Shuffled batches of this rank, decoded by workers."""
+        loader = self._resumed(self._train_stream()) if self.streaming else super().train_dataloader()
+        loader.num_workers = self.num_workers
+        return loader
+
+    def _train_stream(self) -> StreamLoader:
+        global_batch_size, size = self.batch_size * self._world_size, self._streams.num_train(self.num_train)
+        if global_batch_size > size:
+            raise ValueError(
+                f"a batch of {self.batch_size} on each of {self._world_size} rank(s) is more than the {size} samples"
+            )
+        options = {"rank": self._rank, "world_size": self._world_size, "seed": self.seed, "buffer": self.shuffle_buffer}
+        stream = partial(self._streams.train, **options)
+        return StreamLoader(stream, partial(self._streamed, "train"), self.batch_size, size // global_batch_size)
+
+    def _eval_loader(self, part: Part) -> BatchLoader:
+        if self.streaming:
+            stream = self._streams.once(part, self._rank, self._world_size)
+            loader: BatchLoader = StreamLoader(lambda _: stream, partial(self._streamed, part), self.eval_batch_size)
+        else:
+            loader = super()._eval_loader(part)
+        loader.num_workers = self.num_workers
+        return loader
+
+    def _streamed(self, part: Part, samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        return self._batch(
+            [(f"a {part} image with the label {sample[self.label_column]}", sample) for sample in samples]
+        )
+
+    def _batch(self, samples: list[tuple[str, dict[str, Any]]]) -> tuple[Tensor, Tensor]:
+        """Images and labels of (place, sample), without those that can't be read."""
         images, labels = [], []
-        for row in rows[indices].tolist():
-            sample = split[row]
-            image = self._decode(sample[self.image_column], f"{part} image {row}")
+        for place, sample in samples:
+            image = decode(sample[self.image_column], place, self.in_channels, self.image_size, self.on_corrupt)
             if image is not None:
                 images.append(image)
                 labels.append(int(sample[self.label_column]))
         if not images:
             return torch.empty(0, self.in_channels, *self.image_size), torch.empty(0, dtype=torch.long)
-        batch = torch.stack(images).float() / 255
-        if part == "train":
-            batch = self._augment(batch, [self.seed, epoch, indices[0], len(indices)])
-        return (batch - self.mean) / self.std, torch.tensor(labels)
-
-    def train_dataloader(self) -> BatchLoader:
-        """Shuffled batches of this rank, augmented, decoded by workers."""
-        loader = super().train_dataloader()
-        loader.num_workers = self.num_workers
-        return loader
-
-    def _eval_loader(self, part: Part) -> BatchLoader:
-        loader = super()._eval_loader(part)
-        loader.num_workers = self.num_workers
-        return loader
-
-    def _decode(self, image: dict[str, Any], place: str) -> Tensor | None:
-        """(C, image_size, image_size) uint8; None for an image to leave out."""
-        from PIL import Image, ImageOps
-
-        name = image["path"] or place
-        try:
-            with Image.open(image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])) as file:
-                picture = ImageOps.fit(
-                    file.convert(_MODES[self.in_channels]), self.image_size, Image.Resampling.BICUBIC
-                )
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
-            if self.on_corrupt == "skip":
-                warnings.warn(f"left out an image that can't be read: {name} ({error})", stacklevel=2)
-                return None
-            raise ValueError(
-                f"can't read the image {name} ({error}): mend or remove it, or set data.on_corrupt=skip"
-            ) from error
-        return torch.from_numpy(np.array(picture)).view(*self.image_size, self.in_channels).permute(2, 0, 1)
-
-    def _augment(self, images: Tensor, seed: list[int]) -> Tensor:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.default_rng(seed).integers(2**62)))
-            return self._augmentation(images)
+        return (torch.stack(images).float() / 255 - self.mean) / self.std, torch.tensor(labels)
 
     @cached_property
     def _augmentation(self) -> torch.nn.Module:
@@ -187,39 +216,19 @@ class ImageDataModule(GlobalBatchDataModule):
 
     @cached_property
     def _splits(self) -> Any:
-        try:
-            import datasets
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(INSTALL) from error
-        try:
-            if self.folder is not None:
-                splits = datasets.load_dataset("imagefolder", data_dir=self.folder)
-            else:
-                splits = datasets.load_dataset(self.source)
-        except (OSError, ValueError) as error:  # the hub's errors are OSErrors
-            where = f"the folder {self.folder!r}" if self.folder is not None else f"{self.source!r} of the hub"
-            raise ValueError(
-                f"can't load {where} ({str(error).strip().splitlines()[0]}); with a network, "
-                "`hf download --repo-type dataset <name>` fetches a data set once for all, and data=image_folder "
-                "data.folder=<path> takes train/<class>/*.png"
-            ) from error
-        return splits.cast_column(self.image_column, datasets.Image(decode=False))
+        return load_splits(self.source, self.folder, self.image_column, self.streaming)
+
+    @cached_property
+    def _streams(self) -> ImageStreams:
+        return ImageStreams(self._splits, self.test_split, self.image_column, self.val_fraction)
 
     @cached_property
     def _parts(self) -> dict[Part, tuple[Any, np.ndarray]]:
         """Split and rows of each part."""
-        splits = self._splits
-        test = "test" if "test" in splits else "validation"
-        if test not in splits:
-            raise ValueError(f"the data has neither a split 'test' nor 'validation': {', '.join(splits)}")
-        rows = {name: np.arange(len(split)) for name, split in splits.items()}
-        if test == "test" and "validation" in splits:
-            train, val = (splits["train"], rows["train"]), (splits["validation"], rows["validation"])
-        else:
+        names = splits_of_parts(self._splits, self.test_split)
+        rows = {part: np.arange(len(self._splits[name])) for part, name in names.items()}
+        if names["val"] == "train":
             order = np.random.default_rng(self.split_seed).permutation(rows["train"])
             held_out = max(1, round(self.val_fraction * len(order)))
-            train, val = (splits["train"], order[held_out:]), (splits["train"], order[:held_out])
-        return {"train": train, "val": val, "test": (splits[test], rows[test])}
-
-    def _part(self, part: Part) -> tuple[Any, np.ndarray]:
-        return self._parts[part]
+            rows["train"], rows["val"] = order[held_out:], order[:held_out]
+        return {part: (self._splits[names[part]], rows[part]) for part in names}

@@ -1,0 +1,57 @@
+"""The splits of a Hugging Face data set, of the hub or of folders, and what each is for."""
+
+from typing import Any
+
+from syncbn.data.base import Part
+
+INSTALL = 'images need `datasets` and `kornia`: pip install "syncbn[vision]"'
+
+
+def load_splits(source: str | None, folder: str | None, image_column: str, streaming: bool) -> Any:
+    """The splits by name, their images not decoded.
+
+    Raises:
+        ValueError: no such folder, or a source that can't be reached.
+        ModuleNotFoundError: `datasets` is missing.
+    """
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(INSTALL) from error
+    try:
+        if folder is not None:
+            splits = datasets.load_dataset("imagefolder", data_dir=folder, streaming=streaming)
+        else:
+            splits = datasets.load_dataset(source, streaming=streaming)
+    except (OSError, ValueError) as error:  # the hub's errors are OSErrors
+        where = f"the folder {folder!r}" if folder is not None else f"{source!r} of the hub"
+        raise ValueError(
+            f"can't load {where} ({str(error).strip().splitlines()[0]}); with a network, "
+            "`hf download --repo-type dataset <name>` fetches a data set once for all, and data=image_folder "
+            "data.folder=<path> takes train/<class>/*.png"
+        ) from error
+    return splits.cast_column(image_column, datasets.Image(decode=False))
+
+
+def splits_of_parts(splits: Any, test_split: str | None) -> dict[Part, str]:
+    """The split that each part is taken from; where validation is taken from "train", it is held out of it.
+
+    Args:
+        splits: by name.
+        test_split: to test on; "test" or, where there is none, "validation" when None.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    allowed = [test_split] if test_split is not None else ["test", "validation"]
+    test = next((name for name in allowed if name in splits), None)
+    if test is None or "train" not in splits:
+        raise ValueError(
+            f"expected splits 'train' and {' or '.join(map(repr, allowed))}, got {', '.join(splits)}; "
+            "data.test_split=<name> chooses the one to test on"
+        )
+    return {
+        "train": "train",
+        "val": "validation" if "validation" in splits and test != "validation" else "train",
+        "test": test,
+    }
