@@ -11,6 +11,7 @@ from syncbn.norm import compat
 from syncbn.norm.adapters import adapter_for, looks_like_batch_norm
 from syncbn.norm.base import TrackingNorm
 from syncbn.norm.feeding import Attachable, attach_norms
+from syncbn.norm.fusible import activations_after
 from syncbn.norm.registry import norm_layer, norm_options
 from syncbn.norm.select import select_layers
 
@@ -57,14 +58,18 @@ def convert(
     keeps its activation) and the FrozenBatchNorm2d of torchvision and detectron2. The last become trainable: name them
     in `exclude` to keep them frozen.
 
+    With `fuse_activation=True`, an option of "sync", a layer becomes one function with the ReLU or LeakyReLU after it,
+    and with the sum with a shortcut between them, where `syncbn.norm.fusible.activations_after` finds that safe; that
+    function tells the reasons for the others, which are converted without it. The modules of activations stay.
+
     Args:
         model: not yet wrapped by DDP or FSDP, nor compiled.
         name: one of `syncbn.available_norms()`.
         include: globs of module names, as in `model.named_modules()`: "layer4.*", "*.downsample.1". All when None.
         exclude: globs of module names that stay as they are.
         process_group: the ranks to synchronize over, for norms that do.
-        example_input: an input of the model, for norms that act on the convolution before them, where the model can't
-            be traced to find it: see `syncbn.norm.feeding.attach_norms`.
+        example_input: an input of the model, for norms that act on the convolution before them (see
+            `syncbn.norm.feeding.attach_norms`) and for `fuse_activation`, where the model can't be traced.
         options: further arguments of the layer, over those taken from the old one.
 
     Returns:
@@ -73,16 +78,18 @@ def convert(
     Raises:
         ValueError: an unknown norm or option; a glob that matches no normalization layer; a model that is wrapped or
             compiled; a lazy layer without its shape; a subclass of batch norm whose own `forward` would be lost; a norm
-            that acts on the convolution before it, where there is none.
+            that acts on the convolution before it, where there is none; `memory="invert"` with a layer before a ReLU.
     """
     _refuse_wrapped(model)
     if process_group is not None:
         options["process_group"] = process_group
     norm_layer(name, **options)  # an unknown norm or option is refused before anything is touched
+    layers = select_layers(model, _is_convertible, include, exclude)
+    unfused = _without_fusion(model, layers, options, example_input)
     new = {}
-    for path, module in select_layers(model, _is_convertible, include, exclude):
+    for path, module in layers:
         try:
-            new[module] = _converted(_reverted(module), name, options)
+            new[module] = _converted(_reverted(module), name, unfused.get(module, options))
         except ValueError as error:
             raise ValueError(f"can't convert {path or 'the model'} to {name!r}: {error}") from error
     converted = _replace(model, new)
@@ -111,6 +118,23 @@ def revert(model: nn.Module) -> nn.Module:
     """
     _refuse_wrapped(model)
     return _replace(model, {module: _reverted(module) for module in model.modules() if _ORIGINAL in module.__dict__})
+
+
+def _without_fusion(
+    model: nn.Module, layers: list[tuple[str, nn.Module]], options: dict[str, Any], example_input: Tensor | None
+) -> dict[nn.Module, dict[str, Any]]:
+    """The options of those layers that can't be one with an activation, where that is asked for."""
+    if not options.get("fuse_activation"):
+        return {}
+    after = activations_after(model, [layer for _, layer in layers], example_input)
+    relus = [path for path, layer in layers if after[layer] == 0]
+    if relus and options.get("memory") == "invert":
+        raise ValueError(
+            f'memory="invert" needs a LeakyReLU after each layer, and a ReLU comes after {", ".join(relus)}: leave '
+            'them out with exclude=, or use memory="recompute"'
+        )
+    plain = {key: value for key, value in options.items() if key not in ("fuse_activation", "memory")}
+    return {layer: plain for layer, found in after.items() if isinstance(found, str)}
 
 
 def _converted(old: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:

@@ -15,7 +15,7 @@ from syncbn.norm.fused import Normalization
 
 _RELU = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 _LEAKY_RELU = {F.leaky_relu, F.leaky_relu_}
-_ADD = {torch.add, Tensor.add, Tensor.add_}
+SUM = {torch.add, Tensor.add, Tensor.add_}
 _IN_PLACE = {torch.relu_, Tensor.relu_, F.leaky_relu_, Tensor.add_}
 _METADATA = {
     *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim")),
@@ -95,18 +95,18 @@ def _refuse(gradient: Any = None) -> None:
 def _fused(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """What `func` returns, if it can be one with the normalization."""
     first = args[0] if args else None
-    slope = _slope(func, args, kwargs)
+    slope = slope_of(func, args, kwargs)
     if slope is not None and isinstance(first, Deferred) and first._value is None:
         y = first.activated(slope)
         if func in _IN_PLACE or kwargs.get("inplace"):
             first._value = y
         return y
-    if func in _ADD and len(args) == 2 and not kwargs:
+    if func in SUM and len(args) == 2 and not kwargs:
         return _sum(args[0], args[1], func in _IN_PLACE)
     return None
 
 
-def _slope(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+def slope_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
     """a(z) / z for z < 0 of an activation that is z elsewhere; None for other functions."""
     if func in _RELU:
         return 0.0

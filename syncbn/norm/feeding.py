@@ -9,6 +9,8 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from syncbn.norm.trace import modes_kept, symbolic_trace
+
 FEEDERS = (
     nn.Linear,
     nn.Conv1d,
@@ -112,25 +114,12 @@ def _feeder(norm: nn.Module, calls: list[_Call]) -> nn.Module | str:
     return source if times == 1 else f"the {type(source).__name__} before it is called {times} times in a forward pass"
 
 
-class _Tracer(torch.fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        is_norm = any(cls.__module__.startswith("syncbn.norm.") for cls in type(m).__mro__)
-        return is_norm or super().is_leaf_module(m, module_qualified_name)
-
-
 def _calls_by_trace(model: nn.Module) -> list[_Call]:
     try:
-        graph = _Tracer().trace(model)
-    except Exception as error:
-        raise ValueError(
-            f"can't trace this model to find the convolution before each layer ({error}): give attach_norms or convert "
-            "an example_input, or call layer.attach(conv) yourself"
-        ) from error
-    return [
-        _Call(model.get_submodule(str(node.target)), _source_of(node.args[0] if node.args else None, model))
-        for node in graph.nodes
-        if node.op == "call_module"
-    ]
+        seen = symbolic_trace(model)
+    except ValueError as error:
+        raise ValueError(f"{error}; or call layer.attach(conv) yourself") from error
+    return [_Call(call.module, _source_of(call.input, model)) for call in seen.calls]
 
 
 def _source_of(node: Any, model: nn.Module) -> nn.Module | str:
@@ -158,14 +147,10 @@ def _calls_by_forward(model: nn.Module, example_input: Tensor) -> list[_Call]:
 
     leaves = [module for module in model.modules() if isinstance(module, Attachable) or not any(module.children())]
     handles = [module.register_forward_hook(record) for module in leaves]
-    was_training = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad():
-            model(example_input)
+        with modes_kept(model), torch.no_grad():
+            model.eval()(example_input)
     finally:
-        for module, training in was_training.items():
-            module.training = training
         for handle in handles:
             handle.remove()
     return calls

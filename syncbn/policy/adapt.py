@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from syncbn.norm import compat
 from syncbn.norm.moments import all_sum, communicating_group, mean_over_ranks
 from syncbn.norm.select import Globs, select_layers
+from syncbn.norm.trace import modes_kept
 from syncbn.policy import batches as passes
 from syncbn.policy.freeze import has_frozen_statistics
 from syncbn.policy.layers import is_plain
@@ -149,7 +150,7 @@ class Tent:
             self.reset()
         net, group = passes.unwrapped(self.model), communicating_group(self.process_group)
         predicted: Tensor | None = None
-        with passes.modes_kept(self.model), torch.enable_grad():
+        with modes_kept(self.model), torch.enable_grad():
             self.model.eval()
             for _ in range(self.steps):
                 logits = net(inputs)

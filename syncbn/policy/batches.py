@@ -74,17 +74,6 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Put each module's `training` back at the end."""
-    training = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, was in training.items():
-            module.training = was
-
-
-@contextmanager
 def generators_kept(device: torch.device) -> Iterator[None]:
     """Put the state of Python's and of torch's generators, on the CPU and on `device`, back at the end."""
     python = random.getstate()

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.norm.cross_iteration import CrossIterationBatchNorm
+from syncbn.norm.trace import Operation, Trace, tensors_in
 from syncbn.policy.layers import is_plain
-from syncbn.policy.trace import Operation, Trace, tensors_in
 
 Labels = list[int]
 

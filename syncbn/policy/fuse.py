@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from syncbn.norm.feeding import FEEDERS
+from syncbn.norm.trace import Example, ModuleCall, Trace, trace
 from syncbn.policy.layers import has_statistics, is_batch_norm
-from syncbn.policy.trace import Example, ModuleCall, Trace, trace
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from syncbn.norm.feeding import FEEDERS
 from syncbn.norm.moments import Moments, all_reduce, all_sum, batch_moments, communicating_group, pool
+from syncbn.norm.trace import modes_kept, trace
 from syncbn.policy import batches as passes
 from syncbn.policy.diagnose import Facts, diagnose
 from syncbn.policy.freeze import has_frozen_statistics
 from syncbn.policy.layers import has_statistics
 from syncbn.policy.report import NormReport, NormRow
-from syncbn.policy.trace import trace
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -191,7 +191,7 @@ def _watch(
     device, net = passes.device_of(model), passes.unwrapped(model)
     handles = [w.layer.register_forward_pre_hook(w.add, with_kwargs=True) for w in watches]
     try:
-        with passes.modes_kept(model), passes.generators_kept(device), torch.no_grad():
+        with modes_kept(model), passes.generators_kept(device), torch.no_grad():
             model.eval()
             for inputs in passes.in_step(batches, max_batches, device, group):
                 net(inputs)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from syncbn.norm.moments import Moments, all_reduce, batch_moments, communicating_group, pool
 from syncbn.norm.select import Globs, select_layers
+from syncbn.norm.trace import modes_kept
 from syncbn.policy import batches as passes
 from syncbn.policy.freeze import has_frozen_statistics
 from syncbn.policy.layers import buffers_of, has_statistics
@@ -68,7 +69,7 @@ def recalibrate(
     net, device = passes.unwrapped(model), passes.device_of(model)
     group = communicating_group(process_group)
     sums = {layer: _Sum(path, layer) for path, layer in layers}
-    with _buffers_kept_on_failure(sums), passes.modes_kept(model), passes.generators_kept(device), torch.no_grad():
+    with _buffers_kept_on_failure(sums), modes_kept(model), passes.generators_kept(device), torch.no_grad():
         model.eval()
         for layer in sums:
             layer.training = True

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from syncbn.norm.moments import all_sum, communicating_group, mean_over_ranks
+from syncbn.norm.trace import tensors_in
 from syncbn.policy.batches import inputs_of
 from syncbn.policy.layers import is_batch_norm
-from syncbn.policy.trace import tensors_in
 
 Loss = Callable[[nn.Module, Any], Tensor]
 

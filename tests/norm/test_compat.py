@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -118,3 +119,59 @@ def test_the_power_iteration_of_spectral_norm_is_torchs() -> None:
         weight = torch.randn(4, 3, 2)
         torch.testing.assert_close(ours(weight), theirs(weight), rtol=0, atol=0)
         assert ours.state_dict().keys() == {"_u", "_v"}
+
+
+def test_hooks_of_a_module_are_seen() -> None:
+    for register in (
+        nn.Module.register_forward_hook,
+        nn.Module.register_forward_pre_hook,
+        nn.Module.register_full_backward_hook,
+        nn.Module.register_full_backward_pre_hook,
+    ):
+        module = nn.ReLU()
+        assert not compat.has_hooks(module)
+        handle = register(module, lambda *_: None)
+        assert compat.has_hooks(module)
+        handle.remove()
+        assert not compat.has_hooks(module)
+
+
+def test_a_shell_has_no_memory() -> None:
+    class Shell(torch.Tensor):
+        @classmethod
+        def __torch_dispatch__(cls, func: object, types: object, args: object = (), kwargs: object = None) -> None:
+            raise NotImplementedError
+
+    like = torch.randn(2, 3, 4, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    with compat.plain_tensors():
+        shell = compat.empty_shell(Shell, like)
+        assert type(shell) is Shell
+        assert (shell.shape, shell.dtype, shell.stride()) == (like.shape, like.dtype, like.stride())
+        assert shell.is_leaf
+        assert shell.requires_grad
+        assert shell.data_ptr() == 0
+
+
+def test_plain_tensors_ignores_the_functions_of_subclasses() -> None:
+    class Silent(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func: object, types: object, args: object = (), kwargs: object = None) -> None:
+            return None
+
+    x = torch.ones(2).as_subclass(Silent)
+    assert torch.neg(x) is None
+    with compat.plain_tensors():
+        assert type(torch.neg(x)) is torch.Tensor
+
+
+def test_the_innermost_hooks_of_saved_tensors() -> None:
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def unpack(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    assert compat.saved_tensor_hooks() is None
+    with saved_tensors_hooks(unpack, pack), saved_tensors_hooks(pack, unpack):
+        assert compat.saved_tensor_hooks() == (pack, unpack)
+    assert compat.saved_tensor_hooks() is None
