@@ -1,4 +1,4 @@
-"""Images from folders that are written here: sizes, order, augmentation, workers, damage, and no network."""
+"""Images from folders that are written here: sizes, order, workers, damage, and no network."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -70,30 +70,6 @@ def test_a_validation_folder_is_used_where_there_is_one(tmp_path: Path) -> None:
     assert [data.num_samples(part) for part in ("train", "val", "test")] == [6, 6, 6]
 
 
-def test_augmentation_is_a_function_of_seed_epoch_and_batch(folder: Path) -> None:
-    def images(epoch: int, **options: int) -> Tensor:
-        augmented = {**PLAIN, "flip": True, "min_crop": 0.4, "batch_size": 4, **options}
-        before = torch.get_rng_state()
-        found = epoch_of(ImageDataModule(folder=str(folder), **augmented), epoch)[0]
-        assert torch.equal(torch.get_rng_state(), before)
-        return found
-
-    reference = images(1)
-    assert torch.equal(reference, images(1))
-    assert torch.equal(reference, images(1, num_workers=2))  # worker processes see the same
-    assert not torch.equal(reference, images(2))
-    assert not torch.equal(reference, images(1, seed=1))
-
-
-def test_half_of_the_images_are_mirrored(tmp_path: Path) -> None:
-    folder = write_images(tmp_path / "many", count=30)
-    data = ImageDataModule(folder=str(folder), batch_size=81, **{**PLAIN, "flip": True, "image_size": 20})
-    data._decode = lambda *_: torch.arange(20).expand(3, 20, 20).to(torch.uint8)  # type: ignore[method-assign]
-    images = epoch_of(data)[0]
-    mirrored = (images[:, 0, 0, 0] > images[:, 0, 0, -1]).float()
-    assert 0.3 < mirrored.mean() < 0.7
-
-
 def test_a_loader_with_workers_goes_on_where_it_was_saved(folder: Path) -> None:
     options = {**PLAIN, "batch_size": 3, "num_workers": 1}
     whole = [labels for _, labels in ImageDataModule(folder=str(folder), **options).train_dataloader()]
@@ -104,6 +80,15 @@ def test_a_loader_with_workers_goes_on_where_it_was_saved(folder: Path) -> None:
     resumed.load_state_dict(interrupted.state_dict())
     seen += [labels for _, labels in resumed]
     assert all(torch.equal(a, b) for a, b in zip(seen, whole, strict=True))
+
+
+def test_the_split_to_test_on_can_be_named(tmp_path: Path) -> None:
+    """As ImageNet's, whose "test" has no labels: validation is then a part of the training images."""
+    folder = write_images(tmp_path / "three", count=4, splits=("train", "validation", "test"))
+    data = ImageDataModule(folder=str(folder), test_split="validation", val_fraction=0.25, **PLAIN)
+    assert [data.num_samples(part) for part in ("train", "val", "test")] == [9, 3, 12]
+    with pytest.raises(ValueError, match="expected splits 'train' and 'nowhere', got train, validation, test"):
+        ImageDataModule(folder=str(folder), test_split="nowhere", **PLAIN).test_dataloader()
 
 
 def test_a_corrupt_image_is_named_and_fatal_or_left_out(tmp_path: Path) -> None:
