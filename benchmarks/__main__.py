@@ -6,7 +6,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import importing, layers, norms, report, step, trainer
+from benchmarks import importing, layers, memory, norms, report, step, trainer
 from benchmarks.rows import Row
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
@@ -14,6 +14,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "step": step.measure,
     "trainer": trainer.measure,
     "norms": norms.measure,
+    "memory": memory.measure,
     "importing": importing.measure,
 }
 
