@@ -37,6 +37,7 @@ def config_mistakes(config: Mapping[str, Any]) -> list[str]:
     norm = config.get("norm")
     if isinstance(norm, Mapping):
         found += norm_mistakes(norm)
+    found += _path_mistakes(config)
     for where, node in _targets(config):
         target = node["_target_"]
         if not is_allowed(target):
@@ -95,6 +96,47 @@ def _run_id_mistakes(run_id: str) -> list[str]:
     except ValueError as error:
         return [f"run_id: {error}"]
     return []
+
+
+def _path_mistakes(config: Mapping[str, Any]) -> list[str]:
+    """Places to write to that aren't in the run's folder, or a run's folder that isn't in the output root.
+
+    A config may come from a folder that somebody else made, and would otherwise name any place of the file system.
+    """
+    paths = config.get("paths")
+    if not isinstance(paths, Mapping) or not isinstance(paths.get("output_dir"), str):
+        return []  # which the schema has found
+    run = paths["output_dir"]
+    found = [] if inside(run, str(config.get("output_root"))) else [f"paths.output_dir: {_elsewhere(run, config)}"]
+    for where, key, place in _places({group: config.get(group) for group in ("callbacks", "logger", "trainer")}):
+        if not inside(place, run):
+            found.append(f"{where}.{key}: {place!r} is outside of the run's folder {run!r}; leave it at its default")
+    return found
+
+
+def inside(place: str, folder: str) -> bool:
+    """Whether a path stays in a folder, as it is written: where links lead is the user's own business."""
+    return Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder))
+
+
+def _elsewhere(run: str, config: Mapping[str, Any]) -> str:
+    return f"{run!r} is outside of output_root={config.get('output_root')}; set output_root=<folder> instead"
+
+
+def _places(node: Any, where: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every place in nested configs that something is written to: whose it is, its key, and the path."""
+    if not isinstance(node, Mapping):
+        return
+    folder = ""
+    for key in ("dirpath", "save_dir", "folder"):
+        if isinstance(node.get(key), str):
+            folder = node[key]
+            yield where, key, folder
+    for key in ("filename", "name", "version", "sub_dir"):
+        if folder and isinstance(node.get(key), str):
+            yield where, key, os.path.join(folder, node[key])
+    for key, child in node.items():
+        yield from _places(child, f"{where}.{key}" if where else str(key))
 
 
 def unknown_choice(group: str, got: str, choices: list[str]) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from syncbn.launch.secrets import redacted
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import nn
@@ -14,14 +16,20 @@ _NET = "net."  # where ClassificationTask keeps the network
 
 
 def write_config(folder: Path, config: "DictConfig", hydra_config: Any) -> None:
-    """Leave in a run's folder what Hydra would: the config with its interpolations, Hydra's own, and the overrides."""
+    """Leave in a run's folder what Hydra would: the config with its interpolations, Hydra's own, and the overrides.
+
+    Without secrets: an interpolation of an environment variable stays one, and a key that was written out is left out.
+    """
     from omegaconf import OmegaConf
 
     place = (folder / _CONFIG).parent
     place.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, folder / _CONFIG)
-    OmegaConf.save(OmegaConf.create({"hydra": hydra_config}), place / "hydra.yaml")
-    OmegaConf.save(hydra_config.overrides.task, place / "overrides.yaml")
+    parts = {"config": config, "hydra": {"hydra": hydra_config}, "overrides": hydra_config.overrides.task}
+    for name, node in parts.items():
+        container = redacted(OmegaConf.to_container(OmegaConf.create(node)))
+        OmegaConf.save(OmegaConf.create(container), place / f"{name}.yaml")
+    if (sweep := folder.parent / "multirun.yaml").is_file() and redacted(text := sweep.read_text()) != text:
+        sweep.write_text(redacted(text))  # which Hydra has written, for the whole sweep
 
 
 def load_run(folder: str | Path) -> tuple["nn.Module", "DictConfig"]:

@@ -6,12 +6,14 @@ import os
 import sys
 
 from syncbn.cli.errors import fail
+from syncbn.launch.secrets import guard_the_screen
 
 _NEEDED = ("hydra", "lightning", "torchmetrics", "sklearn", "matplotlib", "rich")
 
 
 def run(command: str, package: str = "syncbn.cli") -> None:
     """Run `<package>.<command>`, or say which packages it lacks."""
+    guard_the_screen()
     sys.path[:] = [place for place in sys.path if not _is_scripts(place)]
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:

@@ -17,6 +17,7 @@ from syncbn.cli.overrides import CommandLine, is_sweep, launcher_config
 from syncbn.config_schemas import LAUNCHERS
 from syncbn.launch import stop
 from syncbn.launch.leave import ends_at_once
+from syncbn.launch.secrets import guard_the_screen
 from syncbn.launch.stop import Stopped
 from syncbn.launch.world import World, current_world
 from syncbn.schema import mistakes
@@ -66,6 +67,7 @@ def submitted_job() -> Iterator[None]:
 
     Hydra and submitit would hand an exception over by pickle, without its traceback, and end with exit code 0.
     """
+    guard_the_screen()
     log = Path(HydraConfig.get().launcher.submitit_folder).parent
     if current_world().launcher == "submitit":
         from submitit.helpers import TorchDistributedEnvironment

@@ -1,6 +1,7 @@
 """scripts/train.py: one training run, or with -m several, from `conf/train.yaml`."""
 
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,10 @@ from omegaconf import DictConfig
 
 from syncbn.cli.command import run_with_hydra
 from syncbn.cli.overrides import plain
+from syncbn.config import inside
 from syncbn.launch import stop
 from syncbn.launch.leave import ends_at_once
+from syncbn.launch.secrets import learn, redacted
 from syncbn.launch.world import World
 from syncbn.run_folder import write_config
 
@@ -45,10 +48,13 @@ def train(config: DictConfig, world: World) -> None:
     hydra_config = HydraConfig.get()
     _name_the_job(config, hydra_config)
     folder = Path(config.paths.output_dir)
+    learn(plain(config))
+    sys.argv[1:] = redacted(sys.argv[1:])  # W&B notes them
     torch.set_num_threads(threads_of_a_rank(config.threads, world))
     seed_everything(config.seed, workers=True, verbose=False)
 
     with user_mistakes():
+        _check_folder(config)
         checkpoint = resume_from(config.resume, folder)
         data = build.build_data(config)
         net = build.build_network(config, data, fetch_weights=not (checkpoint or config.model.get("weights")))
@@ -66,7 +72,7 @@ def train(config: DictConfig, world: World) -> None:
         write_config(folder, config, hydra_config)
         output.print_start(config, net, trainer, folder, checkpoint, weights)
         for logger in loggers:
-            log_config(logger, plain(config), _git_commit())
+            log_config(logger, redacted(plain(config)), _git_commit())
     training = None
     if config.train:
         for logger in loggers:
@@ -90,6 +96,15 @@ def _name_the_job(config: DictConfig, hydra_config: Any) -> None:
     config.paths.output_dir = hydra_config.runtime.output_dir
     if hydra_config.mode.name == "MULTIRUN":
         config.run_id = f"{config.run_id}-{hydra_config.job.num}"
+
+
+def _check_folder(config: DictConfig) -> None:
+    """hydra.run.dir and hydra.sweep, which the check of the config didn't see, don't lead out of the output root."""
+    if not inside(config.paths.output_dir, config.output_root):
+        raise ValueError(
+            f"the run's folder {config.paths.output_dir!r} is outside of output_root={config.output_root}; leave "
+            "hydra.run.dir and hydra.sweep as they are, and set output_root=<folder>"
+        )
 
 
 def _to_test(trainer: "Trainer", resumed: "Checkpoint | None") -> str | Path | None:

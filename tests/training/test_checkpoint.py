@@ -149,6 +149,23 @@ def test_a_file_with_code_is_not_executed(tmp_path: Path, monkeypatch: pytest.Mo
     assert not Path("executed").exists()
 
 
+@pytest.mark.parametrize("reader", ["resume", "model.weights", "run folder"])
+def test_nor_is_it_wherever_a_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str) -> None:
+    from syncbn import models, run_folder
+    from syncbn.launch.resume import resume_from
+
+    readers = {
+        "resume": lambda path: resume_from(str(path), Path("run")),
+        "model.weights": lambda path: models.load_weights(torch.nn.Linear(1, 1), path),
+        "run folder": lambda path: run_folder.load_weights(torch.nn.Linear(1, 1), path),
+    }
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Payload()}, "evil.pt")
+    with pytest.raises(ValueError, match=r"evil\.pt"):
+        readers[reader](Path("evil.pt"))
+    assert not Path("executed").exists()
+
+
 def test_a_missing_checkpoint_lists_what_there_is(tmp_path: Path) -> None:
     AtomicCheckpointIO().save_checkpoint(STATE, tmp_path / "best.ckpt")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint '.*last.ckpt'; those beside it: best.ckpt"):
