@@ -10,7 +10,7 @@ BIN := $(VENV)/bin/
 READY := $(VENV)/.installed
 endif
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench results
 
 demo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)torchrun --nproc-per-node 2 scripts/train.py norm=sync trainer=ddp
@@ -25,6 +25,13 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)python -m benchmarks
+
+# Every claim of docs/results, on 2 cores, for hours; what is done already isn't done again.
+results: $(READY)
+	for plan in conf/results/*.yaml; do \
+		$(BIN)python scripts/reproduce.py $$(basename $$plan .yaml) || exit 1; \
+	done
+	$(BIN)python scripts/reproduce.py summary
 
 # For the CPU build of torch, which is smaller, install it into the environment first, from PyTorch's CPU index.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -15,7 +15,7 @@ from syncbn.config_schemas import NORMS
 from syncbn.launch.world import World
 from tests.data.image_files import write_images
 
-GROUPS = {group: choices for group, choices in config_groups([conf_dir()]).items() if group != "wandb"}
+GROUPS = {group: choices for group, choices in config_groups([conf_dir()]).items() if group not in ("wandb", "results")}
 ALL = [(group, choice) for group, choices in GROUPS.items() for choice in choices]
 COMPANIONS = {
     ("task", "gan"): ["model=dcgan"],
