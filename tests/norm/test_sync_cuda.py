@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 import syncbn
+from syncbn.norm.kernels import _asked_first
 from tests.norm import oracle
 from tests.norm.test_sync import random_batch
 
@@ -16,6 +17,13 @@ pytestmark = [
 ]
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+@pytest.fixture(autouse=True, params=["aten", "triton"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What SYNCBN_KERNELS would choose."""
+    monkeypatch.setattr("syncbn.norm.kernels._FIRST", _asked_first(request.param))
+    return request.param
 
 
 @pytest.fixture
@@ -46,6 +54,20 @@ def test_equals_the_oracle(shape: list[int], channels_last: bool, dtype: torch.d
     for actual, target in zip(got, expected, strict=True):
         size = max(1.0, target.abs().max().item())
         torch.testing.assert_close(actual.double().cpu(), target, rtol=0, atol=TOLERANCE[dtype] * size)
+
+
+def test_the_same_bits_every_time(kernels: str) -> None:
+    x, dy = torch.randn(2, 16, 96, 33, 35, device="cuda", dtype=torch.bfloat16)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    layer = syncbn.SyncBatchNorm(96).cuda()
+
+    def step() -> tuple[torch.Tensor, ...]:
+        y = layer(x)
+        return (y, *torch.autograd.grad(y, (x, layer.weight, layer.bias), dy))
+
+    first = step()
+    for _ in range(5):
+        torch.testing.assert_close(step(), first, rtol=0, atol=0)
 
 
 def test_the_host_never_waits() -> None:

@@ -1,0 +1,216 @@
+"""The passes by Triton kernels, on CUDA, and on CPU where Triton interprets them (TRITON_INTERPRET=1).
+
+A sum over samples takes two kernels: programs sum their shares, others merge those, in an order that follows from the
+shapes and the GPU alone. So results are the same bits every time, without atomic operations. The host waits for
+nothing and launches nothing by values, so that CUDA graphs can capture everything. Why they aren't chosen by
+themselves: docs/decisions/0016-triton-kernels.md.
+"""
+
+import functools
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+
+from syncbn.norm import compat
+from syncbn.norm.kernels import cpu
+from syncbn.norm.kernels import triton_programs as programs
+from syncbn.norm.kernels.plain import row_dots, statistics_dtype
+
+__all__ = [
+    "check_device",
+    "input_grad",
+    "moments",
+    "normalize",
+    "normalize_activate",
+    "reduce_grad",
+    "reduce_grad_activate",
+    "row_dots",
+    "serves",
+]
+
+_DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
+
+_WARPS = 8
+# Of each tensor, a tile holds two loads of 16 bytes for each thread.
+_TILE_BYTES = 2 * 16 * 32 * _WARPS
+# The width of a tile of rows, a line of the cache: less would waste bandwidth, more leave few programs for small C.
+_LINE_BYTES = 128
+# The width of a tile of planes, unless there are too few planes to fill it.
+_PLANE_BYTES = 1024
+# Programs on a multiprocessor. Those that sum keep their registers until the end: two always fit, and read ahead.
+_SUMMING = 2
+# The others make whole waves, whether registers let 2, 3, 4 or 6 of them in at a time.
+_WRITING = 12
+
+
+def check_device() -> None:
+    """Refuse a machine on which these kernels would serve nothing."""
+    if _DEVICE == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(
+            "SYNCBN_KERNELS=triton needs a CUDA device, and torch finds none: leave it unset, "
+            "or set TRITON_INTERPRET=1 to try the kernels on CPU, slowly"
+        )
+
+
+def serves(x: Tensor) -> bool:
+    """Whether these kernels take `x`: a plain tensor of their device, which no tool wants to see operations on."""
+    return x.device.type == _DEVICE and type(x) in (Tensor, nn.Parameter) and not compat.in_dispatch_mode()
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Mean and M2 of (N, C, *), and the count."""
+    count = x.numel() // x.shape[1]
+    mean, m2 = torch.empty(2, x.shape[1], dtype=torch.float64, device=x.device).unbind()
+    if count == 0:
+        return mean.zero_(), m2.zero_(), 0
+    x = cpu.dense(x)
+    parts = _sum_parts(programs.moments_parts, 4, x)
+    _merge(programs.moments_merge, parts, mean, m2)
+    return mean, m2, count
+
+
+def normalize(x: Tensor, mean: Tensor, var: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """y = (x - mean) / sqrt(var + eps) · weight + bias, in the dtype of `x`."""
+    return normalize_activate(x, mean, var, eps, weight, bias, None, None)
+
+
+def normalize_activate(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    slope: float | None,
+) -> Tensor:
+    """y = a((x - mean) / sqrt(var + eps) · weight + bias + residual), where a(z) = z if z > 0 else slope · z."""
+    x = cpu.dense(x)
+    y = torch.empty_like(x)
+    residual = None if residual is None else cpu.like(residual, x)
+    _elementwise(programs.normalize, x, residual, *_dense(mean, var, weight, bias), y, EPS=eps, SLOPE=slope)
+    return y
+
+
+def reduce_grad(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Σdy and Σdy·x̂ over this rank's samples."""
+    x = cpu.dense(x)
+    return _sums(cpu.like(dy, x), None, None, x, mean, var, eps, None)
+
+
+def reduce_grad_activate(
+    dy: Tensor, y: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Σdz and Σdz·x̂ over this rank's samples, and dz: dy where y > 0, slope · dy elsewhere."""
+    x = cpu.dense(x)
+    dz = torch.empty_like(x)
+    return *_sums(cpu.like(dy, x), cpu.like(y, x), dz, x, mean, var, eps, slope), dz
+
+
+def input_grad(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    weight: Tensor | None,
+    mean_dy: Tensor,
+    mean_dy_xhat: Tensor,
+) -> Tensor:
+    """dx = weight / sqrt(var + eps) · (dy - mean_dy - x̂ · mean_dy_xhat), in the dtype of `x`."""
+    x = cpu.dense(x)
+    dx = torch.empty_like(x)
+    _elementwise(
+        programs.input_grad, x, cpu.like(dy, x), *_dense(mean, var, weight, mean_dy, mean_dy_xhat), dx, EPS=eps
+    )
+    return dx
+
+
+def _sums(
+    dy: Tensor, y: Tensor | None, dz: Tensor | None, x: Tensor, mean: Tensor, var: Tensor, eps: float, slope: Any
+) -> tuple[Tensor, Tensor]:
+    sums = torch.empty(2, x.shape[1], dtype=mean.dtype, device=x.device)
+    if x.numel() == 0:
+        sums.zero_()
+        return sums[0], sums[1]
+    parts = _sum_parts(programs.grad_parts, 2, x, dy, y, dz, mean.contiguous(), SLOPE=slope)
+    _merge(programs.grad_merge, parts, var.contiguous(), sums, EPS=eps)
+    return sums[0], sums[1]
+
+
+def _sum_parts(kernel: Any, number: int, x: Tensor, *others: Tensor | None, **constants: Any) -> Tensor:
+    """`number` sums for each channel and each share of its samples, (number, C, splits).
+
+    A program takes a group of channels, and every `splits`-th of the tiles that their samples make.
+    """
+    channels = x.shape[1]
+    rows, neighbours = _layout(x)
+    outer, inner = (x.numel() // channels, channels) if rows else (x.shape[0], neighbours)
+    tile = _tile(x, rows, outer, inner)
+    groups = triton.cdiv(channels, tile["INNER"]) if rows else channels
+    tiles = triton.cdiv(outer, tile["OUTER"]) * (1 if rows else triton.cdiv(inner, tile["INNER"]))
+    splits = min(tiles, max(1, _SUMMING * _multiprocessors(x.device) // groups))
+    parts = x.new_empty(number, channels, splits, dtype=statistics_dtype(x))
+    sizes = outer, inner // tile["ALIGN"], channels, tiles
+    _launch(kernel, (groups, splits), x, *others, parts, *sizes, **constants, **tile)
+    return parts
+
+
+def _merge(kernel: Any, parts: Tensor, *tensors: Tensor, **constants: Any) -> None:
+    """A program for each channel, which adds up its shares."""
+    _, channels, splits = parts.shape
+    _launch(kernel, (channels,), parts, *tensors, splits, **constants, SPLITS=triton.next_power_of_2(splits))
+
+
+def _elementwise(kernel: Any, x: Tensor, *others: Tensor | None, **constants: Any) -> None:
+    """Programs that each go over every so many tiles of a column of tiles."""
+    if x.numel() == 0:
+        return
+    channels = x.shape[1]
+    rows, neighbours = _layout(x)
+    inner = channels if rows else neighbours
+    outer = x.numel() // inner
+    tile = _tile(x, rows, outer, inner)
+    columns = triton.cdiv(inner, tile["INNER"])
+    height = min(triton.cdiv(outer, tile["OUTER"]), triton.cdiv(_WRITING * _multiprocessors(x.device), columns))
+    sizes = outer, inner // tile["ALIGN"], channels
+    _launch(kernel, (columns, height), x, *others, *sizes, **constants, **tile)
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *arguments: Any, **constants: Any) -> None:
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        kernel[grid](x, *arguments, **constants, num_warps=_WARPS, enable_fp_fusion=True)
+
+
+def _layout(x: Tensor) -> tuple[bool, int]:
+    """Whether channels are the innermost dimension of a dense tensor, and the number of a plane's neighbours."""
+    neighbours = math.prod(x.shape[2:])
+    return neighbours == 1 or not x.is_contiguous(), neighbours
+
+
+def _tile(x: Tensor, rows: bool, outer: int, inner: int) -> dict[str, Any]:
+    """The constants of a kernel that goes over an (outer, inner) matrix in tiles."""
+    size = _TILE_BYTES // x.element_size()
+    height = triton.next_power_of_2(outer)
+    width = _LINE_BYTES // x.element_size() if rows else max(_PLANE_BYTES // x.element_size(), size // height)
+    width = min(width, triton.next_power_of_2(inner))
+    return {
+        "ACC": tl.float64 if x.dtype == torch.float64 else tl.float32,
+        "ROWS": rows,
+        "ALIGN": math.gcd(inner, 16),
+        "OUTER": min(size // width, height),
+        "INNER": width,
+    }
+
+
+def _dense(*per_channel: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.contiguous() for tensor in per_channel]
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
