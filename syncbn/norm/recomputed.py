@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -37,6 +38,9 @@ class Recomputed(Tensor):
     ) -> Any:
         if not all(issubclass(kind, cls) or kind is Tensor for kind in types):
             return NotImplemented
+        if torch.compiler.is_compiling():  # a graph chooses by itself what to keep
+            with compat.plain_tensors():
+                return func(*args, **kwargs or {})
         recomputed = [arg for arg in args if isinstance(arg, Recomputed)]
         with compat.plain_tensors(), saved_tensors_hooks(*_hooks(recomputed)):
             result = func(*args, **kwargs or {})
