@@ -1,5 +1,6 @@
 """Pictures of results: a panel for each metric of each grid, and one of all results."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 from syncbn.results.plan import Grid, Plan
 from syncbn.results.verdict import Values, interval
 
-_MARKERS = "osD^vP*XhP"
+_MARKERS = "osD^vP*Xh<"
+_INSIDE = 4  # as many lines have their legend inside of the panel
 
 
 def draw(plan: Plan, values: Values, path: Path) -> None:
@@ -23,7 +25,7 @@ def save(path: Path, count: int, fill: Callable[[Any, int], None], title: str) -
 
     columns = min(count, 3)
     rows = -(-count // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.5 * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(4.8 * max(columns, 1.5), 3.6 * rows + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         if i < count:
@@ -38,7 +40,7 @@ def save(path: Path, count: int, fill: Callable[[Any, int], None], title: str) -
 
 
 def line(axes: Any, xs: Sequence[Any], measured: Sequence[Sequence[float]], label: str, number: int) -> None:
-    """Means with their 95 % intervals; what wasn't run, or isn't finite, is left out."""
+    """Means with their 95 % intervals; what wasn't run is left out."""
     found = [(x, interval(values)) for x, values in zip(xs, measured, strict=True) if values]
     axes.errorbar(
         [x for x, _ in found],
@@ -58,7 +60,7 @@ def _panel(axes: Any, name: str, grid: Grid, metric: str, values: Values) -> Non
     for axis in others:
         groups = [(*group, choice) for group in groups for choice in grid.axes[axis]]
     choices = list(grid.axes[last]) if grid.axes else []
-    numeric = last in grid.log and all(_is_number(choice) for choice in choices)
+    numeric = last in grid.log
     xs = [float(choice) for choice in choices] if numeric else list(range(len(choices) or 1))
     for number, group in enumerate(groups):
         cells = ["/".join((name, *group, choice)) for choice in choices] or [name]
@@ -68,16 +70,9 @@ def _panel(axes: Any, name: str, grid: Grid, metric: str, values: Values) -> Non
         axes.set_xscale("log")
     axes.set_xticks(xs, choices or [""], rotation=20 if max(map(len, choices or [""])) > 6 else 0)
     axes.minorticks_off()
-    axes.set(xlabel=last, ylabel=shown.title, title=grid.title)
+    axes.set(xlabel=last, ylabel=textwrap.fill(shown.title, 36), title=textwrap.fill(grid.title, 44))
     if metric in grid.log:
         axes.set_yscale("log")
     if others:
-        axes.legend(fontsize="small", frameon=False)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(groups) > _INSIDE else {}
+        axes.legend(title=", ".join(others), fontsize="small", frameon=False, **beside)

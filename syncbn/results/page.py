@@ -80,7 +80,7 @@ def _table(name: str, grid: Grid, values: Values) -> str:
     if len(grid.axes) < 2:
         choices = [choice for axis in grid.axes.values() for choice in axis] or [""]
         names = [f"{name}/{choice}" if choice else name for choice in choices]
-        header = ["", *(metric.title for metric in grid.metrics.values())]
+        header = [" ".join(grid.axes), *(metric.title for metric in grid.metrics.values())]
         found = [[_entry(cell, key, metric, values) for key, metric in grid.metrics.items()] for cell in names]
         rows = [[choice, *entries] for choice, entries in zip(choices, found, strict=True)]
         return f"## {grid.title}\n\n{_markdown(header, rows)}"
@@ -91,7 +91,7 @@ def _table(name: str, grid: Grid, values: Values) -> str:
         for group in product(*(grid.axes[axis] for axis in others)):
             cells = ["/".join((name, *group, choice)) for choice in grid.axes[last]]
             rows.append([" ".join(group), *(_entry(cell, key, metric, values) for cell in cells)])
-        tables.append(f"{metric.title}, by {last}:\n\n{_markdown(['', *grid.axes[last]], rows)}")
+        tables.append(f"{metric.title}, by {last}:\n\n{_markdown([', '.join(others), *grid.axes[last]], rows)}")
     return "\n\n".join([f"## {grid.title}", *tables])
 
 

@@ -69,10 +69,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Headline:
-    """The few figures of the summary: one metric of some cells, by the name of their series."""
+    """The few figures of the summary: one metric of some cells, by the name of their series, along `ticks`."""
 
     metric: str
     series: dict[str, list[str]]
+    ticks: list[str] = field(default_factory=list)
 
 
 class Cell(NamedTuple):
@@ -202,3 +203,6 @@ def _check_names(plan: Plan, path: Path) -> None:
         metrics = plan.grids[cells[side.cell]].metrics
         if side.metric not in metrics:
             raise ValueError(f"{path}: no metric {side.metric!r} of {side.cell}; {suggest(side.metric, metrics)}")
+    ticks = len(plan.headline.ticks) or 1
+    if any(len(names) != ticks for names in plan.headline.series.values()):
+        raise ValueError(f"{path}: every series of the headline needs {ticks} cells, one for each of its ticks")

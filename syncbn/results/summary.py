@@ -68,17 +68,22 @@ def _measured(plan: Plan, records: Records) -> str:
 def _panel(axes: Any, plan: Plan, records: Records) -> None:
     metric = plan.metrics()[plan.headline.metric]
     series = plan.headline.series
-    ticks: list[str] = []
-    for number, (name, cells) in enumerate(series.items()):
-        found = [
-            [metric.scale * value for value in records.values(cell, plan.headline.metric).values()] for cell in cells
-        ]
-        figure.line(axes, range(len(cells)), found, name, number)
-        ticks = max(ticks, [cell.rpartition("/")[2] for cell in cells], key=len)
+    values = {
+        cell: [metric.scale * value for value in records.values(cell, plan.headline.metric).values()]
+        for cells in series.values()
+        for cell in cells
+    }
+    ticks = plan.headline.ticks or list(series)
+    if plan.headline.ticks:
+        for number, (name, cells) in enumerate(series.items()):
+            figure.line(axes, range(len(cells)), [values[cell] for cell in cells], name, number)
+        axes.legend(fontsize="small", frameon=False)
+    else:
+        for number, (name, (cell,)) in enumerate(series.items()):
+            figure.line(axes, [number], [values[cell]], name, number)
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set(ylabel=metric.title, title=plan.title)
     axes.margins(x=0.15)
-    axes.legend(fontsize="small", frameon=False)
 
 
 def _line(text: str) -> str:

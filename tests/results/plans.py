@@ -34,7 +34,7 @@ SMALL = {
             "margin": 0.05,
         }
     ],
-    "headline": {"metric": "test/acc", "series": {"MLP": ["mlp/0.1", "mlp/1"]}},
+    "headline": {"metric": "test/acc", "series": {"MLP": ["mlp/0.1", "mlp/1"]}, "ticks": ["slow", "fast"]},
 }
 
 

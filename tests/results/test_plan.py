@@ -40,7 +40,9 @@ def test_the_smoke_size_has_every_grid_that_a_claim_is_about(name: str) -> None:
 def test_a_cell_has_the_overrides_of_its_choices_and_the_options_of_its_measure(tmp_path: Path) -> None:
     changes = {"grids.mlp.axes.norm": {"BN": ["norm=batch", "measure.levels=[1,2]"], "GN": ["norm=group"]}}
     changes |= {"claims.0.left.cell": "mlp/0.1/BN", "claims.0.right.cell": "mlp/0.1/GN"}
-    plan = write_plan(tmp_path / "small.yaml", {**changes, "headline.series": {"a": ["mlp/1/BN"]}})
+    plan = write_plan(
+        tmp_path / "small.yaml", {**changes, "headline": {"metric": "test/acc", "series": {"a": ["mlp/1/BN"]}}}
+    )
     cells = {cell.name: cell for cell in plan.cells()}
     assert set(cells) == {f"mlp/{lr}/{norm}" for lr in ("0.1", "1", "2") for norm in ("BN", "GN")}
     assert cells["mlp/0.1/BN"].overrides[-2:] == ("optimizer.lr=0.1", "norm=batch")
@@ -56,6 +58,7 @@ def test_a_cell_has_the_overrides_of_its_choices_and_the_options_of_its_measure(
         ({"claims.0.left.cell": "mlp/0.2"}, r"no cell 'mlp/0.2'; .*mlp/0.1"),
         ({"claims.0.left.metric": "test/loss"}, r"no metric 'test/loss' of mlp/0.1; allowed: test/acc"),
         ({"headline.metric": "acc"}, "no metric 'acc'"),
+        ({"headline.ticks": ["one"]}, "needs 1 cells"),
         ({"seeds": 4}, "seeds: expected an integer at least 5, got 4"),
         ({"budget_minutes": 31}, "budget_minutes"),
         ({"grid": 1}, "grid: no such key"),
