@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from syncbn.launch.elastic import batch_size_of_a_rank
 from syncbn.launch.resume import LAST, Checkpoint
 from syncbn.launch.world import World, devices_and_nodes
 from syncbn.models import load_weights
+from syncbn.models.dcgan import DCGAN
+from syncbn.models.fcn import FCN
 from syncbn.norm import norm_layer
 from syncbn.norm.groups import check_size
 from syncbn.schema import suggest
@@ -29,7 +32,11 @@ from syncbn.training import (
     ClassificationTask,
     EpochLines,
     ExactResume,
+    GANTask,
+    NanPolicy,
     Preemption,
+    RanksAgree,
+    SegmentationTask,
     SyncGroup,
     WandbMedia,
 )
@@ -74,7 +81,15 @@ def load_pretrained(config: DictConfig, net: nn.Module) -> str | None:
 
 
 def build_task(config: DictConfig, net: nn.Module, data: Any) -> LightningModule:
-    """The Lightning module that trains `net` with the config's optimizer and schedule."""
+    """The Lightning module that trains `net` with the config's optimizer and schedule.
+
+    Raises:
+        ValueError: what the network makes is for another task.
+    """
+    chosen = hydra.utils.get_object(config.task._target_)
+    for kind, task, name in ((DCGAN, GANTask, "gan"), (FCN, SegmentationTask, "segmentation")):
+        if isinstance(net, kind) and chosen in {ClassificationTask, SegmentationTask, GANTask} - {task}:
+            raise ValueError(f"{chosen.__name__} can't train a network of the class {kind.__name__}: add task={name}")
     objects = {
         "net": net,
         "optimizer": _build(config.optimizer),
@@ -133,16 +148,32 @@ def build_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[L
     devices, num_nodes = devices_and_nodes(config.trainer.devices, config.trainer.num_nodes, world)
     if config.trainer.enable_progress_bar and not sys.stdout.isatty():
         callbacks = [*callbacks, EpochLines()]
+    last = Path(config.paths.output_dir, LAST)
     return _build(
         config.trainer,
         devices=devices,
         num_nodes=num_nodes,
-        callbacks=[*_sync_group(config), *callbacks, ExactResume(), Preemption(Path(config.paths.output_dir, LAST))],
+        callbacks=[
+            RanksAgree(_settings(config), config.get("check_ranks_every_n_steps")),
+            *_sync_group(config),
+            *callbacks,
+            NanPolicy(config.get("nan_policy", "stop"), last),
+            ExactResume(),
+            Preemption(last),
+        ],
         logger=loggers or False,
         plugins=[AtomicCheckpointIO(previous_of=[LAST.name]), *_environment(world)],
         default_root_dir=config.paths.output_dir,
         use_distributed_sampler=False,
     )
+
+
+def _settings(config: DictConfig) -> dict[str, Any]:
+    """What every rank must have been told alike: all but the places of files, which may be a node's own."""
+    text = json.dumps(OmegaConf.to_container(config, resolve=True))
+    for place in (config.paths.output_dir, config.output_root):
+        text = text.replace(json.dumps(place)[1:-1], "")
+    return json.loads(text)
 
 
 def _sync_group(config: DictConfig) -> list[SyncGroup]:
@@ -172,11 +203,10 @@ def fit_batches_to_ranks(
     Raises:
         ValueError: it says to refuse, or the ranks can't share them.
     """
-    size = getattr(data, "batch_size", None)
-    if size is None:
-        return
-    data.batch_size = batch_size_of_a_rank(size, trainer.world_size, checkpoint, config.elastic)  # type: ignore[attr-defined]
-    config.data.batch_size = data.batch_size  # type: ignore[attr-defined]  # what the run's folder says it was
+    stated: int | None = getattr(data, "batch_size", None)
+    size = batch_size_of_a_rank(stated, trainer.world_size, checkpoint, config.elastic)
+    if size != stated:
+        data.batch_size = config.data.batch_size = size  # type: ignore[attr-defined]  # the run's folder says so, too
 
 
 def check_start(config: DictConfig, task: LightningModule, data: LightningDataModule, trainer: Trainer) -> None:

@@ -82,7 +82,7 @@ def wandb_logger(
     import wandb
 
     Path(save_dir).mkdir(parents=True, exist_ok=True)
-    return WandbLogger(
+    logger = WandbLogger(
         save_dir=save_dir,
         id=run_id,
         name=run_id,
@@ -96,6 +96,8 @@ def wandb_logger(
         log_model=log_model,
         settings=wandb.Settings(quiet=True),  # its summary of the metrics would bury ours
     )
+    logger._wandb_init.pop("anonymous", None)  # which Lightning always passes on, and W&B warns of
+    return logger
 
 
 def is_offline() -> bool:

@@ -128,6 +128,8 @@ def test_a_run_is_not_overwritten_and_goes_on_with_resume_auto(tmp_path: Path) -
         (["trainer.val_check_interval=50"], r"trainer.val_check_interval=50 is more than the 34 batches of an epoch"),
         (["optimizer=adamw", "trainer.accelerator=gpu"], r"finds no GPU: take trainer.accelerator=cpu"),
         (["output_root=/dev/null/x"], r"can't write to output_root=/dev/null/x"),
+        (["model=dcgan"], "ClassificationTask can't train a network of the class DCGAN: add task=gan"),
+        (["model=fcn_resnet18"], "can't train a network of the class FCN: add task=segmentation"),
         (["callbacks.early_stopping.monitor=val/los"], r"did you mean 'val/loss'?"),
         (["trainer.limit_val_batches=0"], r"leaves validation out: add callbacks.checkpoint.monitor=train/loss"),
     ],
@@ -168,7 +170,9 @@ def test_the_screen_is_calm(one_process_run: Finished) -> None:
     )
     assert any(re.match(r"training:      1 epoch\(s\), 4 steps in \d+\.\d s$", line) for line in lines)
     assert len(lines) <= 12
-    assert not re.search("GPU available|litlogger|Loading|Restoring|FLOPs", one_process_run.out + one_process_run.err)
+    assert not re.search(
+        "GPU available|litlogger|Loading|Restoring|FLOPs|anonymous", one_process_run.out + one_process_run.err
+    )
 
 
 def test_cfg_help_and_info_go_on_working(tmp_path: Path) -> None:

@@ -27,5 +27,7 @@ def test_the_same_number_of_ranks_or_a_start_takes_what_the_config_says() -> Non
 def test_another_number_is_refused_where_asked_or_where_it_does_not_divide() -> None:
     with pytest.raises(ValueError, match=r"of 2 rank\(s\), and there are 1: start 2, or take elastic=keep"):
         batch_size_of_a_rank(12, 1, saved(), "refuse")
+    with pytest.raises(ValueError, match=r"doesn't say how large a global batch was .*: start 2"):
+        batch_size_of_a_rank(None, 1, saved(global_batch_size=None), "keep")
     with pytest.raises(ValueError, match=r"can't share its global batch of 24 samples equally"):
         batch_size_of_a_rank(12, 5, saved(), "keep")
