@@ -428,6 +428,7 @@ class DDP:
     find_unused_parameters: bool = False
     gradient_as_bucket_view: bool = False
     static_graph: bool = False
+    unequal_batches: Literal["fail", "train"] = "fail"
 
 
 @dataclass
@@ -560,6 +561,8 @@ class Main:
     paths: Paths
     threads: Count | Literal["auto"]
     elastic: Literal["keep", "refuse"] = "keep"
+    nan_policy: Literal["stop", "skip", "rewind"] = "stop"
+    check_ranks_every_n_steps: Count | None = None
     scheduler: Node | None = None
     logger: Node | None = None
     callbacks: Node | None = None

@@ -17,6 +17,7 @@ from syncbn.cli.errors import UserError, fail
 from syncbn.cli.launchers import submitted_job, submitted_world, waiting
 from syncbn.cli.overrides import CommandLine, checked_configs
 from syncbn.config import conf_dir
+from syncbn.launch.faults import Fault
 from syncbn.launch.relaunch import ranks_to_start, run_under_torchrun
 from syncbn.launch.run_id import ensure_run_id
 from syncbn.launch.world import World, current_world, devices_and_nodes
@@ -54,6 +55,8 @@ def _run(job: Callable[[DictConfig, World], None], config: DictConfig, world: Wo
             Path(HydraConfig.get().runtime.output_dir).rmdir()
         # A mistake on one rank only, a file missing on its node say, no other can tell.
         fail(f"rank {world.rank}: {error}" if world.rank else str(error), after_others=world.rank > 0)
+    except Fault as fault:
+        fail(str(fault), prints=world.rank == 0, after_others=world.rank > 0, code=1)
 
 
 def leave_together(world: World) -> None:

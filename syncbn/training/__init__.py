@@ -5,11 +5,13 @@ from syncbn.training.callbacks.exact_resume import ExactResume
 from syncbn.training.callbacks.finetune import FreezeNorm, GradualUnfreezing, TrainOnly
 from syncbn.training.callbacks.loader_watch import LoaderWatch
 from syncbn.training.callbacks.momentum_schedule import MomentumSchedule
+from syncbn.training.callbacks.nan_policy import NanPolicy, NonFiniteLoss
 from syncbn.training.callbacks.norm_l1 import NormL1
 from syncbn.training.callbacks.norm_monitor import NormMonitor
 from syncbn.training.callbacks.norm_statistics import NormStatisticsRecorder
 from syncbn.training.callbacks.plots import Plots
 from syncbn.training.callbacks.preemption import Preemption
+from syncbn.training.callbacks.ranks_agree import RanksAgree, RanksDisagree
 from syncbn.training.callbacks.recalibrate_norm import RecalibrateNorm
 from syncbn.training.callbacks.sample_grids import SampleGrids
 from syncbn.training.callbacks.sync_group import SyncGroup
@@ -22,6 +24,7 @@ from syncbn.training.schedule import cosine_with_warmup
 from syncbn.training.segmentation import SegmentationTask
 from syncbn.training.strategy import ddp
 from syncbn.training.task import ClassificationTask
+from syncbn.training.unequal import UnequalBatches
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -33,17 +36,22 @@ __all__ = [
     "GradualUnfreezing",
     "LoaderWatch",
     "MomentumSchedule",
+    "NanPolicy",
+    "NonFiniteLoss",
     "NormL1",
     "NormMonitor",
     "NormStatisticsRecorder",
     "Plots",
     "Preemption",
+    "RanksAgree",
+    "RanksDisagree",
     "RecalibrateNorm",
     "SampleGrids",
     "SegmentationTask",
     "SyncBatchNormPlugin",
     "SyncGroup",
     "TrainOnly",
+    "UnequalBatches",
     "WandbMedia",
     "Watchdog",
     "cosine_with_warmup",

@@ -2,16 +2,19 @@
 
 import subprocess
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from syncbn.training import unequal
 
 
 def ddp(
     timeout_s: float = 300.0,
     process_group_backend: str | None = None,
     start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
+    unequal_batches: unequal.Policy = "fail",
     **options: Any,
 ) -> DDPStrategy:
     """Lightning's `DDPStrategy`, with buffers sent once, at the start, and a time-out of minutes.
@@ -25,14 +28,20 @@ def ddp(
         process_group_backend: "gloo" or "nccl"; None is nccl on GPUs and gloo on CPU.
         start_method: "popen" starts the script again for each device; torchrun and srun, where they launched us, start
             the ranks themselves; "spawn" starts the ranks from within the process, as a notebook needs.
+        unequal_batches: where ranks have unequal numbers of training batches: "fail" at once, or, where the numbers
+            aren't known, at the first batch that isn't there on every rank; or "train" on, with empty batches for the
+            ranks that have none left, which takes a loss like `syncbn.mean_over_ranks`.
         options: arguments of `torch.nn.parallel.DistributedDataParallel`, for example `find_unused_parameters=True`.
 
     Raises:
-        ValueError: a time-out that isn't positive.
+        ValueError: a time-out that isn't positive, or an unknown word for unequal batches.
     """
     if timeout_s <= 0:
         raise ValueError(f"timeout_s must be positive seconds, got {timeout_s}")
+    if unequal_batches not in get_args(unequal.Policy):
+        raise ValueError(f"unequal_batches must be 'fail' or 'train', got {unequal_batches!r}")
     return _DDPStrategy(
+        unequal_batches=unequal_batches,
         timeout=timedelta(seconds=timeout_s),
         process_group_backend=process_group_backend,
         start_method=start_method,
@@ -48,11 +57,23 @@ class _DDPStrategy(DDPStrategy):
 
     grace_s = 5.0  # a rank that lost its peers raises by itself within 2 seconds; its own message is worth the wait
 
+    def __init__(self, unequal_batches: unequal.Policy, **options: Any) -> None:
+        super().__init__(**options)
+        self.unequal_batches = unequal_batches
+
     def configure_ddp(self) -> None:
         """A module that optimizes by hand, a GAN's say, leaves out parts of its parameters in each backward pass."""
         if self.lightning_module is not None and not self.lightning_module.automatic_optimization:
             self._ddp_kwargs["find_unused_parameters"] = True
         super().configure_ddp()
+
+    def process_dataloader(self, dataloader: object) -> object:
+        """Let the training batches end on all ranks together."""
+        assert self.lightning_module is not None
+        trainer: Any = self.lightning_module.trainer
+        loop = trainer.fit_loop
+        for_training = trainer.state.fn == "fit" and (loop._combined_loader is None or loop._should_reload_train_dl)
+        return unequal.over_ranks(dataloader, self.unequal_batches) if for_training else dataloader
 
     def on_exception(self, exception: BaseException) -> None:
         super().on_exception(exception)

@@ -53,7 +53,7 @@ def trainer(**options: Any) -> L.Trainer:
         "use_distributed_sampler": False,
     }
     plugins = [AtomicCheckpointIO(), *options.pop("plugins", [])]
-    strategy = ddp() if world > 1 else "auto"
+    strategy = options.pop("strategy", ddp() if world > 1 else "auto")
     return L.Trainer(accelerator="cpu", devices=world, strategy=strategy, plugins=plugins, **(quiet | options))
 
 

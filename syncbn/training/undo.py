@@ -1,0 +1,45 @@
+"""Take back what a batch has done to a network beside its gradients."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torchmetrics import Metric
+
+
+class Undo:
+    """The buffers, the extra state and the metrics of a network as they are now, to return to after a batch.
+
+    Running statistics are buffers, the window of a cross-iteration norm is extra state.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        self._extras: list[tuple[nn.Module, Any]] = [
+            (layer, copy.deepcopy(layer.get_extra_state()))
+            for layer in module.modules()
+            if type(layer).get_extra_state is not nn.Module.get_extra_state
+        ]
+        self._metrics = [
+            (metric, copy.deepcopy(metric.metric_state), metric._update_count)
+            for metric in module.modules()
+            if isinstance(metric, Metric)
+        ]
+
+    def layers(self) -> None:
+        """Give the layers back what they had."""
+        with torch.no_grad():
+            for name, buffer in self._buffers.items():
+                self._module.get_buffer(name).copy_(buffer)
+        for layer, state in self._extras:
+            layer.set_extra_state(state)
+
+    def metrics(self) -> None:
+        """Give the metrics back what they had."""
+        for metric, state, count in self._metrics:
+            for name, value in state.items():
+                setattr(metric, name, value)
+            metric._update_count = count
+            metric._computed = None

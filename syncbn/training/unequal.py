@@ -1,0 +1,119 @@
+"""Ranks with unequal numbers of training batches."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from syncbn.launch.faults import Fault
+from syncbn.training.host_group import host_group
+
+Policy = Literal["fail", "train"]
+
+
+class UnequalBatches(Fault, ValueError):
+    """A rank has no batch where another one has."""
+
+
+def over_ranks(loader: Any, policy: Policy) -> Any:
+    """The loader itself where all ranks' have the same length; else one that ends on all ranks together.
+
+    Called by all ranks at the same place.
+
+    Raises:
+        UnequalBatches: the lengths differ, and `policy` is "fail".
+    """
+    if (group := host_group()) is None:
+        return loader
+    lengths: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(lengths, _length(loader), group=group)
+    if None in lengths:
+        return Together(loader, policy, None)
+    if len(set(lengths)) == 1:
+        return loader
+    if policy == "fail":
+        shown = ", ".join(f"{length} on rank {rank}" for rank, length in enumerate(lengths[:8]))
+        raise UnequalBatches(f"the ranks have unequal numbers of training batches: {shown}; {_ADVICE}")
+    return Together(loader, policy, max(lengths))
+
+
+class Together:
+    """This rank's batches and then empty ones, as long as another rank has any.
+
+    Before each batch the ranks sum up one number, how many of them have one; at 0 all of them end. An empty batch is
+    the rank's last one with 0 samples. It takes part in every collective and adds nothing where the loss is
+    `syncbn.mean_over_ranks`, a sum times world size over the samples of all ranks: so the training is that of one
+    process on the batches of all ranks put together.
+
+    Args:
+        loader: this rank's batches, nested tuples, lists and dicts of tensors (N, *).
+        policy: "train", or "fail" to raise at the first batch that isn't there on every rank.
+        length: the largest number of batches of a rank; None where it isn't known.
+
+    Raises:
+        UnequalBatches: as said above; or a rank has no batch at all, which could be made empty.
+    """
+
+    def __init__(self, loader: Any, policy: Policy, length: int | None) -> None:
+        self.loader, self.policy, self.length = loader, policy, length
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError("the number of batches isn't known")
+        return self.length
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # a copy is being made
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    @property
+    def worker_init_fn(self) -> Any:
+        """The loader's, which Lightning sets to seed the workers."""
+        return self.loader.worker_init_fn
+
+    @worker_init_fn.setter
+    def worker_init_fn(self, function: Any) -> None:
+        self.loader.worker_init_fn = function
+
+    def __iter__(self) -> Iterator[Any]:
+        batches, empty, world_size = iter(self.loader), None, dist.get_world_size()
+        for number in itertools.count(1):
+            batch = next(batches, None)
+            have = _sum(int(batch is not None))
+            if have == 0:
+                return
+            if have < world_size and self.policy == "fail":
+                raise UnequalBatches(f"only {have} of {world_size} ranks have a training batch {number}; {_ADVICE}")
+            if have < world_size and number == 1:
+                raise UnequalBatches(f"only {have} of {world_size} ranks have a training batch at all: give each one")
+            if batch is not None:
+                empty = tree_map(_emptied, batch)
+            yield empty if batch is None else batch
+
+
+def _sum(number: int) -> int:
+    total = torch.tensor(number)
+    dist.all_reduce(total, group=host_group())
+    return int(total)
+
+
+def _emptied(part: Any) -> Any:
+    return part[:0] if isinstance(part, Tensor) and part.dim() else part
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+_ADVICE = (
+    "give every rank as many, or take trainer.strategy.unequal_batches=train, which feeds the others empty batches and "
+    "needs a loss like syncbn.mean_over_ranks of the samples' losses"
+)
