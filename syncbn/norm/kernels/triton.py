@@ -75,7 +75,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
 
 def normalize(x: Tensor, mean: Tensor, var: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """y = (x - mean) / sqrt(var + eps) · weight + bias, in the dtype of `x`."""
-    return normalize_activate(x, mean, var, eps, weight, bias, None, None)
+    return normalize_activate(x, mean, var, eps, weight, bias, None, 1.0)
 
 
 def normalize_activate(
@@ -86,13 +86,14 @@ def normalize_activate(
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
-    slope: float | None,
+    slope: float,
 ) -> Tensor:
     """y = a((x - mean) / sqrt(var + eps) · weight + bias + residual), where a(z) = z if z > 0 else slope · z."""
     x = cpu.dense(x)
     y = torch.empty_like(x)
     residual = None if residual is None else cpu.like(residual, x)
-    _elementwise(programs.normalize, x, residual, *_dense(mean, var, weight, bias), y, EPS=eps, SLOPE=slope)
+    activation = {"SLOPE": None if slope == 1 else float(slope)}
+    _elementwise(programs.normalize, x, residual, *_dense(mean, var, weight, bias), y, EPS=eps, **activation)
     return y
 
 
@@ -108,7 +109,7 @@ def reduce_grad_activate(
     """Σdz and Σdz·x̂ over this rank's samples, and dz: dy where y > 0, slope · dy elsewhere."""
     x = cpu.dense(x)
     dz = torch.empty_like(x)
-    return *_sums(cpu.like(dy, x), cpu.like(y, x), dz, x, mean, var, eps, slope), dz
+    return *_sums(cpu.like(dy, x), cpu.like(y, x), dz, x, mean, var, eps, float(slope)), dz
 
 
 def input_grad(
