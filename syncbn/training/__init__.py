@@ -8,6 +8,7 @@ from syncbn.training.callbacks.momentum_schedule import MomentumSchedule
 from syncbn.training.callbacks.nan_policy import NanPolicy, NonFiniteLoss
 from syncbn.training.callbacks.norm_l1 import NormL1
 from syncbn.training.callbacks.norm_monitor import NormMonitor
+from syncbn.training.callbacks.norm_profiler import NormProfiler
 from syncbn.training.callbacks.norm_statistics import NormStatisticsRecorder
 from syncbn.training.callbacks.plots import Plots
 from syncbn.training.callbacks.preemption import Preemption
@@ -40,6 +41,7 @@ __all__ = [
     "NonFiniteLoss",
     "NormL1",
     "NormMonitor",
+    "NormProfiler",
     "NormStatisticsRecorder",
     "Plots",
     "Preemption",
