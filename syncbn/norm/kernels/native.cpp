@@ -258,11 +258,12 @@ void activated_products_of_rows(const float* dy, const float* y, const float* x,
                                 float* dz, const Shape& shape, double* first, double* second, int threads) {
     const int64_t C = shape.channels;
     auto block = [&](int64_t row, int64_t last, float* __restrict total, float* __restrict products) {
+        const float below = slope;
         for (int64_t r = row; r < last; ++r) {
             const float *__restrict g = dy + r * C, *__restrict v = y + r * C, *__restrict u = x + r * C;
             float* __restrict z = dz + r * C;
             for (int64_t i = 0; i < C; ++i) {
-                const float d = v[i] > 0 ? g[i] : g[i] * slope;
+                const float d = g[i] * (v[i] > 0 ? 1.0f : below);
                 z[i] = d;
                 total[i] += d;
                 products[i] += d * (u[i] - mean[i]);
@@ -293,29 +294,31 @@ struct Normalize {
     float* y;
     float slope;
 
-    inline float activate(float z) const { return z < 0 ? z * slope : z; }
+    // No branch on z: its sign is as good as random, and a loop with a jump isn't vectorized.
+    static inline float activate(float z, float slope) { return std::max(z, 0.0f) + slope * std::min(z, 0.0f); }
 
     void plane(int64_t at, int64_t length, int64_t c) const {
         const float* __restrict u = x + at;
-        const float m = mean[c], a = scale[c], b = bias[c];
+        const float m = mean[c], a = scale[c], b = bias[c], s = slope;
         float* __restrict v = y + at;
         if (residual) {
             const float* r = residual + at;
-            for (int64_t i = 0; i < length; ++i) v[i] = activate((u[i] - m) * a + b + r[i]);
+            for (int64_t i = 0; i < length; ++i) v[i] = activate((u[i] - m) * a + b + r[i], s);
         } else if (slope != 1) {
-            for (int64_t i = 0; i < length; ++i) v[i] = activate((u[i] - m) * a + b);
+            for (int64_t i = 0; i < length; ++i) v[i] = activate((u[i] - m) * a + b, s);
         } else {
             for (int64_t i = 0; i < length; ++i) v[i] = (u[i] - m) * a + b;
         }
     }
     void row(int64_t at, int64_t length) const {
         const float* __restrict u = x + at;
+        const float s = slope;
         float* __restrict v = y + at;
         if (residual) {
             const float* r = residual + at;
-            for (int64_t i = 0; i < length; ++i) v[i] = activate((u[i] - mean[i]) * scale[i] + bias[i] + r[i]);
+            for (int64_t i = 0; i < length; ++i) v[i] = activate((u[i] - mean[i]) * scale[i] + bias[i] + r[i], s);
         } else if (slope != 1) {
-            for (int64_t i = 0; i < length; ++i) v[i] = activate((u[i] - mean[i]) * scale[i] + bias[i]);
+            for (int64_t i = 0; i < length; ++i) v[i] = activate((u[i] - mean[i]) * scale[i] + bias[i], s);
         } else {
             for (int64_t i = 0; i < length; ++i) v[i] = (u[i] - mean[i]) * scale[i] + bias[i];
         }
