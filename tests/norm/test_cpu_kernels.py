@@ -54,6 +54,15 @@ def test_moments_are_those_in_float64(kernels, shape, channels_last, far):
     torch.testing.assert_close(m2 / count, var, rtol=1e-5, atol=1e-12)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(32, 32, 1, 1), (32, 16, 2, 2), (512, 8, 3, 1), (64, 8, 7, 7), (2000, 8)])
+def test_sums_over_small_images_are_as_accurate_as_those_over_large_ones(shape, channels_last):
+    x = some(*shape, channels_last=channels_last) + 1
+    _, m2, count = native.moments(x)
+    var = torch.var(x.double(), [0, *range(2, x.dim())], correction=0)
+    torch.testing.assert_close(m2 / count, var, rtol=3e-7, atol=0)
+
+
 @pytest.mark.parametrize("kernels", KERNELS)
 @given(shape=shapes, channels_last=st.booleans(), affine=st.booleans())
 def test_passes_are_those_in_float64(kernels, shape, channels_last, affine):

@@ -28,8 +28,8 @@ inline Vector load(const float* p) {
 
 inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
 
-inline float sum(Vector v) {
-    float total = 0;
+inline double sum(Vector v) {
+    double total = 0;
     for (int64_t i = 0; i < LANES; ++i) total += v[i];
     return total;
 }
@@ -42,7 +42,7 @@ struct Shape {
 // Both of two sums, in float32, over parts of a block; `Term` gives what a number adds to each.
 struct Pair {
     Vector first[2] = {}, second[2] = {};
-    float first_rest = 0, second_rest = 0;
+    double first_rest = 0, second_rest = 0;  // of planes shorter than a vector, which may be all of a long sum
 
     template <class Term>
     inline void add(int64_t begin, int64_t end, const Term& term) {
@@ -54,8 +54,8 @@ struct Pair {
         for (; i + LANES <= end; i += LANES) term.vector(i, first[0], second[0]);
         for (; i < end; ++i) term.scalar(i, first_rest, second_rest);
     }
-    double total_first() const { return double(sum(first[0] + first[1])) + first_rest; }
-    double total_second() const { return double(sum(second[0] + second[1])) + second_rest; }
+    double total_first() const { return sum(first[0] + first[1]) + first_rest; }
+    double total_second() const { return sum(second[0] + second[1]) + second_rest; }
 };
 
 // Calls `block(c, [offsets of its planes])` for every block of every channel of a contiguous tensor: a block is a few
@@ -79,7 +79,7 @@ struct Squares {
         total += d;
         squares += d * d;
     }
-    inline void scalar(int64_t i, float& total, float& squares) const {
+    inline void scalar(int64_t i, double& total, double& squares) const {
         const float d = x[i] - near;
         total += d;
         squares += d * d;
@@ -94,7 +94,7 @@ struct Products {
         total += g;
         products += g * (load(x + i) - mean);
     }
-    inline void scalar(int64_t i, float& total, float& products) const {
+    inline void scalar(int64_t i, double& total, double& products) const {
         total += dy[i];
         products += dy[i] * (x[i] - mean);
     }
@@ -112,7 +112,7 @@ struct ActivatedProducts {
         total += z;
         products += z * (load(x + i) - mean);
     }
-    inline void scalar(int64_t i, float& total, float& products) const {
+    inline void scalar(int64_t i, double& total, double& products) const {
         const float z = y[i] > 0 ? dy[i] : dy[i] * slope;
         dz[i] = z;
         total += z;
@@ -146,8 +146,8 @@ void moments_of_planes(const float* x, const Shape& shape, double* mean, double*
     }
 }
 
-// Adds up two sums of every channel, over blocks of rows: `block(row, last, first, second)` adds to `channels` floats
-// each, and `flush` adds those to doubles.
+// Adds up two sums of every channel, over blocks of rows: `block(row, last, first, second, about)` adds to `channels`
+// floats each, about points that it may choose, and `flush` adds those to doubles.
 template <class Block, class Flush>
 void over_rows(const Shape& shape, double* first, double* second, int threads, const Block& block,
                const Flush& flush) {
@@ -156,13 +156,16 @@ void over_rows(const Shape& shape, double* first, double* second, int threads, c
     std::vector<double> parts(2 * segments * C, 0.0);
 #pragma omp parallel for num_threads(threads) if (shape.numel() > PARALLEL)
     for (int64_t s = 0; s < segments; ++s) {
-        std::vector<float> sums(2 * C);
+        std::vector<float> sums(3 * C);
+        const float* about = sums.data() + 2 * C;
         double* part = parts.data() + 2 * s * C;
         for (int64_t b = blocks * s / segments; b < blocks * (s + 1) / segments; ++b) {
             const int64_t row = b * ROWS, last = std::min(row + ROWS, shape.outer);
             std::fill(sums.begin(), sums.end(), 0.0f);
-            block(row, last, sums.data(), sums.data() + C);
-            for (int64_t c = 0; c < C; ++c) flush(row, last, c, sums[c], sums[C + c], part[c], part[C + c]);
+            block(row, last, sums.data(), sums.data() + C, sums.data() + 2 * C);
+            for (int64_t c = 0; c < C; ++c) {
+                flush(last - row, about[c], c, sums[c], sums[C + c], part[c], part[C + c]);
+            }
         }
     }
     std::fill(first, first + C, 0.0);
@@ -177,8 +180,12 @@ void over_rows(const Shape& shape, double* first, double* second, int threads, c
 void moments_of_rows(const float* x, const Shape& shape, double* mean, double* m2, int threads) {
     const int64_t C = shape.channels;
     const double count = double(shape.outer);
-    auto block = [&](int64_t row, int64_t last, float* __restrict total, float* __restrict squares) {
-        const float* __restrict near = x + row * C;
+    auto block = [&](int64_t row, int64_t last, float* __restrict total, float* __restrict squares,
+                     float* __restrict near) {
+        const int64_t samples = std::min<int64_t>(4, last - row);  // whose mean is nearer to the block's than one is
+        for (int64_t r = row; r < row + samples; ++r) {
+            for (int64_t i = 0; i < C; ++i) near[i] += x[r * C + i] / float(samples);
+        }
         int64_t r = row;
         for (; r + 4 <= last; r += 4) {
             const float *__restrict a = x + r * C, *__restrict b = a + C, *__restrict c = b + C, *__restrict d = c + C;
@@ -196,9 +203,8 @@ void moments_of_rows(const float* x, const Shape& shape, double* mean, double* m
             }
         }
     };
-    auto flush = [&](int64_t row, int64_t last, int64_t c, float total, float squares, double& first,
-                     double& second) {
-        move(double(last - row), double(x[row * C + c]) - x[c], total, squares, first, second);
+    auto flush = [&](int64_t rows, float near, int64_t c, float total, float squares, double& first, double& second) {
+        move(double(rows), double(near) - x[c], total, squares, first, second);
     };
     over_rows(shape, mean, m2, threads, block, flush);
     for (int64_t c = 0; c < C; ++c) {
@@ -226,7 +232,7 @@ void sums_of_planes(const Shape& shape, const Terms& terms, double* first, doubl
     }
 }
 
-inline void add(int64_t, int64_t, int64_t, float a, float b, double& first, double& second) {
+inline void add(int64_t, float, int64_t, float a, float b, double& first, double& second) {
     first += a;
     second += b;
 }
@@ -234,7 +240,7 @@ inline void add(int64_t, int64_t, int64_t, float a, float b, double& first, doub
 void products_of_rows(const float* dy, const float* x, const float* mean, const Shape& shape, double* first,
                       double* second, int threads) {
     const int64_t C = shape.channels;
-    auto block = [&](int64_t row, int64_t last, float* __restrict total, float* __restrict products) {
+    auto block = [&](int64_t row, int64_t last, float* __restrict total, float* __restrict products, float*) {
         int64_t r = row;
         for (; r + 2 <= last; r += 2) {
             const float *__restrict g = dy + r * C, *__restrict h = g + C;
@@ -257,7 +263,7 @@ void products_of_rows(const float* dy, const float* x, const float* mean, const 
 void activated_products_of_rows(const float* dy, const float* y, const float* x, const float* mean, float slope,
                                 float* dz, const Shape& shape, double* first, double* second, int threads) {
     const int64_t C = shape.channels;
-    auto block = [&](int64_t row, int64_t last, float* __restrict total, float* __restrict products) {
+    auto block = [&](int64_t row, int64_t last, float* __restrict total, float* __restrict products, float*) {
         const float below = slope;
         for (int64_t r = row; r < last; ++r) {
             const float *__restrict g = dy + r * C, *__restrict v = y + r * C, *__restrict u = x + r * C;
