@@ -111,16 +111,14 @@ def forward_pre_hooks(module: nn.Module) -> tuple[Callable[..., Any], ...]:
     return tuple(module._forward_pre_hooks.values())
 
 
+def has_output_hooks(module: nn.Module) -> bool:
+    """Whether anybody has asked to see what comes out of a module, or its gradient."""
+    return bool(module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether anybody has asked to see what goes into a module, or comes out of it, forward or backward."""
-    return any(
-        (
-            module._forward_hooks,
-            module._forward_pre_hooks,
-            module._backward_hooks,
-            module._backward_pre_hooks,
-        )
-    )
+    return has_output_hooks(module) or bool(module._forward_pre_hooks)
 
 
 def empty_shell(cls: type[Tensor], like: Tensor) -> Any:

@@ -21,8 +21,7 @@ def activations_after(
     """The slope of the ReLU (0) or LeakyReLU after each norm, or the reason why the two can't be one.
 
     They can if the norm is called once, and its output goes into the activation and nowhere else, or into a sum with
-    another tensor, which goes into the activation and nowhere else. Neither norm nor activation may have hooks, which
-    would see another tensor, or none.
+    another tensor, which goes into the activation and nowhere else. Hooks may not see what lies between them.
 
     Args:
         model: read by a symbolic trace (`torch.fx`) or, given `example_input`, by one forward pass in evaluation mode.
@@ -43,8 +42,8 @@ def _activation_after(norm: nn.Module, seen: Trace) -> float | str:
     calls = seen.calls_of(norm)
     if len(calls) != 1:
         return f"it is called {len(calls)} times in a forward pass"
-    if compat.has_hooks(norm):
-        return "it has hooks"
+    if compat.has_output_hooks(norm):
+        return "it has hooks that see its output"
     use = _only_use(calls[0].output, norm, seen)
     if isinstance(use, Operation) and use.function in _SUMS and _is_sum_of_two(use):
         use = _only_use(use.output, norm, seen, after=use)

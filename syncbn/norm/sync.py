@@ -151,7 +151,7 @@ class SyncBatchNorm(TrackingNorm):
         device: where parameters and buffers are made.
         dtype: of the parameters.
         fuse_activation: whether an activation that comes next is computed together with the normalization. Not while
-            the layer has hooks, nor under `torch.compile`, which fuses by itself.
+            hooks see its output, nor under `torch.compile`, which fuses by itself.
         memory: "keep", "recompute" or "invert"; the last two need `fuse_activation`.
 
     Shape:
@@ -236,7 +236,11 @@ class SyncBatchNorm(TrackingNorm):
     def normalize_batch(self, input: Tensor, moments: Moments, group: ProcessGroup | None) -> Tensor:
         """y in training, by the moments that were chosen."""
         weight, bias = self.affine_parameters(input)
-        if self.fuse_activation and torch.is_grad_enabled() and not (compat.is_tracing() or compat.has_hooks(self)):
+        if (
+            self.fuse_activation
+            and torch.is_grad_enabled()
+            and not (compat.is_tracing() or compat.has_output_hooks(self))
+        ):
             statistics = *_as_statistics(moments, input), moments.count
             return Deferred.of(Normalization(input, weight, bias, *statistics, self.eps, group, self.memory))
         return normalize(input, weight, bias, moments, self.eps, group)

@@ -132,6 +132,7 @@ def test_hooks_of_a_module_are_seen() -> None:
         assert not compat.has_hooks(module)
         handle = register(module, lambda *_: None)
         assert compat.has_hooks(module)
+        assert compat.has_output_hooks(module) == (register is not nn.Module.register_forward_pre_hook)
         handle.remove()
         assert not compat.has_hooks(module)
 

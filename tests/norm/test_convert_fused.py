@@ -185,7 +185,7 @@ def test_hooks_keep_a_layer_unfused() -> None:
     model = fresh(TwoNormsSummed)
     model.bn1.register_forward_hook(lambda module, args, output: None)
     found = activations_after(model, [model.bn1, model.bn2])
-    assert found == {model.bn1: "it has hooks", model.bn2: 0.2}
+    assert found == {model.bn1: "it has hooks that see its output", model.bn2: 0.2}
     model.act.register_forward_pre_hook(lambda module, args: None)
     assert activations_after(model, [model.bn2]) == {model.bn2: "the LeakyReLU after it has hooks"}
 

@@ -337,12 +337,16 @@ def test_extreme_inputs_give_finite_numbers_or_a_clear_error(name: str, extreme:
 
 # A value that isn't the default, where none can be made from the default's type.
 OTHER_VALUES = {
+    ("sync", "memory"): "recompute",
     ("batch_renorm", "start_step"): 1,
     ("group", "groups"): 4,
     ("decorrelated", "group_size"): 2,
     ("dynamic_tanh", "channel_dim"): -1,
     ("dynamic_erf", "channel_dim"): -1,
 }
+
+# Options that another one doesn't go without.
+COMPANIONS = {("sync", "memory"): {"fuse_activation": True}}
 
 
 def other_value(name: str, option: str, default: Any) -> Any:
@@ -364,4 +368,5 @@ def test_the_repr_shows_the_number_of_channels_and_the_options(name: str) -> Non
         assert f"({C}, " in repr(build_layer(name, **options)(C))
     for option in set(norm_options(name)) - {"process_group", "device", "dtype", "keras_momentum"}:
         value = other_value(name, option, inspect.signature(_LAYERS[name]).parameters[option].default)
-        assert f"{option}={value}" in repr(build_layer(name, **{**options, option: value})(C))
+        chosen = {**options, **COMPANIONS.get((name, option), {}), option: value}
+        assert f"{option}={value!r}" in repr(build_layer(name, **chosen)(C))

@@ -239,7 +239,9 @@ def test_not_where_there_is_nothing_to_gain() -> None:
     with torch.no_grad():
         assert type(layer(x)) is Tensor
     assert type(layer.eval()(x)) is Tensor
-    layer.train().register_forward_hook(lambda module, args, output: None)
+    layer.train().register_forward_pre_hook(lambda module, args: None)
+    assert type(layer(x)) is Deferred
+    layer.register_forward_hook(lambda module, args, output: None)
     assert type(layer(x)) is Tensor
 
 
