@@ -40,7 +40,8 @@ class GANTask(L.LightningModule):
         net: the two networks.
         optimizer: from parameter groups to an optimizer; called once for each network. The paper's is
             `partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999))`.
-        scheduler: from (optimizer, total_steps=...) to a schedule, stepped once a batch; None keeps the learning rate.
+        scheduler: from (optimizer, total_steps=...) to a schedule of each optimizer, stepped with it; None keeps the
+            learning rate.
         loss: "bce" or "wgan_gp".
         penalty_weight: w.
         discriminator_steps: batches for each step of the generator; 1 for "bce", 5 in WGAN-GP's paper.
@@ -100,6 +101,7 @@ class GANTask(L.LightningModule):
         images, _ = batch
         optimizers: Any = self.optimizers()
         discriminator, generator = optimizers
+        schedulers: Any = self.lr_schedulers()
         step = self.trainer.fit_loop.total_batch_idx
 
         with torch.no_grad():
@@ -107,6 +109,8 @@ class GANTask(L.LightningModule):
         self.toggle_optimizer(discriminator)
         self._minimize(self._discriminator_losses(images, fakes, step), discriminator, "discriminator")
         self.untoggle_optimizer(discriminator)
+        if schedulers:
+            schedulers[0].step()
 
         if (step + 1) % self.discriminator_steps == 0:
             self.toggle_optimizer(generator)
@@ -115,10 +119,8 @@ class GANTask(L.LightningModule):
             self._minimize(losses, generator, "generator")
             self.untoggle_optimizer(generator)
             self.net.average.update_parameters(self.net.generator)
-
-        schedulers: Any = self.lr_schedulers()
-        for scheduler in schedulers or []:
-            scheduler.step()
+            if schedulers:
+                schedulers[1].step()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Adds to val/discriminator_loss, without the penalty: how well held-out images are told from samples."""
@@ -156,7 +158,9 @@ class GANTask(L.LightningModule):
         if self.scheduler is None:
             return optimizers
         total_steps = int(self.trainer.estimated_stepping_batches)
-        return optimizers, [self.scheduler(optimizer, total_steps=total_steps) for optimizer in optimizers]
+        steps = (total_steps, max(1, total_steps // self.discriminator_steps))
+        pairs = zip(optimizers, steps, strict=True)
+        return optimizers, [self.scheduler(optimizer, total_steps=count) for optimizer, count in pairs]
 
     def noise(self, rows: int, step: int, purpose: int) -> Tensor:
         """Standard normal (rows, latent_size) of this rank: every world_size-th row, so that no two ranks share one."""

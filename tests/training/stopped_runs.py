@@ -17,7 +17,16 @@ from torch import nn
 
 import syncbn
 from syncbn.launch import stop
-from syncbn.training import ClassificationTask, ExactResume, GANTask, Preemption, SyncGroup, cosine_with_warmup
+from syncbn.training import (
+    ClassificationTask,
+    ExactResume,
+    GANTask,
+    Preemption,
+    RecalibrateNorm,
+    SampleGrids,
+    SyncGroup,
+    cosine_with_warmup,
+)
 from tests.training import fits, gans
 
 
@@ -86,7 +95,16 @@ def gan() -> GANTask:
     return GANTask(gans.net(), gans.ADAM, partial(cosine_with_warmup))
 
 
-def fit(folder: Path, kind: str, stop_at: int | None, *, resume: bool, ema: bool = False, **options: Any) -> Any:
+def fit(
+    folder: Path,
+    kind: str,
+    stop_at: int | None,
+    *,
+    resume: bool,
+    ema: bool = False,
+    recalibrate: bool = False,
+    **options: Any,
+) -> Any:
     """Two epochs of 6 batches on one rank and of 3 on two; what the run is at its end, and what it has logged.
 
     None where a signal stopped it.
@@ -100,7 +118,9 @@ def fit(folder: Path, kind: str, stop_at: int | None, *, resume: bool, ema: bool
             ModelCheckpoint(folder, "best", monitor=monitor, enable_version_counter=False),
             ExactResume(),
             Preemption(folder / "last.ckpt"),
-            *([EMAWeightAveraging(decay=0.9)] if ema else []),
+            *([EMAWeightAveraging(decay=0.9, use_buffers=False)] if ema else []),
+            *([RecalibrateNorm(max_batches=2)] if recalibrate else []),
+            *([SampleGrids(every_n_epochs=1, rows=2, folder=folder)] if kind == "gan" else []),
             *([SyncGroup(1)] if kind == "alone" else []),
         ]
         run = fits.trainer(

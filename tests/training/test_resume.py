@@ -36,16 +36,18 @@ def check(whole: Any, pieces: list[Any], stops: list[int]) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"kind": "cross_iteration"},
-        {"kind": "sync", "val_check_interval": 3},
+        {"kind": "cross_iteration", "val_check_interval": 3, "stops": 20},
+        {"kind": "sync", "recalibrate": True, "val_check_interval": 3},
         {"kind": "batch", "accumulate_grad_batches": 2, "val_check_interval": 2},
-        {"kind": "sync", "ema": True},
-        {"kind": "gan", "val_check_interval": 3},
+        {"kind": "sync", "ema": True, "recalibrate": True},
+        {"kind": "gan", "val_check_interval": 3, "stops": 20},
     ],
-    ids=["cross_iteration", "sync", "accumulation", "average of the weights", "gan"],
+    ids=["cross_iteration", "recalibrated", "accumulation", "average of the weights", "gan"],
 )
 def test_resuming_after_a_stop_anywhere_is_exact(tmp_path: Path, options: dict[str, Any]) -> None:
-    stops = random.Random(str(options)).sample(range(15), 10)  # batches of training and of validation
+    count = options.pop("stops", 8)
+    batches = 28 if "val_check_interval" in options else 15  # of training and of validation
+    stops = random.Random(str(options)).sample(range(batches - 1), count)
 
     whole, pieces = whole_and_resumed(tmp_path, stops=stops, **options)
 

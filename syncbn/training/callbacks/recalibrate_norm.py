@@ -1,10 +1,13 @@
 """Running statistics measured anew before each validation."""
 
 import copy
+from collections.abc import Iterable
+from typing import Any
 
 import lightning.pytorch as L
 
 import syncbn
+from syncbn.data.loader import BatchLoader
 
 
 class RecalibrateNorm(L.Callback):
@@ -43,7 +46,14 @@ class RecalibrateNorm(L.Callback):
     def _recalibrate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.train_dataloader is None:  # trainer.validate() has none
             return
-        loader = copy.copy(trainer.train_dataloader)  # a loader that counts what it delivers goes on counting its own
         precision = trainer.precision_plugin
+        batches = map(precision.convert_input, _epoch(trainer.train_dataloader))
         with precision.forward_context():
-            syncbn.recalibrate(pl_module, map(precision.convert_input, loader), max_batches=self.max_batches)
+            syncbn.recalibrate(pl_module, batches, max_batches=self.max_batches)
+
+
+def _epoch(loader: Any) -> Iterable[Any]:
+    """An epoch's batches from its start, wherever training is in it, or goes on in it after a stop."""
+    if isinstance(loader, BatchLoader):
+        return loader.batches_from(0)
+    return copy.copy(loader)  # a loader that counts what it delivers goes on counting its own
