@@ -3,11 +3,13 @@
 import csv
 import netrc
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -65,6 +67,7 @@ def wandb_logger(
     job_type: str | None = None,
     tags: list[str] | None = None,
     log_model: bool | Literal["all"] = False,
+    init_timeout_s: float = 90.0,
 ) -> WandbLogger:
     """Lightning's W&B logger for a run of ours: its id is the run's, so that a resumed run goes on.
 
@@ -78,11 +81,12 @@ def wandb_logger(
         job_type: the kind of run.
         tags: words to find the run by.
         log_model: checkpoints as artifacts: False, True (the best and the last) or "all".
+        init_timeout_s: seconds to try to reach W&B; then the run is logged offline.
     """
     import wandb
 
     Path(save_dir).mkdir(parents=True, exist_ok=True)
-    logger = WandbLogger(
+    logger = _OfflineIfUnreachable(
         save_dir=save_dir,
         id=run_id,
         name=run_id,
@@ -94,10 +98,34 @@ def wandb_logger(
         job_type=job_type,
         tags=tags,
         log_model=log_model,
-        settings=wandb.Settings(quiet=True),  # its summary of the metrics would bury ours
+        # quiet: its summary of the metrics would bury ours. What can't be sent when the run is over stays on the disk.
+        settings=wandb.Settings(quiet=True, init_timeout=init_timeout_s, finish_timeout=300),
     )
     logger._wandb_init.pop("anonymous", None)  # which Lightning always passes on, and W&B warns of
     return logger
+
+
+class _OfflineIfUnreachable(WandbLogger):
+    """W&B's logger, whose run is an offline one where W&B doesn't answer: no reason to end a training."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """W&B's run."""
+        import wandb
+
+        try:
+            return super().experiment
+        except wandb.errors.CommError as error:
+            print(
+                f"W&B can't be reached ({str(error).splitlines()[0]}): this run is logged offline, and sent later by "
+                f"wandb sync {self._wandb_init['dir']}/wandb/offline-run-*",
+                file=sys.stderr,
+                flush=True,
+            )
+            wandb.teardown()  # its service holds on to the run's id
+            self._offline, self._wandb_init["mode"] = True, "offline"
+            return super().experiment
 
 
 def is_offline() -> bool:

@@ -140,7 +140,7 @@ class Watch(threading.Thread):
             self._store = None
         if message:
             print(f"\n{message}", file=sys.stderr, flush=True)
-        deadline = time.monotonic() + 2 * self._interval_s + 1
+        deadline = time.monotonic() + 2 * self._interval_s + 8  # the others may be short of processors
         while self._store is not None and time.monotonic() < deadline:
             try:
                 if self._store.add("leaving", 0) >= self._world_size:

@@ -15,7 +15,7 @@ def write_images(folder: Path, count: int = 6, splits: tuple[str, ...] = ("train
         for name in CLASSES:
             (folder / split / name).mkdir(parents=True)
             for i in range(count):
-                pixels = np.full((20, 24, 3), SHADES[name] + i, dtype=np.uint8)
+                pixels = np.full((20, 24, 3), SHADES[name] + i % 30, dtype=np.uint8)
                 pixels[:, :2] = (255, 0, 0)
                 Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
     return folder

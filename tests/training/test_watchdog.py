@@ -66,7 +66,7 @@ def message(ends: list[Ended]) -> str:
         ),
         (
             "loader",
-            r"rank 0: waits in the forward pass of net\.1 \(SyncBatchNorm\)",
+            r"rank 0: waits in torch\.distributed's all_reduce, called by .*unequal\.py:\d+",
             r"rank 1: loads a batch, at .*hanging_ranks\.py:\d+ in batches",
         ),
     ],
