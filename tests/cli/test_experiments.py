@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from syncbn.cli.overrides import config_groups
 from syncbn.config import conf_dir
+from tests.data.image_files import write_images
 from tests.ranks import Ranks
 from tests.training import fits
 
@@ -26,6 +28,22 @@ SHORT = (
 )
 
 
+IMAGES = (  # of a folder that the test writes, in the place of the hub's
+    "++data.source=null",
+    "++data.image_column=image",
+    "++data.label_column=label",
+    "data.test_split=null",
+    "data.num_train=18",
+    "data.batch_size=2",
+    "data.image_size=32",
+    "data.num_workers=0",
+)
+OF_THE_HUB = (
+    *("cifar10", "cifar10_resnet18", "dcgan_images"),
+    *("imagenet", "imagenet_resnet50", "imagenet_small_batch"),
+)
+
+
 def two_steps(experiment: str, folder: Path) -> tuple[dict[str, float], dict[str, Tensor]]:
     """The metrics and the network after two steps of `scripts/train.py experiment=<name>`, without a test."""
     from syncbn.cli import build
@@ -34,6 +52,9 @@ def two_steps(experiment: str, folder: Path) -> tuple[dict[str, float], dict[str
     world = World("torchrun", rank=0, local_rank=0, world_size=2, local_world_size=2, num_nodes=1)
     with fits.launched(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
         overrides = [f"experiment={experiment}", "trainer=ddp", *SHORT, f"output_root={folder}", "run_id=r"]
+        if experiment in OF_THE_HUB:
+            datasets.config.HF_DATASETS_CACHE = folder / "cache"
+            overrides += [*IMAGES, f"data.folder={folder / 'images'}"]
         config = compose("train", overrides)
         torch.manual_seed(config.seed)
         data = build.build_data(config)
@@ -48,6 +69,8 @@ def two_steps(experiment: str, folder: Path) -> tuple[dict[str, float], dict[str
 @pytest.mark.distributed
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_it_trains_for_two_steps_on_two_ranks(ranks: Callable[[int], Ranks], experiment: str, tmp_path: Path) -> None:
+    if experiment in OF_THE_HUB:
+        write_images(tmp_path / "images")
     (metrics, net), (_, other) = ranks(2).run(two_steps, experiment, tmp_path)
     assert metrics
     assert all(math.isfinite(value) for value in metrics.values()), metrics

@@ -18,9 +18,13 @@ from tests.data.image_files import write_images
 GROUPS = {group: choices for group, choices in config_groups([conf_dir()]).items() if group not in ("wandb", "results")}
 ALL = [(group, choice) for group, choices in GROUPS.items() for choice in choices]
 COMPANIONS = {
+    ("model", "dcgan"): ["task=gan"],
+    ("model", "fcn_resnet18"): ["task=segmentation", "data=scenes"],
+    ("model", "fcn_resnet50"): ["task=segmentation", "data=scenes"],
     ("task", "gan"): ["model=dcgan"],
     ("task", "segmentation"): ["model=fcn_resnet18", "data=scenes"],
     ("data", "image_folder"): ["data.folder=${output_root}/images"],
+    ("experiment", "dcgan_images"): ["data.folder=${output_root}/images"],
 }  # what a choice doesn't go without
 ELSEWHERE = [  # what not every machine has: each has a test of its own
     ("trainer", "gpu"),
@@ -63,7 +67,7 @@ def test_the_groups_are_those_that_users_of_the_template_know() -> None:
 
 @pytest.mark.parametrize(("group", "choice"), [item for item in ALL if item not in ELSEWHERE])
 def test_every_choice_is_composed_checked_and_instantiated(group: str, choice: str) -> None:
-    if choice == "image_folder":
+    if choice in ("image_folder", "dcgan_images"):
         write_images(Path(os.environ["SYNCBN_OUTPUT_ROOT"], "images"))
     overrides = [f"{group}={choice}", *COMPANIONS.get((group, choice), [])]
     checked_configs(CommandLine(overrides))
