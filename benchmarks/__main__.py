@@ -6,7 +6,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import importing, layers, memory, norms, report, step, trainer
+from benchmarks import compiled, importing, layers, memory, norms, report, step, trainer
 from benchmarks.rows import Row
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
@@ -15,6 +15,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "trainer": trainer.measure,
     "norms": norms.measure,
     "memory": memory.measure,
+    "compiled": compiled.measure,
     "importing": importing.measure,
 }
 
@@ -26,25 +27,26 @@ def main(parts: list[str]) -> None:
     console = Console()
     for part in parts or PARTS:
         rows = PARTS[part]()
-        console.print(_table(rows))
+        console.print(table(rows))
         report.write(report.results_of(part, rows), list(PARTS))
 
 
-def _table(rows: list[Row]) -> Table:
-    table = Table()
+def table(rows: list[Row]) -> Table:
+    """What is printed of the rows."""
+    shown = Table()
     for column in ("ours", "beside", "ours takes", "theirs", "ratio", "at most", ""):
-        table.add_column(column, justify="left" if column in ("ours", "beside") else "right")
+        shown.add_column(column, justify="left" if column in ("ours", "beside") else "right")
     area = None
     for row in rows:
         if row.area != area:
             area = row.area
-            table.add_section()
-            table.add_row(f"[bold]{area}")
+            shown.add_section()
+            shown.add_row(f"[bold]{area}")
         spread = f" ({row.low:.2f}-{row.high:.2f})" if row.low != row.high else ""
         limit = "" if row.limit is None else f"{row.limit:.3g}"
         ours, theirs = (f"{value:.4g} {row.unit}" for value in (row.ours, row.theirs))
-        table.add_row(row.what, row.beside, ours, theirs, f"{row.ratio:.2f}{spread}", limit, row.verdict)
-    return table
+        shown.add_row(row.what, row.beside, ours, theirs, f"{row.ratio:.2f}{spread}", limit, row.verdict)
+    return shown
 
 
 if __name__ == "__main__":

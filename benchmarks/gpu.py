@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm as TorchSyncFunction
 
 import syncbn
-from benchmarks.__main__ import _table
+from benchmarks.__main__ import table
 from benchmarks.layers import resnet50_shapes
 from benchmarks.rows import Row, counted, paired
 from syncbn.norm.kernels import kernels_for
@@ -199,7 +199,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("benchmarks.gpu needs a CUDA GPU, and torch finds none", file=sys.stderr)
         sys.exit(2)
-    Console().print(_table(measure()))
+    Console().print(table(measure()))
 
 
 if __name__ == "__main__":

@@ -256,7 +256,7 @@ class DCGAN(_Model):
     latent_size: Count = 100
     width: Count = 64
     base_size: Count = 4
-    norm_at: Literal["paper", "everywhere", "nowhere"] = "paper"
+    norm_at: Literal["paper", "generator", "discriminator", "everywhere", "nowhere"] = "paper"
     average_decay: BelowOne = 0.999
 
 
@@ -379,6 +379,8 @@ class GANTask:
     discriminator_steps: Count = 1
     quality_samples: Count = 1000
     seed: Natural = 0
+    joint_batches: bool = False
+    quality_epochs: Count = 30
 
 
 @dataclass

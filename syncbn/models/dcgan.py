@@ -13,7 +13,7 @@ from syncbn.models.common import Norm, check_images, check_sizes
 from syncbn.norm.feeding import attach_norms
 from syncbn.norm.registry import NormFactory, has_bias, norm_layer
 
-NormAt = Literal["paper", "everywhere", "nowhere"]
+NormAt = Literal["paper", "generator", "discriminator", "everywhere", "nowhere"]
 
 
 class Generator(nn.Module):
@@ -85,7 +85,8 @@ class DCGAN(nn.Module):
         width: channels at the largest inner size; each halving of the size doubles them.
         base_size: height and width where the generator starts; the paper's is 4.
         norm_at: which layers are normalized: "paper" (all but the generator's output and the discriminator's input and
-            final layer), "everywhere" or "nowhere", to see why not.
+            final layer), those of them in the "generator" or the "discriminator" alone, "everywhere" or "nowhere", to
+            see why not.
         average_decay: part of `average` that stays at an update, from 0 up to below 1.
 
     Raises:
@@ -116,8 +117,13 @@ class DCGAN(nn.Module):
         norm = norm_layer(norm)
         self.latent_size = latent_size
         doublings = _doublings(image_size, base_size)
-        self.generator = Generator(latent_size, in_channels, doublings, base_size, width, norm, norm_at)
-        self.discriminator = Discriminator(in_channels, doublings, base_size, width, norm, norm_at)
+        places: dict[NormAt, tuple[NormAt, NormAt]] = {
+            "generator": ("paper", "nowhere"),
+            "discriminator": ("nowhere", "paper"),
+        }
+        in_generator, in_discriminator = places.get(norm_at, (norm_at, norm_at))
+        self.generator = Generator(latent_size, in_channels, doublings, base_size, width, norm, in_generator)
+        self.discriminator = Discriminator(in_channels, doublings, base_size, width, norm, in_discriminator)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.normal_(module.weight, std=0.02)

@@ -7,6 +7,7 @@ from pathlib import Path
 from syncbn.results import figure
 from syncbn.results.plan import Grid, Metric, Plan, Side
 from syncbn.results.records import Records
+from syncbn.results.runs import picture_of
 from syncbn.results.verdict import Interval, Judgement, Values, interval, judge, overall
 
 _RULE = (
@@ -25,7 +26,7 @@ def write(plan: Plan, records: Records, folder: Path, smoke: bool = False) -> Pa
 
 
 def text(plan: Plan, records: Records, smoke: bool = False) -> str:
-    """The page."""
+    """The page, with the pictures that measures have left beside the records."""
     judgements = [judge(claim, records.values) for claim in plan.claims]
     command = f"python scripts/reproduce.py {plan.name}" + (" smoke=true" if smoke else "")
     parts = [
@@ -40,6 +41,7 @@ def text(plan: Plan, records: Records, smoke: bool = False) -> str:
         _RULE.format(name=plan.name),
         f"![{plan.title}]({plan.name}.png)",
         *(_table(name, grid, records.values) for name, grid in plan.grids.items()),
+        *_pictures(plan, records.path.parent),
         f"Mean ± half of the 95 % interval. All runs: [{plan.name}.csv]({plan.name}.csv).",
         f"**What differs from the source.** {plan.differs.strip()}",
         _how(plan, records, command),
@@ -103,6 +105,11 @@ def _entry(cell: str, key: str, metric: Metric, values: Values) -> str:
 def _markdown(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _pictures(plan: Plan, folder: Path) -> list[str]:
+    files = {cell.name: picture_of(plan, cell, folder) for cell in plan.cells()}
+    return [f"{name}, seed 0:\n\n![{name}]({file.name})" for name, file in files.items() if file.is_file()]
 
 
 def _how(plan: Plan, records: Records, command: str) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
@@ -40,11 +41,19 @@ class Run(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What a measure is given: a checked config, options of its own, and the process's place among the ranks."""
+    """What a measure is given.
+
+    Attributes:
+        config: checked.
+        options: of its own.
+        world: the process among the ranks.
+        picture: a file for a picture of the run, which the page then shows; None where there shall be none.
+    """
 
     config: DictConfig
     options: dict[str, Any]
     world: World
+    picture: Path | None = None
 
 
 def ranks_of(plan: Plan, smoke: bool) -> int:
@@ -78,7 +87,8 @@ def carry_out(
         options = OmegaConf.to_container(OmegaConf.from_dotlist(list(run.cell.options)))
         assert isinstance(options, dict)
         started, used = time.monotonic(), time.process_time()
-        found = measure(Setting(config, {str(key): value for key, value in options.items()}, world))
+        picture = picture_of(plan, run.cell, records.path.parent) if run.seed == world.rank == 0 else None
+        found = measure(Setting(config, {str(key): value for key, value in options.items()}, world, picture))
         seconds, cpu_seconds = time.monotonic() - started, time.process_time() - used
         if world.rank == 0:
             wanted = plan.grids[run.cell.grid].metrics
@@ -89,6 +99,11 @@ def carry_out(
                 Record(run.cell.name, run.seed, settings[run.cell.name], seconds, cpu_seconds, _made(), metrics)
             )
         yield run, seconds
+
+
+def picture_of(plan: Plan, cell: Cell, folder: Path) -> Path:
+    """Where a measure may leave a picture of a cell's first run."""
+    return folder / f"{plan.name}-{'-'.join(cell.choices).replace(' ', '_')}.png"
 
 
 def _hash(measure: str, cell: Cell, ranks: int) -> str:

@@ -46,7 +46,10 @@ class GANTask(L.LightningModule):
         penalty_weight: w.
         discriminator_steps: batches for each step of the generator; 1 for "bce", 5 in WGAN-GP's paper.
         quality_samples: images that a test generates.
+        quality_epochs: of the training of the classifier that judges them.
         seed: of the noise.
+        joint_batches: whether the discriminator's step sees real and generated images as one batch, which norms over
+            the batch tell from two; the paper's practice is two.
 
     Raises:
         ValueError: an unknown loss, or a number out of its range.
@@ -66,11 +69,19 @@ class GANTask(L.LightningModule):
         discriminator_steps: int = 1,
         quality_samples: int = 1000,
         seed: int = 0,
+        joint_batches: bool = False,
+        quality_epochs: int = 30,
     ) -> None:
         super().__init__()
+        if joint_batches and loss == "wgan_gp":
+            raise ValueError("joint_batches=True goes with loss='bce' alone: the penalty is of images between both")
         if loss not in get_args(Loss):
             raise ValueError(f"unknown loss {loss!r}; allowed: {', '.join(map(repr, get_args(Loss)))}")
-        for name, value in {"discriminator_steps": discriminator_steps, "quality_samples": quality_samples}.items():
+        for name, value in {
+            "discriminator_steps": discriminator_steps,
+            "quality_samples": quality_samples,
+            "quality_epochs": quality_epochs,
+        }.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if penalty_weight < 0:
@@ -85,7 +96,9 @@ class GANTask(L.LightningModule):
         self.penalty_weight = penalty_weight
         self.discriminator_steps = discriminator_steps
         self.quality_samples = quality_samples
+        self.quality_epochs = quality_epochs
         self.seed = seed
+        self.joint_batches = joint_batches
         self.example_input_array = torch.zeros(1, net.latent_size)
         self.losses: Any = nn.ModuleDict(
             {name: MeanMetric(nan_strategy="disable") for name in ("discriminator", "generator", "validation")}
@@ -133,7 +146,7 @@ class GANTask(L.LightningModule):
     def on_test_start(self) -> None:
         """Train the network that judges."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.quality = GANQuality(data, self.device, self.seed)
+        self.quality = GANQuality(data, self.device, self.seed, self.quality_epochs)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add real images to the comparison."""
@@ -180,7 +193,10 @@ class GANTask(L.LightningModule):
         self.log(f"train/{name}_loss", metric, on_step=False, on_epoch=True)
 
     def _discriminator_losses(self, images: Tensor, fakes: Tensor, step: int) -> Tensor:
-        real, fake = self.net.discriminator(images), self.net.discriminator(fakes)
+        if self.joint_batches:
+            real, fake = self.net.discriminator(torch.cat([images, fakes])).chunk(2)
+        else:
+            real, fake = self.net.discriminator(images), self.net.discriminator(fakes)
         losses = self._adversarial(real, fake)
         if self.loss == "bce":
             return losses

@@ -5,8 +5,9 @@ from datetime import timedelta
 from typing import Any, Literal, get_args
 
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
+from syncbn.launch.leave import ends_at_once
 from syncbn.training import unequal
 
 
@@ -61,6 +62,11 @@ class _DDPStrategy(DDPStrategy):
         super().__init__(**options)
         self.unequal_batches = unequal_batches
 
+    def _configure_launcher(self) -> None:
+        super()._configure_launcher()
+        if self._start_method != "popen":
+            self._launcher = _SpawnedRanks(self, start_method=self._start_method)
+
     def configure_ddp(self) -> None:
         """A module that optimizes by hand, a GAN's say, leaves out parts of its parameters in each backward pass."""
         if self.lightning_module is not None and not self.lightning_module.automatic_optimization:
@@ -84,3 +90,11 @@ class _DDPStrategy(DDPStrategy):
                 child.wait(self.grace_s)
             except subprocess.TimeoutExpired:
                 child.kill()
+
+
+class _SpawnedRanks(_MultiProcessingLauncher):
+    """Spawned ranks that end as those of scripts do."""
+
+    def _wrapping_function(self, *args: Any, **kwargs: Any) -> None:
+        with ends_at_once():
+            super()._wrapping_function(*args, **kwargs)

@@ -67,8 +67,9 @@ class Watch(threading.Thread):
         self._silence = dict.fromkeys(range(self._world_size), (-1, 0.0))  # a rank's last tick, and its age
 
     def end(self) -> None:
-        """Watch no longer."""
+        """Watch no longer: a thread that speaks to the store while Python ends aborts the process."""
         self._ended.set()
+        self.join(timeout=5.0)
 
     def run(self) -> None:
         seen, still_s, before = -1, 0.0, time.monotonic()

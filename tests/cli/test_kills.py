@@ -25,7 +25,11 @@ RUN = (
     "test=false",
 )
 CLASSIFICATION = ("callbacks=[checkpoint,lr_monitor,norm_statistics]", "model.width=4")
-GAN = ("experiment=dcgan_digits", "callbacks=[last_checkpoint,lr_monitor,norm_statistics,sample_grids]", "model.width=8")
+GAN = (
+    "experiment=dcgan_digits",
+    "callbacks=[last_checkpoint,lr_monitor,norm_statistics,sample_grids]",
+    "model.width=8",
+)
 TWO_RANKS = ("trainer=ddp", "data.batch_size=16")
 
 

@@ -20,6 +20,12 @@ from tests.training import fits
 PLAIN = {"mean": 0.0, "std": 1.0, "num_workers": 0, "image_size": 8, "streaming": True, "flip": False, "min_crop": 1.0}
 
 
+@pytest.fixture(autouse=True)
+def _without_long_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` sleeps for 5 s wherever a stream over Parquet files ends, so that threads end before the process."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """18 images for training, 18 for the test: one shard each."""

@@ -70,6 +70,10 @@ def test_the_papers_rules_for_norms_and_biases() -> None:
             assert (layer.conv.bias is None) is not isinstance(layer.norm, nn.Identity)
     assert all(normed(DCGAN("sync", image_size=32, width=4, norm_at="everywhere")))
     assert not any(normed(DCGAN("sync", image_size=32, width=4, norm_at="nowhere")))
+    for one, other in (("generator", "discriminator"), ("discriminator", "generator")):
+        alone = DCGAN("sync", image_size=32, width=4, norm_at=one)
+        assert normed(getattr(alone, one)) == normed(getattr(net, one))
+        assert not any(normed(getattr(alone, other)))
 
 
 def test_the_papers_size_and_initialization() -> None:
@@ -122,7 +126,10 @@ def test_both_networks_get_gradients(norm: str) -> None:
     [
         ({"image_size": 48}, r"image_size must be square, of 8, 16, 32.*, got 48×48; set base_size"),
         ({"image_size": (8, 16)}, "image_size must be square"),
-        ({"norm_at": "here"}, "unknown norm_at 'here'; allowed: 'paper', 'everywhere', 'nowhere'"),
+        (
+            {"norm_at": "here"},
+            "unknown norm_at 'here'; allowed: 'paper', 'generator', 'discriminator', 'everywhere', 'now",
+        ),
         ({"average_decay": 1.0}, "average_decay must be at least 0 and below 1, got 1.0"),
         ({"latent_size": 0}, "latent_size must be at least 1, got 0"),
     ],

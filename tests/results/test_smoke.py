@@ -36,7 +36,10 @@ def test_it_runs_and_writes_its_page(ranks: Callable[[int], Ranks], name: str, t
     plan = load_plan(name)
     count = ranks_of(plan, smoke=True)
     page = Path(smoke(name, tmp_path) if count == 1 else ranks(count).run(smoke, name, tmp_path)[0])
-    assert {file.name for file in tmp_path.iterdir()} == {f"{name}.md", f"{name}.png", f"{name}.csv"}
+    pictures = {file.name for file in tmp_path.glob(f"{name}-*.png")}
+    assert {file.name for file in tmp_path.iterdir()} - pictures == {f"{name}.md", f"{name}.png", f"{name}.csv"}
+    assert all(f"({picture})" in page.read_text() for picture in pictures)
+    assert len(pictures) == sum(plan.grids[cell.grid].measure == "samples" for cell in plan.cells(smoke=True))
     rows = page.with_suffix(".csv").read_text().splitlines()[1:]
     assert len(rows) == SMOKE_SEEDS * len(plan.cells(smoke=True))
     judged = [

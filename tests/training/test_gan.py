@@ -9,6 +9,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 
@@ -56,7 +57,11 @@ def test_training_is_the_papers_loop() -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("options", [{}, {"loss": "wgan_gp", "discriminator_steps": 2}], ids=["bce", "wgan_gp"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"joint_batches": True}, {"loss": "wgan_gp", "discriminator_steps": 2}],
+    ids=["bce", "joint", "wgan_gp"],
+)
 def test_two_ranks_are_one_process(ranks: Pool, options: dict[str, object]) -> None:
     """Each network is left out of the other's backward pass; two forward passes before one; derivatives twice."""
     single = gans.fit(gans.InRankOrder, 32, 96, **options)
@@ -66,6 +71,17 @@ def test_two_ranks_are_one_process(ranks: Pool, options: dict[str, object]) -> N
     for rank in both:
         assert_close(rank["net"], single["net"], tolerance=1e-7)
         assert rank["losses"] == pytest.approx(single["losses"], rel=1e-5, abs=1e-6)
+
+
+def test_a_joint_batch_is_normalized_as_one() -> None:
+    task = GANTask(gans.net("batch"), gans.ADAM, joint_batches=True)
+    images, fakes = torch.rand(5, 1, 8, 8), -torch.rand(5, 1, 8, 8)
+    logits = task.net.discriminator(torch.cat([images, fakes]))
+    expected = F.binary_cross_entropy_with_logits(logits, torch.tensor([1.0] * 5 + [0.0] * 5), reduction="none")
+    losses = task._discriminator_losses(images, fakes, step=0)
+    torch.testing.assert_close(losses, expected[:5] + expected[5:])
+    apart = GANTask(gans.net("batch"), gans.ADAM)._discriminator_losses(images, fakes, step=0)
+    assert (apart - losses).abs().max() > 1e-3
 
 
 def test_the_penalty_of_a_linear_discriminator_is_known() -> None:
@@ -187,6 +203,7 @@ def test_samples_are_saved_over_time_and_sent_to_wandb(tmp_path: Path, monkeypat
         ({"loss": "hinge"}, "unknown loss 'hinge'; allowed: 'bce', 'wgan_gp'"),
         ({"penalty_weight": -1.0}, "penalty_weight must be at least 0, got -1.0"),
         ({"discriminator_steps": 0}, "discriminator_steps must be at least 1, got 0"),
+        ({"joint_batches": True, "loss": "wgan_gp"}, "joint_batches=True goes with loss='bce' alone"),
         ({"quality_samples": 0}, "quality_samples must be at least 1, got 0"),
     ],
 )

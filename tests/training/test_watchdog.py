@@ -80,7 +80,7 @@ def test_the_rank_and_the_layer_are_named(ends: dict[str, list[Ended]], case: st
 
 
 def test_ranks_on_different_paths_are_told_where_each_waits(ends: dict[str, list[Ended]]) -> None:
-    assert [end.code for end in ends["barrier"]] == [EXIT_CODE] * 2
+    assert [end.code for end in ends["barrier"]] == [EXIT_CODE] * 2, ends["barrier"]
     text = message(ends["barrier"])
     assert "all ranks wait for each other" in text
     assert re.search(

@@ -10,6 +10,7 @@ _PLACES = {
     "inputs": "inputs:inputs",
     "landscape": "landscape:landscape",
     "recalibration": "recalibration:recalibration",
+    "samples": "samples:samples",
     "shift": "shift:shift",
     "slimming": "slimming:slimming",
     "statistics": "statistics:statistics",

@@ -53,20 +53,22 @@ class SampleGrids(L.Callback):
 
         path = Path(self.folder or trainer.default_root_dir) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        matplotlib.image.imsave(path, grid(self._images(pl_module), self.rows).numpy())
+        matplotlib.image.imsave(path, samples(pl_module, self.rows).numpy())
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("samples", [str(path)])
 
-    def _images(self, pl_module: L.LightningModule) -> Tensor:
-        net: Any = pl_module.net
-        noise = torch.randn(self.rows**2, net.latent_size, generator=torch.Generator().manual_seed(0))
-        was_training = pl_module.training
-        pl_module.eval()
-        with torch.no_grad():
-            images = pl_module(noise.to(next(net.parameters()))).float().cpu()
-        pl_module.train(was_training)
-        return images
+
+def samples(module: L.LightningModule, rows: int) -> Tensor:
+    """What `module` makes of rows² points of noise, always the same ones, in eval mode, as a `grid`."""
+    net: Any = module.net
+    noise = torch.randn(rows**2, net.latent_size, generator=torch.Generator().manual_seed(0))
+    was_training = module.training
+    module.eval()
+    with torch.no_grad():
+        images = module(noise.to(next(net.parameters()))).float().cpu()
+    module.train(was_training)
+    return grid(images, rows)
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
