@@ -10,7 +10,7 @@ from syncbn.results.runs import settings_of
 from tests.results.plans import write_plan
 
 NAMES = {
-    *("batch_size", "class_shards", "depth", "landscape", "placement", "precise"),
+    *("batch_size", "class_shards", "dcgan", "depth", "landscape", "placement", "precise"),
     *("robustness", "shift", "slimming", "statistics", "steps", "transformers"),
 }
 
