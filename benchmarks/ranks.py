@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from syncbn.launch.scheduling import let_threads_finish
+
 
 def on_ranks(measurement: Callable[..., Any], *arguments: Any, world_size: int = 2) -> Any:
     """What `measurement(*arguments)` returns on rank 0 of a group of spawned processes.
@@ -36,6 +38,7 @@ def _rank(
     rank: int, world_size: int, store: str, answers: Any, measurement: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
+    let_threads_finish()  # as the trainer does
     dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size)
     answer = measurement(*arguments)
     if rank == 0:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from syncbn.launch.scheduling import let_threads_finish
+
 
 class Ranks:
     """`world_size` processes in one default gloo group.
@@ -74,6 +76,7 @@ class Ranks:
 def _serve(pipe: Connection, rank: int, world_size: int, store: str) -> None:
     torch.set_num_threads(1)
     meeting = dist.FileStore(store, world_size)
+    let_threads_finish()
     dist.init_process_group("gloo", store=meeting, rank=rank, world_size=world_size, timeout=timedelta(seconds=300))
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", message="`torch.jit.script(_method)?` is deprecated")  # torch's own imports

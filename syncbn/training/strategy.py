@@ -8,6 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
 from syncbn.launch.leave import ends_at_once
+from syncbn.launch.scheduling import let_threads_finish
 from syncbn.training import unequal
 
 
@@ -66,6 +67,12 @@ class _DDPStrategy(DDPStrategy):
         super()._configure_launcher()
         if self._start_method != "popen":
             self._launcher = _SpawnedRanks(self, start_method=self._start_method)
+
+    def setup_distributed(self) -> None:
+        """gloo's threads are started here."""
+        if self._get_process_group_backend() == "gloo":
+            let_threads_finish()
+        super().setup_distributed()
 
     def configure_ddp(self) -> None:
         """A module that optimizes by hand, a GAN's say, leaves out parts of its parameters in each backward pass."""

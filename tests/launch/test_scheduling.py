@@ -1,0 +1,48 @@
+"""Ranks that talk by gloo let each other's threads finish, unless somebody has chosen how they are scheduled."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from lightning.pytorch import LightningModule
+
+from tests.ranks import Ranks
+from tests.training import fits
+
+POLICIES = """
+import os, threading
+from syncbn.launch.scheduling import let_threads_finish
+let_threads_finish()
+found = []
+thread = threading.Thread(target=lambda: found.append(os.sched_getscheduler(0)))
+thread.start()
+thread.join()
+print(os.sched_getscheduler(0), *found)
+"""
+
+
+@pytest.mark.parametrize(("before", "after"), [(os.SCHED_OTHER, os.SCHED_BATCH), (os.SCHED_IDLE, os.SCHED_IDLE)])
+def test_a_process_and_its_threads_have_the_policy(before: int, after: int) -> None:
+    code = f"import os; os.sched_setscheduler(0, {before}, os.sched_param(0)){POLICIES}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(after)] * 2
+
+
+class Module(LightningModule):
+    def test_step(self, *_: object) -> None:
+        self.policy = os.sched_getscheduler(0)
+
+
+def policy_of_a_rank() -> int:
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    module = Module()
+    with fits.launched():
+        fits.trainer().test(module, fits.digits(), verbose=False)
+    return module.policy
+
+
+@pytest.mark.distributed
+def test_the_trainers_ranks_have_it(ranks: Callable[[int], Ranks]) -> None:
+    assert ranks(2).run(policy_of_a_rank) == [os.SCHED_BATCH] * 2
