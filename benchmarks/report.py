@@ -6,6 +6,7 @@ import datetime
 import platform
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -67,7 +68,8 @@ def _read(csv_file: Path) -> list[Result]:
 
 def _result(line: dict[str, str]) -> Result:
     part, date, machine = (line.pop(name) for name in ("part", "date", "machine"))
-    figures = {name: float(line.pop(name)) if line[name] else None for name in _FIGURES}
+    written = {name: line.pop(name) for name in _FIGURES}
+    figures: dict[str, Any] = {name: float(value) if value else None for name, value in written.items()}
     return Result(part, date, machine, Row(**line, **figures))
 
 

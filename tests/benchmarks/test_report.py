@@ -1,0 +1,26 @@
+"""What is measured is put in the place of what the same part measured before, and read back as it was."""
+
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.rows import counted, paired
+
+ORDER = ["layers", "memory"]
+SLOW = paired("layers", "ours", "theirs", "ms", [(3.0, 2.0), (3.0, 1.0), (4.0, 2.0)], limit=1.0)
+FAST = paired("layers", "ours", "theirs", "ms", [(1.0, 2.0), (1.0, 2.0)], limit=1.0)
+FREE = counted("memory", "kept", "before", "MB", 1.0, 2.0)
+
+
+def test_a_part_measured_again_replaces_what_it_said(tmp_path: Path) -> None:
+    report.write(report.results_of("memory", [FREE]), ORDER, tmp_path)
+    report.write(report.results_of("layers", [SLOW]), ORDER, tmp_path)
+    before = (tmp_path / "performance.md").read_text()
+    assert before.index("## Layers") < before.index("## Memory")
+    assert "| ours | theirs | 3 ms | 2 ms | 2.00 (1.75–2.50) | ≤ 1 | MISSED |" in before
+    assert "| kept | before | 1 MB | 2 MB | 0.50 |  |  |" in before
+    assert "1 targets, 1 missed" in before
+    report.write(report.results_of("layers", [FAST]), ORDER, tmp_path)
+    after = (tmp_path / "performance.md").read_text()
+    assert "MISSED" not in after
+    assert "| kept | before | 1 MB | 2 MB | 0.50 |  |  |" in after
+    assert (tmp_path / "performance.png").stat().st_size > 5_000
