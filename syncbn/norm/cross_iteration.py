@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -150,6 +151,7 @@ class CrossIterationBatchNorm(SyncBatchNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _keep_out_of_graphs()
         check_count("window", window, least=1)
         check_count("burn_in", burn_in, least=0)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, process_group, bias, device, dtype)
@@ -162,6 +164,9 @@ class CrossIterationBatchNorm(SyncBatchNorm):
         # Of the last forward pass, for its recomputation: the moments of its batch and of the window before it.
         self._current: Moments | None = None
         self._carried: Moments | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _unpickled, (type(self),), self.__dict__
 
     # --- the layer before -------------------------------------------------------------------------------------------
 
@@ -194,7 +199,6 @@ class CrossIterationBatchNorm(SyncBatchNorm):
         self._slots.clear()
         self._seen, self._current, self._carried = None, None, None
 
-    @torch.compiler.disable
     def _after_feeder(self, feeder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         if not self._looks_back(self._iterations) or compat.in_backward():
             return
@@ -214,7 +218,6 @@ class CrossIterationBatchNorm(SyncBatchNorm):
 
     # --- the moments ------------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is not None:
             raise NotImplementedError("cross-iteration moments take no mask: use SyncBatchNorm for masked samples")
@@ -322,3 +325,16 @@ def _slot(seen: _Seen, current: Moments, group: ProcessGroup | None) -> Slot:
     centred = y - current.mean.to(dtype).view(-1, *[1] * (y.dim() - 2))
     products = patch_products(seen.feeder, x, centred)
     return Slot(current, products, patch_sums(seen.feeder, x, y.shape), group)
+
+
+@functools.cache
+def _keep_out_of_graphs() -> None:
+    """Not as a decorator: `torch.compiler.disable` imports the compiler, which takes as long as the import of torch."""
+    for name in ("_after_feeder", "forward"):
+        setattr(CrossIterationBatchNorm, name, torch.compiler.disable(getattr(CrossIterationBatchNorm, name)))
+
+
+def _unpickled(cls: type[CrossIterationBatchNorm]) -> CrossIterationBatchNorm:
+    """In a process that may have made none."""
+    _keep_out_of_graphs()
+    return cls.__new__(cls)

@@ -22,7 +22,7 @@ def ddp(
     """Lightning's `DDPStrategy`, with buffers sent once, at the start, and a time-out of minutes.
 
     DDP's default overwrites every rank's buffers by rank 0's at each forward. Synchronized statistics are equal without
-    it, and what a rank holds of its own would be lost.
+    it, and what a rank holds of its own would be lost. Gradients are views of DDP's buckets, and not copied into them.
 
     Args:
         timeout_s: seconds after which a collective without an answer raises. A rank that dies is noticed at once,
@@ -47,7 +47,7 @@ def ddp(
         timeout=timedelta(seconds=timeout_s),
         process_group_backend=process_group_backend,
         start_method=start_method,
-        **{"forward_sync_buffers": False, **options},
+        **{"forward_sync_buffers": False, "gradient_as_bucket_view": True, **options},
     )
 
 
