@@ -431,6 +431,7 @@ class DDP:
     gradient_as_bucket_view: bool = False
     static_graph: bool = False
     unequal_batches: Literal["fail", "train"] = "fail"
+    batch_scheduling: bool = True
 
 
 @dataclass

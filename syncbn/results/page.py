@@ -39,6 +39,7 @@ def text(plan: Plan, records: Records, smoke: bool = False) -> str:
         f"**Verdict: {overall(judgements)}.**",
         _claims(judgements, plan.metrics()),
         _RULE.format(name=plan.name),
+        f"**Read after the runs.** {plan.reading.strip()}" if plan.reading else "",
         f"![{plan.title}]({plan.name}.png)",
         *(_table(name, grid, records.values) for name, grid in plan.grids.items()),
         *_pictures(plan, records.path.parent),

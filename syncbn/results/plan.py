@@ -107,6 +107,7 @@ class Plan:
         headline: for the summary.
         ranks: processes of every run.
         seeds: runs of every cell, from seed 0.
+        reading: written after the runs: what the figures don't say by themselves.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Plan:
     headline: Headline
     ranks: Count = 1
     seeds: Annotated[int, Range(low=5)] = 5
+    reading: str = ""
 
     def cells(self, smoke: bool = False) -> list[Cell]:
         """The cells of all grids; in the smoke size those alone that the claims and the headline name."""

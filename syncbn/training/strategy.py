@@ -17,6 +17,7 @@ def ddp(
     process_group_backend: str | None = None,
     start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
     unequal_batches: unequal.Policy = "fail",
+    batch_scheduling: bool = True,
     **options: Any,
 ) -> DDPStrategy:
     """Lightning's `DDPStrategy`, with buffers sent once, at the start, and a time-out of minutes.
@@ -33,6 +34,8 @@ def ddp(
         unequal_batches: where ranks have unequal numbers of training batches: "fail" at once, or, where the numbers
             aren't known, at the first batch that isn't there on every rank; or "train" on, with empty batches for the
             ranks that have none left, which takes a loss like `syncbn.mean_over_ranks`.
+        batch_scheduling: whether ranks that talk by gloo run under Linux's SCHED_BATCH, which makes their messages
+            several times faster, and slower where other programs or workers of the loader want the same processors.
         options: arguments of `torch.nn.parallel.DistributedDataParallel`, for example `find_unused_parameters=True`.
 
     Raises:
@@ -44,6 +47,7 @@ def ddp(
         raise ValueError(f"unequal_batches must be 'fail' or 'train', got {unequal_batches!r}")
     return _DDPStrategy(
         unequal_batches=unequal_batches,
+        batch_scheduling=batch_scheduling,
         timeout=timedelta(seconds=timeout_s),
         process_group_backend=process_group_backend,
         start_method=start_method,
@@ -59,9 +63,10 @@ class _DDPStrategy(DDPStrategy):
 
     grace_s = 5.0  # a rank that lost its peers raises by itself within 2 seconds; its own message is worth the wait
 
-    def __init__(self, unequal_batches: unequal.Policy, **options: Any) -> None:
+    def __init__(self, unequal_batches: unequal.Policy, batch_scheduling: bool, **options: Any) -> None:
         super().__init__(**options)
         self.unequal_batches = unequal_batches
+        self.batch_scheduling = batch_scheduling
 
     def _configure_launcher(self) -> None:
         super()._configure_launcher()
@@ -70,7 +75,7 @@ class _DDPStrategy(DDPStrategy):
 
     def setup_distributed(self) -> None:
         """gloo's threads are started here."""
-        if self._get_process_group_backend() == "gloo":
+        if self.batch_scheduling and self._get_process_group_backend() == "gloo":
             let_threads_finish()
         super().setup_distributed()
 

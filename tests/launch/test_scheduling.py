@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from lightning.pytorch import LightningModule
 
+from syncbn.training import ddp
 from tests.ranks import Ranks
 from tests.training import fits
 
@@ -35,14 +36,18 @@ class Module(LightningModule):
         self.policy = os.sched_getscheduler(0)
 
 
-def policy_of_a_rank() -> int:
+def policy_of_a_rank(batch_scheduling: bool) -> int:
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     module = Module()
     with fits.launched():
-        fits.trainer().test(module, fits.digits(), verbose=False)
+        trainer = fits.trainer(strategy=ddp(batch_scheduling=batch_scheduling))
+        trainer.test(module, fits.digits(), verbose=False)
     return module.policy
 
 
 @pytest.mark.distributed
-def test_the_trainers_ranks_have_it(ranks: Callable[[int], Ranks]) -> None:
-    assert ranks(2).run(policy_of_a_rank) == [os.SCHED_BATCH] * 2
+@pytest.mark.parametrize(("wanted", "policy"), [(True, os.SCHED_BATCH), (False, os.SCHED_OTHER)])
+def test_the_trainers_ranks_have_it_unless_it_is_unwanted(
+    ranks: Callable[[int], Ranks], wanted: bool, policy: int
+) -> None:
+    assert ranks(2).run(policy_of_a_rank, wanted) == [policy] * 2
