@@ -3,15 +3,11 @@
 The network is the CIFAR ResNet-18 as a whole: `DistributedDataParallel(torch.compile(net, fullgraph=True))`.
 """
 
-import time
-
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 import syncbn
+from benchmarks.ddp_step import DDPStep
 from benchmarks.ranks import on_ranks
 from benchmarks.rows import Row, paired
 from syncbn.models.resnet import resnet18
@@ -34,9 +30,9 @@ def measure() -> list[Row]:
 
 def _steps() -> dict[str, list[float]]:
     steps = {
-        "norm=sync, compiled": _Step(sync=True, compiled=True),
-        "norm=sync, eager": _Step(sync=True, compiled=False),
-        "nn.BatchNorm2d, compiled": _Step(sync=False, compiled=True),
+        "norm=sync, compiled": _step(sync=True, compiled=True),
+        "norm=sync, eager": _step(sync=True, compiled=False),
+        "nn.BatchNorm2d, compiled": _step(sync=False, compiled=True),
     }
     images, labels = torch.randn(IMAGES, 3, 32, 32), torch.arange(IMAGES) % 10
     milliseconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -49,20 +45,9 @@ def _steps() -> dict[str, list[float]]:
     return milliseconds
 
 
-class _Step:
-    def __init__(self, *, sync: bool, compiled: bool) -> None:
-        torch.manual_seed(0)
-        net: nn.Module = resnet18(nn.BatchNorm2d, num_classes=10, stem="cifar", width=32)
-        if sync:
-            net = syncbn.convert(net, "sync")
-        model = torch.compile(net, fullgraph=True) if compiled else net
-        self.net = DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
-        self.optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-
-    def milliseconds(self, images: Tensor, labels: Tensor) -> float:
-        dist.barrier()
-        start = time.perf_counter()
-        self.optimizer.zero_grad()
-        F.cross_entropy(self.net(images), labels).backward()
-        self.optimizer.step()
-        return 1e3 * (time.perf_counter() - start)
+def _step(*, sync: bool, compiled: bool) -> DDPStep:
+    torch.manual_seed(0)
+    net: nn.Module = resnet18(nn.BatchNorm2d, num_classes=10, stem="cifar", width=32)
+    if sync:
+        net = syncbn.convert(net, "sync")
+    return DDPStep(torch.compile(net, fullgraph=True) if compiled else net)

@@ -1,13 +1,8 @@
 """A whole training step of a ResNet-50 with SyncBatchNorm beside one with batch normalization, on two ranks."""
 
-import time
-
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.ddp_step import DDPStep
 from benchmarks.ranks import on_ranks
 from benchmarks.rows import Row, paired
 from syncbn.models.resnet import resnet50
@@ -23,7 +18,7 @@ def measure() -> list[Row]:
 
 
 def _steps() -> list[tuple[float, float]]:
-    nets = [_Step(name) for name in ("sync", "batch")]
+    nets = [_step(name) for name in ("sync", "batch")]
     images, labels = torch.randn(IMAGES, 3, 224, 224), torch.arange(IMAGES)
     pairs = []
     for repeat in range(-1, REPEATS):  # the first one warms up
@@ -34,18 +29,6 @@ def _steps() -> list[tuple[float, float]]:
     return pairs
 
 
-class _Step:
-    def __init__(self, norm: str) -> None:
-        torch.manual_seed(0)
-        self.net: nn.Module = DistributedDataParallel(
-            resnet50(norm), forward_sync_buffers=False, gradient_as_bucket_view=True
-        )
-        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.01, momentum=0.9)
-
-    def milliseconds(self, images: Tensor, labels: Tensor) -> float:
-        dist.barrier()
-        start = time.perf_counter()
-        self.optimizer.zero_grad()
-        F.cross_entropy(self.net(images), labels).backward()
-        self.optimizer.step()
-        return 1e3 * (time.perf_counter() - start)
+def _step(norm: str) -> DDPStep:
+    torch.manual_seed(0)
+    return DDPStep(resnet50(norm))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from syncbn.norm.kernels import kernels_for, plain
-from syncbn.norm.moments import all_sum, attach_moments
+from syncbn.norm.moments import all_means, attach_moments
 from syncbn.norm.recomputed import Recomputed
 
 if TYPE_CHECKING:
@@ -52,7 +52,15 @@ class Normalization(NamedTuple):
         return Recomputed.of(y, _output_again) if recompute and y.requires_grad else y
 
 
-class _Activated(torch.autograd.Function):
+class ReverseMode(torch.autograd.Function):
+    """A function that refuses forward-mode derivatives by name."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        raise NotImplementedError("SyncBatchNorm in training has no forward-mode derivative: use reverse mode")
+
+
+class _Activated(ReverseMode):
     """Keeps x, and y unless it can be computed from x again, which `Recomputed` sees to."""
 
     @staticmethod
@@ -90,13 +98,9 @@ class _Activated(torch.autograd.Function):
             sum_dz, sum_dz_xhat, dz = passes.reduce_grad_activate(dy, y, x, mean, var, ctx.eps, ctx.slope)
         dx = None
         if ctx.needs_input_grad[0]:
-            means = _means_over_ranks(sum_dz, sum_dz_xhat, count, ctx.group)
+            means = all_means(sum_dz, sum_dz_xhat, count, ctx.group)
             dx = passes.input_grad(dz, x, mean, var, ctx.eps, weight, *means)
         return _gradients(ctx, dx, sum_dz_xhat, sum_dz, dz)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        raise NotImplementedError("SyncBatchNorm in training has no forward-mode derivative: use reverse mode")
 
 
 def _output_again(node: Any) -> Tensor:
@@ -123,7 +127,7 @@ def _with_output(saved: tuple[Any, ...], eps: float, slope: float) -> tuple[Any,
     return x, weight, bias, mean, var, count, y
 
 
-class _Invertible(torch.autograd.Function):
+class _Invertible(ReverseMode):
     """Keeps y and the shortcut, which what follows and what comes before keep anyway, and neither x nor x̂.
 
     With w = a⁻¹(y) - residual = x̂·weight + bias, the passes for x serve for w: it is normalized by `bias` and |weight|,
@@ -167,22 +171,10 @@ class _Invertible(torch.autograd.Function):
         sum_dz, sum_dz_xhat, dz = passes.reduce_grad_activate(dy, y, w, bias, square, 0.0, ctx.slope)
         dx = None
         if ctx.needs_input_grad[0]:
-            means = _means_over_ranks(sum_dz, sum_dz_xhat, count, ctx.group)
+            means = all_means(sum_dz, sum_dz_xhat, count, ctx.group)
             scale = (var + ctx.eps).rsqrt() * weight * weight.abs()
             dx = passes.input_grad(dz, w, bias, square, 0.0, scale, *means)
         return _gradients(ctx, dx, sum_dz_xhat * weight.sign(), sum_dz, dz)[:-1]
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        raise NotImplementedError("SyncBatchNorm in training has no forward-mode derivative: use reverse mode")
-
-
-def _means_over_ranks(
-    sum_dz: Tensor, sum_dz_xhat: Tensor, count: Tensor, group: ProcessGroup | None
-) -> tuple[Tensor, Tensor]:
-    sums = all_sum(torch.cat([sum_dz, sum_dz_xhat]).to(count.dtype), group)
-    mean_dz, mean_dz_xhat = (sums / count.clamp(min=1)).to(sum_dz.dtype).chunk(2)
-    return mean_dz, mean_dz_xhat
 
 
 def _gradients(ctx: Any, dx: Tensor | None, *others: Tensor) -> tuple[Tensor | None, ...]:

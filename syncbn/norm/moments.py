@@ -130,6 +130,13 @@ def all_sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
     return tensor
 
 
+def all_means(a: Tensor, b: Tensor, count: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Two sums (C) over this rank's samples, as means over the `count` samples of all ranks: one all-reduce."""
+    sums = all_sum(torch.cat([a, b]).to(count.dtype), group)
+    mean_a, mean_b = (sums / count.clamp(min=1)).to(a.dtype).chunk(2)
+    return mean_a, mean_b
+
+
 def attach_moments(
     x: Tensor, mean: Tensor, var: Tensor, count: Tensor, group: ProcessGroup | None
 ) -> tuple[Tensor, Tensor]:
@@ -156,8 +163,7 @@ class _AttachMoments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dmean: Tensor, dvar: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, count = ctx.saved_tensors
-        sums = all_sum(torch.cat([dmean, dvar]).to(count.dtype), ctx.group)
-        dmean, dvar = (sums / count.clamp(min=1)).to(mean.dtype).chunk(2)
+        dmean, dvar = all_means(dmean, dvar, count, ctx.group)
         return plain.moments_grad(x, mean, dmean, dvar), None, None, None, None
 
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from syncbn.norm import compat
 from syncbn.norm.base import TrackingNorm
 from syncbn.norm.deferred import Deferred
-from syncbn.norm.fused import Memory, Normalization, away_from_zero, check_memory, check_scale
+from syncbn.norm.fused import Memory, Normalization, ReverseMode, away_from_zero, check_memory, check_scale
 from syncbn.norm.kernels import kernels_for, plain
 from syncbn.norm.moments import (
     Moments,
+    all_means,
     all_reduce,
-    all_sum,
     attach_moments,
     batch_moments,
     check_group,
@@ -58,7 +58,7 @@ def normalize(
     return _Normalize.apply(x, weight, bias, mean, var, moments.count, eps, group)
 
 
-class _Normalize(torch.autograd.Function):
+class _Normalize(ReverseMode):
     """y = (x - mean) / sqrt(var + eps) · weight + bias, where mean and var are functions of all ranks' x."""
 
     @staticmethod
@@ -87,17 +87,12 @@ class _Normalize(torch.autograd.Function):
         sum_dy, sum_dy_xhat = passes.reduce_grad(dy, x, mean, var, ctx.eps)
         dx = None
         if ctx.needs_input_grad[0]:
-            sums = all_sum(torch.cat([sum_dy, sum_dy_xhat]).to(count.dtype), ctx.group)
-            mean_dy, mean_dy_xhat = (sums / count.clamp(min=1)).to(mean.dtype).chunk(2)
+            mean_dy, mean_dy_xhat = all_means(sum_dy, sum_dy_xhat, count, ctx.group)
             dx = passes.input_grad(dy, x, mean, var, ctx.eps, weight, mean_dy, mean_dy_xhat)
         # γ and β get this rank's share: DDP averages it with the others'.
         dweight = sum_dy_xhat if ctx.needs_input_grad[1] else None
         dbias = sum_dy if ctx.needs_input_grad[2] else None
         return dx, dweight, dbias, None, None, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        raise NotImplementedError("SyncBatchNorm in training has no forward-mode derivative: use reverse mode")
 
 
 def _as_statistics(moments: Moments, x: Tensor) -> tuple[Tensor, Tensor]:
