@@ -1,12 +1,16 @@
 """Start the ranks that a config asks for, where no launcher has: `python` acts as `torchrun`."""
 
 import os
+import signal
 import sys
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from syncbn.launch import stop
 from syncbn.launch.world import World
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 
 def ranks_to_start(trainer: Mapping[str, Any], world: World) -> int:
@@ -48,16 +52,26 @@ def run_under_torchrun(ranks: int) -> NoReturn:
     from torch.distributed.run import parse_args, run
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_cores() // ranks)))
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", "110")  # seconds to save in; torchrun's own 30 end a large save
     try:
         with stop.held():
             run(parse_args([f"--nproc-per-node={ranks}", *sys.argv]))
     except ChildFailedError as error:  # the rank has said why
-        code = error.get_first_failure()[1].exitcode
-        raise SystemExit(code if code > 0 else 128 - code) from error
+        raise SystemExit(_exit_code(error.failures.values())) from error
     except SignalException as error:  # Ctrl-C or SIGTERM, which has gone to the ranks too
         raise SystemExit(128 + error.sigval) from error
     raise SystemExit(0)
+
+
+def _exit_code(failures: Iterable["ProcessFailure"]) -> int:
+    """The code of the rank that failed first: of those in one second, which is all a time tells, that of a killed one.
+
+    A SIGTERM is torchrun's own, to those that were left.
+    """
+    killed = {failure.exitcode for failure in failures if failure.exitcode < 0} - {-signal.SIGTERM}
+    first = min(failures, key=lambda failure: (failure.timestamp, failure.exitcode not in killed))
+    return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
 
 
 def cpu_cores() -> int:

@@ -8,6 +8,7 @@ A thread takes the note, woken by the system through a pipe. Python's own handle
 from C++, and one that waits there for another rank may never be.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from syncbn.launch.slurm import requeue
 from syncbn.launch.world import current_world
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _SAME_KEYSTROKE_S = 1.0  # Ctrl-C reaches a rank twice where a launcher passes it on
 
 
@@ -88,7 +90,18 @@ def install(deferred: bool = False) -> bool:
     if threading.current_thread() is not threading.main_thread() or (_active and _active.pid == os.getpid()):
         return False
     _active = _Signals(deferred)
+    if current_world().launcher == "torchrun":
+        _stop_with_the_launcher()
     return True
+
+
+def _stop_with_the_launcher() -> None:
+    """Let the kernel send SIGTERM when the process that started this one is gone, killed for want of memory say.
+
+    Else its ranks would train on, beside those that the next start of the run brings, in one folder.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def restore() -> None:

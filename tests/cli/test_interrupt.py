@@ -23,9 +23,17 @@ from tests.cli.conftest import REPOSITORY, SHORT
         ([], signal.SIGINT),
         pytest.param(["trainer=ddp"], signal.SIGTERM, marks=pytest.mark.distributed),
         pytest.param(["trainer=ddp"], signal.SIGINT, marks=pytest.mark.distributed),
+        pytest.param(["trainer=ddp"], signal.SIGUSR1, marks=pytest.mark.distributed),
         pytest.param(["trainer=ddp_sim"], signal.SIGUSR1, marks=pytest.mark.distributed),
     ],
-    ids=["SIGTERM", "Ctrl-C", "SIGTERM on two ranks", "Ctrl-C on two ranks", "SIGUSR1 on two spawned ranks"],
+    ids=[
+        "SIGTERM",
+        "Ctrl-C",
+        "SIGTERM on two ranks",
+        "Ctrl-C on two ranks",
+        "SIGUSR1 on two ranks",
+        "SIGUSR1 on two spawned ranks",
+    ],
 )
 def test_a_stopped_run_ends_with_the_signals_code_and_says_how_to_go_on(
     tmp_path: Path, arguments: list[str], stop: signal.Signals

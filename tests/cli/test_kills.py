@@ -2,10 +2,12 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,28 @@ TWO_RANKS = ("trainer=ddp", "data.batch_size=16")
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *options, *RUN]
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen(command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_rows(process: subprocess.Popen[str], folder: Path, count: int) -> None:
+    metrics = folder / "outputs" / "r" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and len(metrics.read_text().splitlines()) > count:
+            return
+        time.sleep(0.01)
+    raise TimeoutError(f"{metrics} has no {count} rows, and the run ended with {process.returncode}")
+
+
+def processes_in(folder: Path) -> list[str]:
+    """What runs in `folder`, by name."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            if (process / "cwd").readlink() == folder.resolve():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
 
 
 def rows(folder: Path, table: str) -> list[dict[str, str]]:
@@ -58,23 +81,36 @@ def rows(folder: Path, table: str) -> list[dict[str, str]]:
 )
 def test_three_kills_leave_no_trace(tmp_path: Path, options: tuple[str, ...]) -> None:
     with start(tmp_path / "whole", *options) as whole:
-        assert whole.wait(timeout=200) == 0
+        _, err = whole.communicate(timeout=200)
+        assert whole.returncode == 0, err
     for kill, logged in ((signal.SIGTERM, 10), (signal.SIGUSR1, 45), (signal.SIGKILL, 80)):
         with start(tmp_path / "killed", *options) as process:
-            deadline = time.monotonic() + 120
-            while process.poll() is None and time.monotonic() < deadline:
-                metrics = tmp_path / "killed" / "outputs" / "r" / "metrics.csv"
-                if metrics.exists() and len(metrics.read_text().splitlines()) > logged:
-                    break
-                time.sleep(0.01)
+            wait_for_rows(process, tmp_path / "killed", logged)
             lost_rank = kill == signal.SIGKILL and "trainer=ddp" in options
             os.kill(rank_of(process.pid, 1) if lost_rank else process.pid, kill)
-        assert process.returncode == (-kill if kill == signal.SIGKILL and not lost_rank else 128 + kill)
+            _, err = process.communicate(timeout=100)
+        assert process.returncode == (-kill if kill == signal.SIGKILL and not lost_rank else 128 + kill), err
+        assert not processes_in(tmp_path / "killed")
+        if kill != signal.SIGKILL:
+            assert f"stopped by {kill.name} in epoch" in err
     with start(tmp_path / "killed", *options) as process:
-        assert process.wait(timeout=200) == 0
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
 
     for table in ("metrics.csv", "norm_statistics.csv"):
         assert rows(tmp_path / "killed", table) == rows(tmp_path / "whole", table)
     ends = [load_checkpoint(tmp_path / name / "outputs" / "r" / LAST) for name in ("whole", "killed")]
     for name, value in ends[0]["state_dict"].items():
         assert torch.equal(value, ends[1]["state_dict"][name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_ranks_whose_launcher_is_killed_save_and_end(tmp_path: Path) -> None:
+    with start(tmp_path, *CLASSIFICATION, *TWO_RANKS, "trainer.max_epochs=1000") as process:
+        wait_for_rows(process, tmp_path, 5)
+        process.kill()
+        _, err = process.communicate(timeout=100)  # until both ranks have closed it
+    assert not processes_in(tmp_path)
+    (step,) = re.findall(r"stopped by SIGTERM in epoch \d+ at step (\d+)", err)
+    assert load_checkpoint(tmp_path / "outputs" / "r" / LAST)["global_step"] == int(step)

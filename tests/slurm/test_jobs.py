@@ -75,11 +75,12 @@ def test_torchrun_on_two_nodes_of_two_ranks(cluster: Cluster, checkout: Path) ->
     assert [run.name for run in (checkout / "outputs").iterdir()] == [f"slurm-{job}"]
 
 
-def test_a_job_whose_time_is_over_is_queued_again_and_goes_on(cluster: Cluster, checkout: Path) -> None:
-    """Two tasks on one node. The signal is sent by hand: SLURM's clock has minutes."""
+@pytest.mark.parametrize("script", ["slurm/train.sbatch", "slurm/torchrun.sbatch"])
+def test_a_job_whose_time_is_over_is_queued_again_and_goes_on(cluster: Cluster, checkout: Path, script: str) -> None:
+    """Two ranks on one node. The signal is sent by hand: SLURM's clock has minutes."""
     longer = [argument for argument in SHORT if "limit_train" not in argument]
     options = ("trainer.max_epochs=2", "callbacks=[checkpoint,lr_monitor]", "trainer.log_every_n_steps=1")
-    job = submit(cluster, checkout, "slurm/train.sbatch", *longer, *options)
+    job = submit(cluster, checkout, script, *longer, *options)
     run = checkout / "outputs" / f"slurm-{job}"
     deadline = time.monotonic() + 120
     while len(rows(run)) < 5:
