@@ -89,11 +89,14 @@ class ViT(nn.Module):
         return self.fc(x.mean(dim=1))
 
     def _initialize(self) -> None:
+        # By a layer's size, as the authors' code: normal(0, 0.02), which suits hundreds of channels, is too small here.
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
         if self.positions is not None:
             nn.init.trunc_normal_(self.positions, std=0.02)
 

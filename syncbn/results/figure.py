@@ -39,8 +39,10 @@ def save(path: Path, count: int, fill: Callable[[Any, int], None], title: str) -
     figure.savefig(path, dpi=100)
 
 
-def line(axes: Any, xs: Sequence[Any], measured: Sequence[Sequence[float]], label: str, number: int) -> None:
-    """Means with their 95 % intervals; what wasn't run is left out."""
+def line(
+    axes: Any, xs: Sequence[Any], measured: Sequence[Sequence[float]], label: str, number: int, joined: bool = True
+) -> None:
+    """Means with their 95 % intervals, joined where they have an order; what wasn't run is left out."""
     found = [(x, interval(values)) for x, values in zip(xs, measured, strict=True) if values]
     axes.errorbar(
         [x for x, _ in found],
@@ -49,6 +51,7 @@ def line(axes: Any, xs: Sequence[Any], measured: Sequence[Sequence[float]], labe
         label=label,
         marker=_MARKERS[number % len(_MARKERS)],
         markersize=5,
+        linestyle="-" if joined else "",
         capsize=3,
     )
 
@@ -65,7 +68,7 @@ def _panel(axes: Any, name: str, grid: Grid, metric: str, values: Values) -> Non
     for number, group in enumerate(groups):
         cells = ["/".join((name, *group, choice)) for choice in choices] or [name]
         measured = [[shown.scale * value for value in values(cell, metric).values()] for cell in cells]
-        line(axes, xs, measured, " ".join(group), number)
+        line(axes, xs, measured, " ".join(group), number, joined=all(map(_is_number, choices)))
     if numeric:
         axes.set_xscale("log")
     axes.set_xticks(xs, choices or [""], rotation=20 if max(map(len, choices or [""])) > 6 else 0)
@@ -76,3 +79,11 @@ def _panel(axes: Any, name: str, grid: Grid, metric: str, values: Values) -> Non
     if others:
         beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(groups) > _INSIDE else {}
         axes.legend(title=", ".join(others), fontsize="small", frameon=False, **beside)
+
+
+def _is_number(choice: str) -> bool:
+    try:
+        float(choice)
+    except ValueError:
+        return False
+    return True
