@@ -69,8 +69,7 @@ def _exit_code(failures: Iterable["ProcessFailure"]) -> int:
 
     A SIGTERM is torchrun's own, to those that were left.
     """
-    killed = {failure.exitcode for failure in failures if failure.exitcode < 0} - {-signal.SIGTERM}
-    first = min(failures, key=lambda failure: (failure.timestamp, failure.exitcode not in killed))
+    first = min(failures, key=lambda one: (one.timestamp, one.exitcode > 0 or one.exitcode == -signal.SIGTERM))
     return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
 
 
