@@ -148,8 +148,15 @@ class GradualUnfreezing(L.Callback):
         if stage == "fit" and self.frozen_stats_epochs and not (trainer.max_epochs and trainer.max_epochs > 0):
             raise MisconfigurationException("frozen_stats_epochs counts from the end: give the trainer max_epochs")
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The same for a fit that goes on in the middle of an epoch, which has no start of that epoch."""
+        self._take_in(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the next stage in; freeze statistics when it is time."""
+        self._take_in(trainer, pl_module)
+
+    def _take_in(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         turns = 1 + trainer.current_epoch // self.every_n_epochs
         begun = {p for glob in self.stages[:turns] for p in matching(pl_module, glob)}
         everything = turns > len(self.stages)

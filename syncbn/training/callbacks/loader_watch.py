@@ -30,13 +30,20 @@ class LoaderWatch(L.Callback):
         self.max_share = max_share
         self.min_batches = min_batches
         self._warned = False
+        self._start_to_count()
+
+    def _start_to_count(self) -> None:
+        self._waited = self._worked = 0.0
+        self._batches = 0
         self._ended: float | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start to count: a fit that goes on in the middle of an epoch has no start of that epoch."""
+        self._start_to_count()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start to count anew."""
-        self._waited = self._worked = 0.0
-        self._batches = 0
-        self._ended = None
+        self._start_to_count()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
