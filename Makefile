@@ -28,7 +28,7 @@ bench: $(READY)
 
 # Every claim of docs/results, on 2 cores, for hours; what is done already isn't done again.
 results: $(READY)
-	for plan in conf/results/*.yaml; do \
+	for plan in science/plans/*.yaml; do \
 		$(BIN)python scripts/reproduce.py $$(basename $$plan .yaml) || exit 1; \
 	done
 	$(BIN)python scripts/reproduce.py summary

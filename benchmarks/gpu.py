@@ -22,7 +22,7 @@ import syncbn
 from benchmarks.__main__ import table
 from benchmarks.layers import resnet50_shapes
 from benchmarks.rows import Row, counted, paired
-from syncbn.norm.kernels import kernels_for
+from syncbn.norm.core.kernels import kernels_for
 
 IMAGES = (64, 128, 256)
 REPEATS = 15

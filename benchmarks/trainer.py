@@ -23,12 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.peers import evaluate, train_epoch
 from benchmarks.rows import Row, paired
-from syncbn.cli import build, output
-from syncbn.cli.loggers import finish
-from syncbn.config import conf_dir
 from syncbn.data import GlobalBatchDataModule
 from syncbn.launch.leave import ends_at_once
 from syncbn.launch.world import current_world
+from syncbn.run import build
+from syncbn.run import screen as output
+from syncbn.run.check import conf_dir
+from syncbn.training.loggers import finish
 from syncbn.training.optim import parameter_groups
 
 

@@ -1,4 +1,4 @@
 from syncbn.cli import run
 
 if __name__ == "__main__":
-    run("reproduce")
+    run("command", package="science")

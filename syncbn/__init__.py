@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from syncbn.moved import keep_old_paths
+
 if TYPE_CHECKING:
     from syncbn.norm import (
         CrossIterationBatchNorm,
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
         sync_group,
     )
     from syncbn.policy import adapt, freeze, fuse, inspect, prune, recalibrate, unfreeze, verify
-    from syncbn.run_folder import load_run
+    from syncbn.run.folder import load_run
 
 __all__ = [
     "CrossIterationBatchNorm",
@@ -48,7 +50,7 @@ _HOMES = {
     "freeze": "syncbn.policy",
     "fuse": "syncbn.policy",
     "inspect": "syncbn.policy",
-    "load_run": "syncbn.run_folder",
+    "load_run": "syncbn.run.folder",
     "mean_over_ranks": "syncbn.norm",
     "norm_layer": "syncbn.norm",
     "prune": "syncbn.policy",
@@ -59,6 +61,8 @@ _HOMES = {
     "verify": "syncbn.policy",
 }
 _SUBMODULES = ("data", "models", "norm", "policy", "training")
+
+keep_old_paths()
 
 
 def __getattr__(name: str) -> Any:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import syncbn
-from syncbn.cli.output import quiet
 from syncbn.data import DigitsDataModule
 from syncbn.models.resnet import resnet18
 from syncbn.norm import norm_layer
+from syncbn.run.screen import quiet
 from syncbn.training import ClassificationTask, FreezeNorm, GradualUnfreezing, TrainOnly
 
 DOMAINS = {

@@ -5,8 +5,8 @@ import importlib.util
 import os
 import sys
 
-from syncbn.cli.errors import fail
 from syncbn.launch.secrets import guard_the_screen
+from syncbn.run.errors import fail
 
 _NEEDED = ("hydra", "lightning", "torchmetrics", "sklearn", "matplotlib", "rich")
 

@@ -13,14 +13,15 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from syncbn.cli.errors import UserError, fail
 from syncbn.cli.launchers import submitted_job, submitted_world, waiting
-from syncbn.cli.overrides import CommandLine, checked_configs
-from syncbn.config import conf_dir
 from syncbn.launch.faults import Fault
+from syncbn.launch.leave import leave_together
 from syncbn.launch.relaunch import ranks_to_start, run_under_torchrun
 from syncbn.launch.run_id import ensure_run_id
 from syncbn.launch.world import World, current_world, devices_and_nodes
+from syncbn.run.check import conf_dir
+from syncbn.run.compose import CommandLine, checked_configs
+from syncbn.run.errors import UserError, fail
 
 
 def run_with_hydra(job: Callable[[DictConfig, World], None], config_name: str) -> None:
@@ -57,17 +58,6 @@ def _run(job: Callable[[DictConfig, World], None], config: DictConfig, world: Wo
         fail(f"rank {world.rank}: {error}" if world.rank else str(error), after_others=world.rank > 0)
     except Fault as fault:
         fail(str(fault), prints=world.rank == 0, after_others=world.rank > 0, code=1)
-
-
-def leave_together(world: World) -> None:
-    """Close the process group on all ranks at once: a rank that others leave behind may abort while it exits."""
-    if world.world_size == 1:
-        return
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)

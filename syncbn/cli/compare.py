@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from syncbn.cli.errors import fail
+from syncbn.run.errors import fail
 
 USAGE = """\
 Compare finished runs: python scripts/compare.py outputs/* [plot=compare.png]

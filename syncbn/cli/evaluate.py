@@ -1,7 +1,7 @@
 """scripts/evaluate.py run=<folder>: the test metrics of a finished run, from its folder alone."""
 
 from syncbn.cli import finished
-from syncbn.cli.errors import user_mistakes
+from syncbn.run.errors import user_mistakes
 
 USAGE = """\
 Evaluate a finished run on its test set: python scripts/evaluate.py run=outputs/<run_id> [key=value] ...
@@ -27,8 +27,9 @@ def evaluate(arguments: list[str]) -> dict[str, float]:
     with user_mistakes():
         run = finished.open_run(finished.read_arguments(arguments, "evaluate"))
 
-        from syncbn.cli import build, output
         from syncbn.launch.world import current_world
+        from syncbn.run import build
+        from syncbn.run import screen as output
 
         task = build.build_task(run.config, run.net, run.data)
         trainer = build.build_trainer(run.config, callbacks=[], loggers=[], world=current_world())

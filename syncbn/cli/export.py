@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syncbn.cli import finished
-from syncbn.cli.errors import UserError, user_mistakes
-from syncbn.schema import suggest
+from syncbn.norm.core.options import suggest
+from syncbn.run.errors import UserError, user_mistakes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from syncbn.cli.errors import UserError, fail
-from syncbn.schema import suggest
+from syncbn.norm.core.options import suggest
+from syncbn.run.errors import UserError, fail
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
@@ -92,14 +92,15 @@ def open_run(arguments: Arguments) -> FinishedRun:
     Raises:
         ValueError: the folder isn't one of a run, its config isn't one of ours, or its checkpoint is damaged.
     """
-    from syncbn.run_folder import checkpoint_of, load_config, load_weights
+    from syncbn.run.folder import checkpoint_of, load_config, load_weights
 
     one_process = ["trainer.devices=1", "trainer.num_nodes=1", "trainer.strategy=auto"]
     groups = {group: _composed(group, choice) for group, choice in arguments.choices.items()}
     config = load_config(arguments.run, one_process + arguments.overrides, groups)
     checkpoint = arguments.checkpoint or checkpoint_of(arguments.run)
 
-    from syncbn.cli import build, output
+    from syncbn.run import build
+    from syncbn.run import screen as output
 
     output.quiet()
     data = build.build_data(config)
@@ -123,8 +124,8 @@ def _composed(group: str, choice: str) -> Any:
     """The config of `data=<choice>`, with interpolations left for the run's config."""
     from hydra import compose, initialize_config_dir
 
-    from syncbn.cli.overrides import config_groups
-    from syncbn.config import conf_dir, unknown_choice
+    from syncbn.run.check import conf_dir, unknown_choice
+    from syncbn.run.compose import config_groups
 
     choices = config_groups([conf_dir()])[group]
     if choice not in choices:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from syncbn.cli import finished
-from syncbn.cli.errors import user_mistakes
+from syncbn.run.errors import user_mistakes
 
 if TYPE_CHECKING:
     from syncbn.policy import NormReport

@@ -12,15 +12,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
-from syncbn.cli.errors import UserError
-from syncbn.cli.overrides import CommandLine, is_sweep, launcher_config
-from syncbn.config_schemas import LAUNCHERS
 from syncbn.launch import stop
 from syncbn.launch.leave import ends_at_once
 from syncbn.launch.secrets import guard_the_screen
 from syncbn.launch.stop import Stopped
 from syncbn.launch.world import World, current_world
-from syncbn.schema import mistakes
+from syncbn.norm.core.options import mistakes
+from syncbn.run.compose import CommandLine, is_sweep, launcher_config
+from syncbn.run.errors import UserError
+from syncbn.run.options import LAUNCHERS
 
 
 def submitted_world(line: CommandLine, world: World) -> World | None:

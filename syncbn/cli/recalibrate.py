@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from syncbn.cli import finished
-from syncbn.cli.errors import user_mistakes
+from syncbn.run.errors import user_mistakes
 
 USAGE = """\
 Measure the running statistics of a run anew: python scripts/recalibrate.py run=outputs/<run_id> [key=value] ...
@@ -45,9 +45,9 @@ def recalibrate(arguments: list[str]) -> Path:
 
         from rich.progress import track
 
-        from syncbn.cli import build
         from syncbn.launch.world import current_world
         from syncbn.policy import recalibrate as measure
+        from syncbn.run import build
         from syncbn.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 
         task = build.build_task(run.config, run.net, run.data)

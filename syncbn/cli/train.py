@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from syncbn.cli.command import run_with_hydra
-from syncbn.cli.overrides import plain
-from syncbn.config import inside
 from syncbn.launch import stop
 from syncbn.launch.leave import ends_at_once
 from syncbn.launch.secrets import learn, redacted
 from syncbn.launch.world import World
-from syncbn.run_folder import write_config
+from syncbn.run.check import inside
+from syncbn.run.compose import plain
+from syncbn.run.folder import write_config
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-    from syncbn.launch.resume import Checkpoint
+    from syncbn.run.resume import Checkpoint
 
 
 def main() -> None:
@@ -36,12 +36,13 @@ def train(config: DictConfig, world: World) -> None:
     from hydra.core.hydra_config import HydraConfig
     from lightning.pytorch import seed_everything
 
-    from syncbn.cli import build, output
-    from syncbn.cli.errors import lightnings_refusals, user_mistakes
-    from syncbn.cli.loggers import RunFolderCSVLogger, finish, log_config
-    from syncbn.cli.stoppable import stoppable
     from syncbn.launch.relaunch import threads_of_a_rank
-    from syncbn.launch.resume import resume_from
+    from syncbn.run import build
+    from syncbn.run import screen as output
+    from syncbn.run.errors import lightnings_refusals, user_mistakes
+    from syncbn.run.resume import resume_from
+    from syncbn.run.stoppable import stoppable
+    from syncbn.training.loggers import RunFolderCSVLogger, finish, log_config
 
     stop.obey()
     output.quiet()

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from syncbn.cli import finished
-from syncbn.cli.errors import user_mistakes
+from syncbn.run.errors import user_mistakes
 
 if TYPE_CHECKING:
     from syncbn.policy import VerifyReport

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from syncbn.schema import suggest
+from syncbn.norm.core.options import suggest
 
 
 def contrast(images: Tensor, factor: float) -> Tensor:

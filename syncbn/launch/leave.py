@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from syncbn.launch.world import World
+
 
 @contextmanager
 def ends_at_once() -> Iterator[None]:
@@ -23,6 +25,17 @@ def ends_at_once() -> Iterator[None]:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
+
+
+def leave_together(world: World) -> None:
+    """Close the process group on all ranks at once: a rank that others leave behind may abort while it exits."""
+    if world.world_size == 1:
+        return
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def _end(code: int) -> None:

@@ -6,7 +6,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from syncbn.norm.registry import NormFactory, has_bias
+from syncbn.norm.core.registry import NormFactory, has_bias
 
 Norm = str | NormFactory
 
@@ -48,7 +48,7 @@ def check_sizes(**sizes: int) -> None:
 
 def check_images(x: Tensor, in_channels: int) -> None:
     """Raise `TypeError` for an integer dtype and `ValueError` for what isn't (N, in_channels, H, W)."""
-    if isinstance(x, torch.fx.Proxy):  # a symbolic trace has no shapes; `syncbn.norm.feeding` makes one
+    if isinstance(x, torch.fx.Proxy):  # a symbolic trace has no shapes; `syncbn.norm.surgery.feeding` makes one
         return
     if isinstance(x, torch.fx.Proxy):
         return  # what torch.fx traces has no shape yet

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from syncbn.models.common import Norm, check_images, check_sizes
-from syncbn.norm.feeding import attach_norms
-from syncbn.norm.registry import NormFactory, has_bias, norm_layer
+from syncbn.norm.core.registry import NormFactory, has_bias, norm_layer
+from syncbn.norm.surgery.feeding import attach_norms
 
 NormAt = Literal["paper", "generator", "discriminator", "everywhere", "nowhere"]
 

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from syncbn.models.common import Norm, check_images, check_sizes, conv2d, global_average, initialize_convolutions
 from syncbn.models.residual import BasicBlock
-from syncbn.norm.feeding import attach_norms
-from syncbn.norm.registry import NormFactory, norm_layer
+from syncbn.norm.core.registry import NormFactory, norm_layer
+from syncbn.norm.surgery.feeding import attach_norms
 
 
 class DeepNet(nn.Module):

@@ -13,8 +13,8 @@ from syncbn.models.common import (
     global_average,
     initialize_convolutions,
 )
-from syncbn.norm.feeding import attach_norms
-from syncbn.norm.registry import NormFactory, norm_layer
+from syncbn.norm.core.registry import NormFactory, norm_layer
+from syncbn.norm.surgery.feeding import attach_norms
 
 Activation = Literal["relu", "sigmoid"]
 _ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid}

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.models.common import Norm, check_images, check_sizes
-from syncbn.norm.feeding import attach_norms
-from syncbn.norm.registry import has_bias, norm_layer
+from syncbn.norm.core.registry import has_bias, norm_layer
+from syncbn.norm.surgery.feeding import attach_norms
 
 Activation = Literal["relu", "sigmoid", "tanh"]
 _ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.models.common import Norm
-from syncbn.norm.adapters import looks_like_batch_norm
-from syncbn.norm.convert import convert
-from syncbn.norm.registry import unusual_options
-from syncbn.schema import suggest
+from syncbn.norm.core.options import suggest
+from syncbn.norm.core.registry import unusual_options
+from syncbn.norm.surgery.adapters import looks_like_batch_norm
+from syncbn.norm.surgery.convert import convert
 
 ImageSize = int | Sequence[int]
 

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from syncbn.models.common import Norm, check_images, check_sizes
-from syncbn.norm import compat
-from syncbn.norm.feeding import Attachable
-from syncbn.norm.moments import largest_over_ranks
+from syncbn.norm.core import compat
+from syncbn.norm.core.attachable import Attachable
+from syncbn.norm.core.exchange import largest_over_ranks
+from syncbn.norm.core.registry import has_bias, norm_layer
 from syncbn.norm.recurrent import RecurrentBatchNorm
-from syncbn.norm.registry import has_bias, norm_layer
 
 State = tuple[Tensor, ...]
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from syncbn.models.common import conv2d, zero_scale
-from syncbn.norm.registry import NormFactory
+from syncbn.norm.core.registry import NormFactory
 
 Placement = Literal["post_conv", "post_activation", "pre_activation"]
 Activation = Literal["relu", "leaky_relu"]

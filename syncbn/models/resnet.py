@@ -17,8 +17,8 @@ from syncbn.models.residual import (
     bias_before,
     check_placement,
 )
-from syncbn.norm.feeding import attach_norms
-from syncbn.norm.registry import NormFactory, norm_layer
+from syncbn.norm.core.registry import NormFactory, norm_layer
+from syncbn.norm.surgery.feeding import attach_norms
 
 Stem = Literal["imagenet", "cifar"]
 

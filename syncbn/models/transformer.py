@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syncbn.norm.registry import NormFactory
+from syncbn.norm.core.registry import NormFactory
 
 
 class PerToken(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from syncbn.models.common import Norm, check_images, check_sizes
 from syncbn.models.transformer import LlamaBlock, PerToken, ViTBlock
-from syncbn.norm.registry import norm_layer
+from syncbn.norm.core.registry import norm_layer
 
 
 class ViT(nn.Module):

@@ -1,25 +1,33 @@
-"""Normalization layers. Imports torch and nothing else."""
+"""Normalization layers, one file a method, over `core`, `kernels`, `fusion` and `surgery`.
 
-from syncbn.norm.adaptive import AdaptiveBatchNorm, domain, set_domain
-from syncbn.norm.batch import BatchNorm
-from syncbn.norm.batch_free import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
-from syncbn.norm.batch_renorm import BatchRenorm
-from syncbn.norm.convert import convert, revert
-from syncbn.norm.cross_iteration import CrossIterationBatchNorm
-from syncbn.norm.decorrelated import DecorrelatedBatchNorm
-from syncbn.norm.dynamic import DynamicErf, DynamicTanh
-from syncbn.norm.filter_response import FilterResponseNorm
-from syncbn.norm.frozen import FrozenBatchNorm
-from syncbn.norm.ghost import GhostBatchNorm
-from syncbn.norm.groups import sync_group
-from syncbn.norm.learnable_momentum import LearnableMomentumBatchNorm
-from syncbn.norm.moments import mean_over_ranks
-from syncbn.norm.moving_average import MovingAverageBatchNorm
-from syncbn.norm.recurrent import RecurrentBatchNorm
-from syncbn.norm.registry import available_norms, norm_layer, register
-from syncbn.norm.reparametrized import SpectralNorm, WeightNorm
-from syncbn.norm.switchable import SwitchableNorm
-from syncbn.norm.sync import SyncBatchNorm
+A file of this folder that registers a name is found by itself (`syncbn.norm.core.registry`). Names are imported when
+they are first used, so that options can be read without torch. Beside torch, nothing is imported.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from syncbn.norm.adaptive import AdaptiveBatchNorm, domain, set_domain
+    from syncbn.norm.batch import BatchNorm
+    from syncbn.norm.batch_free import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+    from syncbn.norm.batch_renorm import BatchRenorm
+    from syncbn.norm.core.groups import sync_group
+    from syncbn.norm.core.moments import mean_over_ranks
+    from syncbn.norm.core.registry import available_norms, norm_layer, register
+    from syncbn.norm.cross_iteration import CrossIterationBatchNorm
+    from syncbn.norm.decorrelated import DecorrelatedBatchNorm
+    from syncbn.norm.dynamic import DynamicErf, DynamicTanh
+    from syncbn.norm.filter_response import FilterResponseNorm
+    from syncbn.norm.frozen import FrozenBatchNorm
+    from syncbn.norm.ghost import GhostBatchNorm
+    from syncbn.norm.learnable_momentum import LearnableMomentumBatchNorm
+    from syncbn.norm.moving_average import MovingAverageBatchNorm
+    from syncbn.norm.recurrent import RecurrentBatchNorm
+    from syncbn.norm.reparametrized import SpectralNorm, WeightNorm
+    from syncbn.norm.surgery.convert import convert, revert
+    from syncbn.norm.switchable import SwitchableNorm
+    from syncbn.norm.sync import SyncBatchNorm
 
 __all__ = [
     "AdaptiveBatchNorm",
@@ -53,3 +61,29 @@ __all__ = [
     "set_domain",
     "sync_group",
 ]
+
+_FUNCTIONS = {
+    "available_norms": "core.registry",
+    "convert": "surgery.convert",
+    "mean_over_ranks": "core.moments",
+    "norm_layer": "core.registry",
+    "register": "core.registry",
+    "revert": "surgery.convert",
+    "sync_group": "core.groups",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"syncbn.norm.{_FUNCTIONS[name]}"), name)
+    if not name.startswith("_"):
+        from syncbn.norm.core.registry import layer_modules
+
+        for module in layer_modules():
+            if getattr(getattr(module, name, None), "__module__", None) == module.__name__:
+                return getattr(module, name)
+    raise AttributeError(f"module 'syncbn.norm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

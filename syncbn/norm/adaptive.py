@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from syncbn.norm.checks import check_count
-from syncbn.norm.registry import register
+from syncbn.norm.core.checks import check_count
+from syncbn.norm.core.registry import register
 from syncbn.norm.sync import SyncBatchNorm
 
 if TYPE_CHECKING:

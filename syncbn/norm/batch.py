@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from syncbn.norm.base import TrackingNorm
+from syncbn.norm.core.moments import Moments
+from syncbn.norm.core.registry import register
+from syncbn.norm.core.tracking import TrackingNorm
 from syncbn.norm.kernels.plain import statistics_dtype
-from syncbn.norm.moments import Moments
-from syncbn.norm.registry import register
 
 
 @register("batch")

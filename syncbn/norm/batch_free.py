@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from syncbn.norm.checks import check_channels, check_eps
-from syncbn.norm.registry import register
+from syncbn.norm.core.checks import check_channels, check_eps
+from syncbn.norm.core.registry import register
 
 
 @register("group")

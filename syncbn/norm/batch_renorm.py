@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from syncbn.norm.core.moments import Moments
+from syncbn.norm.core.registry import register
+from syncbn.norm.core.running import RunningNorm
 from syncbn.norm.kernels.plain import statistics_dtype
-from syncbn.norm.moments import Moments
-from syncbn.norm.registry import register
-from syncbn.norm.running import RunningNorm
-from syncbn.norm.sync import normalize
+from syncbn.norm.sync import SyncBatchNorm, normalize
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
 @register("batch_renorm")
-class BatchRenorm(RunningNorm):
+class BatchRenorm(RunningNorm, SyncBatchNorm):
     r"""Batch renormalization: training normalizes as evaluation does, up to limits, and with a batch's gradients.
 
     Training, with the moments of every rank's batch together, σ_B = sqrt(var + eps) and σ = sqrt(running_var + eps):
@@ -95,7 +95,8 @@ class BatchRenorm(RunningNorm):
                 "start_step must be at least 0 and come before r_max_step and d_max_step, got "
                 f"{start_step}, {r_max_step} and {d_max_step}"
             )
-        super().__init__(num_features, eps, momentum, affine, process_group, bias, device, dtype)
+        super().__init__(num_features, eps, momentum, affine, True, process_group, bias, device, dtype)
+        self.remember(2, device)
         self.r_max, self.d_max = r_max, d_max
         self.start_step, self.r_max_step, self.d_max_step = start_step, r_max_step, d_max_step
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.long, device=device))

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from syncbn.norm import compat
-from syncbn.norm.checks import check_count
-from syncbn.norm.feeding import check_feeder
-from syncbn.norm.kernels import kernels_for
+from syncbn.norm.core import compat
+from syncbn.norm.core.attachable import check_feeder
+from syncbn.norm.core.checks import check_count
+from syncbn.norm.core.exchange import PendingSum
+from syncbn.norm.core.kernels import kernels_for
+from syncbn.norm.core.linear_maps import filters, patch_products, patch_sums
+from syncbn.norm.core.moments import Moments, merge, pool
+from syncbn.norm.core.registry import register
 from syncbn.norm.kernels.plain import statistics_dtype
-from syncbn.norm.linear_maps import filters, patch_products, patch_sums
-from syncbn.norm.moments import Moments, PendingSum, merge, pool
-from syncbn.norm.registry import register
 from syncbn.norm.sync import SyncBatchNorm, group_moments
 
 if TYPE_CHECKING:

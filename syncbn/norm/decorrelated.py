@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from syncbn.norm.core.moments import Moments, all_covariance
+from syncbn.norm.core.registry import register
 from syncbn.norm.kernels.plain import statistics_dtype
-from syncbn.norm.moments import Moments, all_covariance
-from syncbn.norm.registry import register
 from syncbn.norm.sync import SyncBatchNorm
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from syncbn.norm.checks import check_channels, check_num_features
-from syncbn.norm.registry import register
+from syncbn.norm.core.checks import check_channels, check_num_features
+from syncbn.norm.core.registry import register
 
 
 class _Pointwise(nn.Module):

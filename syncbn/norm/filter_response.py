@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from syncbn.norm.checks import check_channels, check_eps, check_num_features
+from syncbn.norm.core.checks import check_channels, check_eps, check_num_features
+from syncbn.norm.core.registry import register
 from syncbn.norm.kernels.plain import statistics_dtype
-from syncbn.norm.registry import register
 
 _LEARNED_EPS = 1e-4  # where the paper starts it
 

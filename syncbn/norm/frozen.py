@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from syncbn.norm.base import TrackingNorm
-from syncbn.norm.registry import register
+from syncbn.norm.core.registry import register
+from syncbn.norm.core.tracking import TrackingNorm
 
 _AFFINE = ("weight", "bias")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from syncbn.norm.base import TrackingNorm
-from syncbn.norm.checks import check_count
-from syncbn.norm.registry import register
+from syncbn.norm.core.checks import check_count
+from syncbn.norm.core.registry import register
+from syncbn.norm.core.tracking import TrackingNorm
 from syncbn.norm.sync import batch_norm
 
 

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from syncbn.norm.core.moments import Moments, all_reduce, batch_moments
+from syncbn.norm.core.registry import register
+from syncbn.norm.core.running import RunningNorm
 from syncbn.norm.kernels import plain
-from syncbn.norm.moments import Moments, all_reduce, batch_moments
-from syncbn.norm.registry import register
-from syncbn.norm.running import RunningNorm
+from syncbn.norm.sync import SyncBatchNorm
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
 @register("learnable_momentum")
-class LearnableMomentumBatchNorm(RunningNorm):
+class LearnableMomentumBatchNorm(RunningNorm, SyncBatchNorm):
     """Batch normalization by the running statistics that a batch has moved, by a momentum that is a parameter.
 
     Training, with the mean and the unbiased variance of every rank's batch together, and m = sigmoid(`momentum_logit`):
@@ -73,7 +74,8 @@ class LearnableMomentumBatchNorm(RunningNorm):
     ) -> None:
         if momentum is None or not 0 < momentum < 1:
             raise ValueError(f"a momentum that is learned starts between 0 and 1, got {momentum}; 0.1 is a usual value")
-        super().__init__(num_features, eps, momentum, affine, process_group, bias, device, dtype)
+        super().__init__(num_features, eps, momentum, affine, True, process_group, bias, device, dtype)
+        self.remember(2, device)
         logit = math.log(momentum / (1 - momentum))
         self.momentum_logit = nn.Parameter(torch.full((1,), logit, device=device, dtype=dtype))
 

@@ -8,22 +8,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from syncbn.norm import compat
-from syncbn.norm.checks import check_count
-from syncbn.norm.kernels import kernels_for, plain
-from syncbn.norm.linear_maps import is_transposed
-from syncbn.norm.moments import Moments, all_sum
-from syncbn.norm.registry import register
+from syncbn.norm.core import compat
+from syncbn.norm.core.checks import check_count
+from syncbn.norm.core.exchange import all_sum
+from syncbn.norm.core.kernels import kernels_for
+from syncbn.norm.core.linear_maps import is_transposed
+from syncbn.norm.core.moments import Moments
+from syncbn.norm.core.registry import register
+from syncbn.norm.core.running import RunningNorm
+from syncbn.norm.kernels import plain
 from syncbn.norm.reparametrized import Reparametrizing
-from syncbn.norm.running import RunningNorm
-from syncbn.norm.sync import group_moments
+from syncbn.norm.sync import SyncBatchNorm, group_moments
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
 @register("moving_average")
-class MovingAverageBatchNorm(Reparametrizing, RunningNorm):
+class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
     r"""Moving average batch normalization (MABN): averages over iterations in both directions, and no mean.
 
     Training, with ν = E[x²] of every rank's batch together and ν̄ its average over the last `window` iterations:
@@ -98,7 +100,8 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm):
         check_count("r_start", r_start, least=0)
         if not r_max >= 1:
             raise ValueError(f"r_max must be at least 1, got {r_max}; 1 leaves r out")
-        super().__init__(num_features, eps, momentum, affine, process_group, bias, device, dtype)
+        super().__init__(num_features, eps, momentum, affine, True, process_group, bias, device, dtype)
+        self.remember(2, device)
         self.window, self.warmup, self.r_max, self.r_start, self.centre = window, warmup, r_max, r_start, centre
         self._no_feeder: str | None = None
         for averaged in ("square", "gradient"):
@@ -135,7 +138,7 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm):
         if self.training and not self.is_attached:
             raise ValueError(
                 "this layer expects centred filters before it and doesn't know that layer: call norm.attach(conv), or "
-                "syncbn.norm.feeding.attach_norms(model), as syncbn.convert does, or build it with centre=False"
+                "syncbn.norm.surgery.feeding.attach_norms(model), as syncbn.convert does, or build it with centre=False"
             )
         with torch.no_grad():
             batch = group_moments(input, mask, group)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from syncbn.norm.core.registry import register
 from syncbn.norm.kernels.plain import statistics_dtype
-from syncbn.norm.registry import register
 from syncbn.norm.sync import SyncBatchNorm, batch_norm
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class RecurrentBatchNorm(SyncBatchNorm):
     """
 
     gamma_init = 0.1  # for the constructor of the base, which resets the parameters
+
+    takes_step = True  # forward is told the time step, which no other batch normalization is
 
     def __init__(
         self,

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from syncbn.norm import compat
-from syncbn.norm.checks import check_channels, check_num_features
-from syncbn.norm.feeding import check_feeder
-from syncbn.norm.linear_maps import is_transposed
-from syncbn.norm.registry import register
+from syncbn.norm.core import compat
+from syncbn.norm.core.attachable import check_feeder
+from syncbn.norm.core.checks import check_channels, check_num_features
+from syncbn.norm.core.linear_maps import is_transposed
+from syncbn.norm.core.registry import register
 
 
 class Reparametrizing(nn.Module):
@@ -80,7 +80,7 @@ class _Reparametrized(Reparametrizing):
         if self.training and not self._feeder:
             raise ValueError(
                 "this layer normalizes the weights of the layer before it, which it doesn't know: call "
-                "norm.attach(conv), or syncbn.norm.feeding.attach_norms(model), as syncbn.convert does"
+                "norm.attach(conv), or syncbn.norm.surgery.feeding.attach_norms(model), as syncbn.convert does"
             )
         if self.bias is None:
             return input

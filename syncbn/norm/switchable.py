@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from syncbn.norm.core.exchange import communicating_group
+from syncbn.norm.core.moments import Moments, all_reduce, merge
+from syncbn.norm.core.registry import register
 from syncbn.norm.kernels.plain import statistics_dtype
-from syncbn.norm.moments import Moments, all_reduce, communicating_group, merge
-from syncbn.norm.registry import register
 from syncbn.norm.sync import SyncBatchNorm
 
 if TYPE_CHECKING:

@@ -8,21 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from syncbn.norm import compat
-from syncbn.norm.base import TrackingNorm
-from syncbn.norm.deferred import Deferred
-from syncbn.norm.fused import Memory, Normalization, ReverseMode, away_from_zero, check_memory, check_scale
-from syncbn.norm.kernels import kernels_for, plain
-from syncbn.norm.moments import (
-    Moments,
-    all_means,
-    all_reduce,
-    attach_moments,
-    batch_moments,
-    check_group,
-    communicating_group,
-)
-from syncbn.norm.registry import register
+from syncbn.norm.core import compat
+from syncbn.norm.core.exchange import check_group, communicating_group
+from syncbn.norm.core.kernels import kernels_for
+from syncbn.norm.core.moments import Moments, all_means, all_reduce, attach_moments, batch_moments
+from syncbn.norm.core.registry import register
+from syncbn.norm.core.tracking import TrackingNorm
+from syncbn.norm.fusion.deferred import Deferred
+from syncbn.norm.fusion.fused import Memory, Normalization, ReverseMode, away_from_zero, check_memory, check_scale
+from syncbn.norm.kernels import plain
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from syncbn.norm import compat
-from syncbn.norm.moments import all_sum, communicating_group, mean_over_ranks
-from syncbn.norm.select import Globs, select_layers
-from syncbn.norm.trace import modes_kept
+from syncbn.norm.core import compat
+from syncbn.norm.core.exchange import all_sum, communicating_group
+from syncbn.norm.core.moments import mean_over_ranks
+from syncbn.norm.core.options import suggest
+from syncbn.norm.surgery.select import Globs, select_layers
+from syncbn.norm.surgery.trace import modes_kept
 from syncbn.policy import batches as passes
 from syncbn.policy.freeze import has_frozen_statistics
 from syncbn.policy.layers import is_plain
 from syncbn.policy.recalibrate import recalibrate
-from syncbn.schema import suggest
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from syncbn.norm.moments import all_sum
+from syncbn.norm.core.exchange import all_sum
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

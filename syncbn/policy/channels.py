@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.norm.cross_iteration import CrossIterationBatchNorm
-from syncbn.norm.trace import Operation, Trace, tensors_in
+from syncbn.norm.surgery.trace import Operation, Trace, tensors_in
 from syncbn.policy.layers import is_plain
 
 Labels = list[int]

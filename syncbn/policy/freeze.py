@@ -5,8 +5,8 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from syncbn.norm import compat
-from syncbn.norm.select import Globs, select_layers
+from syncbn.norm.core import compat
+from syncbn.norm.surgery.select import Globs, select_layers
 from syncbn.policy.layers import has_statistics, is_batch_norm, is_norm
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from syncbn.norm.feeding import FEEDERS
-from syncbn.norm.trace import Example, ModuleCall, Trace, trace
+from syncbn.norm.core.attachable import FEEDERS
+from syncbn.norm.surgery.trace import Example, ModuleCall, Trace, trace
 from syncbn.policy.layers import has_statistics, is_batch_norm
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

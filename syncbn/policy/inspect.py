@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from syncbn.norm.feeding import FEEDERS
-from syncbn.norm.moments import Moments, all_reduce, all_sum, batch_moments, communicating_group, pool
-from syncbn.norm.trace import modes_kept, trace
+from syncbn.norm.core.attachable import FEEDERS
+from syncbn.norm.core.exchange import all_sum, communicating_group
+from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, pool
+from syncbn.norm.surgery.trace import modes_kept, trace
 from syncbn.policy import batches as passes
 from syncbn.policy.diagnose import Facts, diagnose
 from syncbn.policy.freeze import has_frozen_statistics

@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from syncbn.norm import compat
-from syncbn.norm.adapters import looks_like_batch_norm
 from syncbn.norm.batch import BatchNorm
+from syncbn.norm.core import compat
+from syncbn.norm.surgery.adapters import looks_like_batch_norm
 from syncbn.norm.sync import SyncBatchNorm
 
 

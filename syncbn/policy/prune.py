@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from syncbn.norm.trace import Example, modes_kept, trace
+from syncbn.norm.surgery.trace import Example, modes_kept, trace
 from syncbn.policy.channels import CONVOLUTIONS, Channels, is_depthwise, is_prunable_norm, kept
 from syncbn.policy.layers import buffers_of
 

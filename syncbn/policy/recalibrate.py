@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from syncbn.norm.moments import Moments, all_reduce, batch_moments, communicating_group, pool
-from syncbn.norm.select import Globs, select_layers
-from syncbn.norm.trace import modes_kept
+from syncbn.norm.core.exchange import communicating_group
+from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, pool
+from syncbn.norm.surgery.select import Globs, select_layers
+from syncbn.norm.surgery.trace import modes_kept
 from syncbn.policy import batches as passes
 from syncbn.policy.freeze import has_frozen_statistics
 from syncbn.policy.layers import buffers_of, has_statistics

@@ -18,8 +18,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from syncbn.norm.moments import all_sum, communicating_group, mean_over_ranks
-from syncbn.norm.trace import tensors_in
+from syncbn.norm.core.exchange import all_sum, communicating_group
+from syncbn.norm.core.moments import mean_over_ranks
+from syncbn.norm.surgery.trace import tensors_in
 from syncbn.policy.batches import inputs_of
 from syncbn.policy.layers import is_batch_norm
 

@@ -19,12 +19,12 @@ from syncbn.training.callbacks.sync_group import SyncGroup
 from syncbn.training.callbacks.wandb_media import WandbMedia
 from syncbn.training.callbacks.watchdog import Watchdog
 from syncbn.training.checkpoint import AtomicCheckpointIO
-from syncbn.training.gan import GANTask
 from syncbn.training.plugin import SyncBatchNormPlugin
 from syncbn.training.schedule import cosine_with_warmup
-from syncbn.training.segmentation import SegmentationTask
 from syncbn.training.strategy import ddp
-from syncbn.training.task import ClassificationTask
+from syncbn.training.tasks.classification import ClassificationTask
+from syncbn.training.tasks.gan import GANTask
+from syncbn.training.tasks.segmentation import SegmentationTask
 from syncbn.training.unequal import UnequalBatches
 
 __all__ = [

@@ -6,8 +6,9 @@ from typing import Any
 from lightning.pytorch.plugins import LayerSync
 from torch import nn
 
-import syncbn
-from syncbn.norm.groups import Size
+from syncbn.norm import convert, norm_layer, revert
+from syncbn.norm.core import groups
+from syncbn.norm.core.groups import Size
 
 
 class SyncBatchNormPlugin(LayerSync):
@@ -40,7 +41,7 @@ class SyncBatchNormPlugin(LayerSync):
         **options: Any,
     ) -> None:
         group = {} if sync_group == "world" else {"process_group": None}
-        syncbn.norm_layer(norm, **options, **group)  # a misspelt norm is answered here, not after the data is loaded
+        norm_layer(norm, **options, **group)  # a misspelt norm is answered here, not after the data is loaded
         self.norm = norm
         self.include = include
         self.exclude = exclude
@@ -49,14 +50,14 @@ class SyncBatchNormPlugin(LayerSync):
 
     def apply(self, model: nn.Module) -> nn.Module:
         """The model with its batch norms converted in place."""
-        group = syncbn.sync_group(self.sync_group)
-        return syncbn.convert(
+        group = groups.sync_group(self.sync_group)
+        return convert(
             model, self.norm, include=self.include, exclude=self.exclude, process_group=group, **self.options
         )
 
     def revert(self, model: nn.Module) -> nn.Module:
         """The model with the classes it had before `apply`."""
-        return syncbn.revert(model)
+        return revert(model)
 
     def __repr__(self) -> str:
         # A `pytorch_lightning.Trainer` doesn't know this class and prints it in "Found invalid type for plugin ...".

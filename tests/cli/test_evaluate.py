@@ -9,7 +9,7 @@ import torch
 
 import syncbn
 from syncbn.cli import compare, evaluate
-from syncbn.cli.errors import UserError
+from syncbn.run.errors import UserError
 from tests.cli.conftest import Finished, run_script
 
 

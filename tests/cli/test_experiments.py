@@ -11,8 +11,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from syncbn.cli.overrides import config_groups
-from syncbn.config import conf_dir
+from syncbn.run.check import conf_dir
+from syncbn.run.compose import config_groups
 from tests.data.image_files import write_images
 from tests.ranks import Ranks
 from tests.training import fits
@@ -46,8 +46,8 @@ OF_THE_HUB = (
 
 def two_steps(experiment: str, folder: Path) -> tuple[dict[str, float], dict[str, Tensor]]:
     """The metrics and the network after two steps of `scripts/train.py experiment=<name>`, without a test."""
-    from syncbn.cli import build
     from syncbn.launch.world import World
+    from syncbn.run import build
 
     world = World("torchrun", rank=0, local_rank=0, world_size=2, local_world_size=2, num_nodes=1)
     with fits.launched(), initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 import syncbn
 from syncbn.cli import evaluate, export, inspect, recalibrate
-from syncbn.cli.errors import UserError
 from syncbn.data import DigitsDataModule
+from syncbn.run.errors import UserError
 from syncbn.training.checkpoint import load_checkpoint
 from tests.cli.conftest import Finished, run_script
 

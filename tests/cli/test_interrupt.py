@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from syncbn.launch.resume import LAST
+from syncbn.run.resume import LAST
 from syncbn.training.checkpoint import load_checkpoint
 from tests.cli.conftest import REPOSITORY, SHORT
 

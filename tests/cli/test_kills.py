@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from syncbn.launch.resume import LAST
+from syncbn.run.resume import LAST
 from syncbn.training.checkpoint import load_checkpoint
 from tests.cli.conftest import REPOSITORY
 from tests.cli.test_faults import rank_of

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from syncbn.cli.errors import UserError
 from syncbn.cli.launchers import submitted_world
-from syncbn.cli.overrides import CommandLine, checked_configs
 from syncbn.launch.world import World, current_world, devices_and_nodes
+from syncbn.run.compose import CommandLine, checked_configs
+from syncbn.run.errors import UserError
 from tests.cli.conftest import SHORT, run_script
 
 ALONE = World("python", rank=0, local_rank=0, world_size=1, local_world_size=1, num_nodes=1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from syncbn.cli.loggers import RunFolderCSVLogger, is_offline
+from syncbn.training.loggers import RunFolderCSVLogger, is_offline
 
 
 def read(folder: Path) -> list[dict[str, str]]:

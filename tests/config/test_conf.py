@@ -8,14 +8,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from syncbn.cli.errors import UserError, user_mistakes
-from syncbn.cli.overrides import CommandLine, checked_configs, config_groups
-from syncbn.config import conf_dir
-from syncbn.config_schemas import NORMS
 from syncbn.launch.world import World
+from syncbn.run.check import conf_dir
+from syncbn.run.compose import CommandLine, checked_configs, config_groups
+from syncbn.run.errors import UserError, user_mistakes
+from syncbn.run.options import NORMS
 from tests.data.image_files import write_images
 
-GROUPS = {group: choices for group, choices in config_groups([conf_dir()]).items() if group not in ("wandb", "results")}
+GROUPS = {group: choices for group, choices in config_groups([conf_dir()]).items() if group != "wandb"}
 ALL = [(group, choice) for group, choices in GROUPS.items() for choice in choices]
 COMPANIONS = {
     ("model", "dcgan"): ["task=gan"],
@@ -41,7 +41,7 @@ def compose_with(overrides: list[str]) -> DictConfig:
 
 
 def instantiate(config: DictConfig, world: World) -> None:
-    from syncbn.cli import build
+    from syncbn.run import build
 
     data = build.build_data(config)
     net = build.build_network(config, data)
@@ -86,7 +86,7 @@ def test_the_gpu_trainer_is_built_on_a_gpu_and_elsewhere_says_that_there_is_none
 
 
 def test_every_norm_has_a_config_with_its_options() -> None:
-    from syncbn.norm.registry import available_norms, norm_options
+    from syncbn.norm.core.registry import available_norms, norm_options
 
     assert set(available_norms()) == set(GROUPS["norm"]) == set(NORMS)
     for name in available_norms():
@@ -114,7 +114,7 @@ def test_the_sweep_file_names_keys_of_the_config() -> None:
     ],
 )
 def test_what_an_allowed_package_only_imports_is_not_allowed(target: str) -> None:
-    from syncbn.cli import build
+    from syncbn.run import build
 
     config = compose_with([])
     config.data = {"_target_": target}
@@ -124,8 +124,8 @@ def test_what_an_allowed_package_only_imports_is_not_allowed(target: str) -> Non
 
 @pytest.mark.parametrize("name", ["sync", "moving_average"])
 def test_keras_momentum_takes_the_place_of_the_configs_own(name: str) -> None:
-    from syncbn.cli import build
-    from syncbn.norm.momentum import from_keras
+    from syncbn.norm.core.momentum import from_keras
+    from syncbn.run import build
 
     config = compose_with([f"norm={name}", "norm.keras_momentum=0.75"])
     net = build.build_network(config, build.build_data(config))

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from syncbn.cli.errors import UserError
-from syncbn.cli.overrides import CommandLine, checked_configs
+from syncbn.run.compose import CommandLine, checked_configs
+from syncbn.run.errors import UserError
 
 MISTAKES = {
     "nrom=sync": r"nrom: no such group or key; did you mean 'norm'\? allowed: .*norm",

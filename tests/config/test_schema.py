@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from syncbn.schema import Range, mistakes
+from syncbn.norm.core.options import Range, mistakes
 
 
 @dataclass

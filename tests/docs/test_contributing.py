@@ -97,7 +97,7 @@ def test_the_linters_have_nothing_to_say(extended: Path) -> None:
 
 @pytest.mark.slow
 def test_the_tests_that_go_over_every_norm_pass(extended: Path) -> None:
-    files = ["tests/norm/test_registry.py", "tests/config/test_conf.py"]
+    files = ["tests/norm/core/test_registry.py", "tests/config/test_conf.py"]
     options = ["-v", "-p", "no:cacheprovider", "-k", "pixel or every_norm_has"]
     report = run(extended, sys.executable, "-m", "pytest", *options, *files)
     for test in ("by_name[pixel]", "torch[pixel-", "instantiated[norm-pixel]", "has_a_config_with_its_options"):

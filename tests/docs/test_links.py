@@ -55,7 +55,7 @@ def test_an_unknown_name_would_be_found() -> None:
     with pytest.raises(ImportError):
         resolve("syncbn.verify_nothing")
     with pytest.raises(ImportError):
-        resolve("syncbn.norm.adapters.nothing")
+        resolve("syncbn.norm.surgery.adapters.nothing")
 
 
 def test_every_decision_is_numbered_and_has_its_three_parts() -> None:

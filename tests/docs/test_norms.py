@@ -5,7 +5,7 @@ import re
 import pytest
 
 import syncbn
-from syncbn.norm.registry import norm_options
+from syncbn.norm.core.registry import norm_options
 from tests.docs.markdown import REPOSITORY
 
 CARDS = REPOSITORY / "docs" / "norms"

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from syncbn.launch.elastic import batch_size_of_a_rank
-from syncbn.launch.resume import Checkpoint
+from syncbn.run.elastic import batch_size_of_a_rank
+from syncbn.run.resume import Checkpoint
 
 
 def saved(**options: Any) -> Checkpoint:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from syncbn.launch.resume import LAST, Checkpoint, resume_from
+from syncbn.run.resume import LAST, Checkpoint, resume_from
 
 LOOP = {  # of a checkpoint after the fourth batch
     "epoch_loop.state_dict": {"_batches_that_stepped": 3},

@@ -8,9 +8,9 @@ from hydra.utils import get_method
 from omegaconf import OmegaConf
 from torch import nn
 
-from syncbn.config import conf_dir
 from syncbn.models.resnet import resnet18, resnet50
 from syncbn.norm import CrossIterationBatchNorm, norm_layer
+from syncbn.run.check import conf_dir
 
 MODELS = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
 WITHOUT_CHANNEL_NORMS = {"vit", "llama_vit", "lstm", "gru"}  # tokens and time steps

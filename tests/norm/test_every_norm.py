@@ -16,8 +16,8 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 import syncbn
-from syncbn.norm.feeding import attach_norms
-from syncbn.norm.registry import _LAYERS, norm_options
+from syncbn.norm.core.registry import _LAYERS, norm_options
+from syncbn.norm.surgery.feeding import attach_norms
 from tests.ranks import Ranks
 
 C = 8

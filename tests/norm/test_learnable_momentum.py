@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import syncbn
 from syncbn.norm import LearnableMomentumBatchNorm
-from syncbn.norm.momentum import set_momentum
+from syncbn.norm.surgery.momentum import set_momentum
 from tests.ranks import Ranks
 
 EPS = 1e-5

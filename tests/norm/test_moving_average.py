@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import syncbn
 from syncbn.norm import MovingAverageBatchNorm
-from syncbn.norm.feeding import attach_norms
+from syncbn.norm.surgery.feeding import attach_norms
 from tests.ranks import Ranks
 
 STEPS, LR, EPS = 50, 0.05, 1e-5

@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 import syncbn
 from syncbn.models.resnet import resnet18
-from syncbn.norm.feeding import attach_norms
-from syncbn.norm.registry import has_bias
+from syncbn.norm.core.registry import has_bias
 from syncbn.norm.reparametrized import SpectralNorm, WeightNorm
+from syncbn.norm.surgery.feeding import attach_norms
 
 NAMES = ["weight", "spectral"]
 FEEDERS = [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from syncbn.launch.resume import LAST
+from syncbn.run.resume import LAST
 from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.distributed]

@@ -151,8 +151,9 @@ def test_a_file_with_code_is_not_executed(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("reader", ["resume", "model.weights", "run folder"])
 def test_nor_is_it_wherever_a_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str) -> None:
-    from syncbn import models, run_folder
-    from syncbn.launch.resume import resume_from
+    from syncbn import models
+    from syncbn.run import folder as run_folder
+    from syncbn.run.resume import resume_from
 
     readers = {
         "resume": lambda path: resume_from(str(path), Path("run")),

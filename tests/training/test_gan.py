@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from syncbn.models.resnet import resnet18
 from syncbn.training import GANTask, SampleGrids
 from syncbn.training.callbacks.sample_grids import grid
-from syncbn.training.gan_quality import GANQuality
+from syncbn.training.tasks.gan_quality import GANQuality
 from tests.ranks import Ranks
 from tests.training import fits, gans
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from syncbn.norm import compat
-from syncbn.norm.kernels import build, cpu
+from syncbn.norm.kernels import aten_cpu as cpu
+from syncbn.norm.kernels import build
 
 __all__ = [
     "input_grad",
@@ -29,13 +29,12 @@ __all__ = [
 
 
 def serves(x: Tensor) -> bool:
-    """Whether these kernels take `x`: numbers in this process's memory, which no tool wants to see operations on."""
+    """Whether these kernels take `x`: numbers in this process's memory."""
     return (
         x.dtype is torch.float32
         and x.device.type == "cpu"
         and type(x) in (Tensor, nn.Parameter)
         and x.numel() > 0
-        and not compat.in_dispatch_mode()
         and not isinstance(library(), str)
     )
 

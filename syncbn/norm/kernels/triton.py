@@ -15,8 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from syncbn.norm import compat
-from syncbn.norm.kernels import cpu
+from syncbn.norm.kernels import aten_cpu as cpu
 from syncbn.norm.kernels import triton_programs as programs
 from syncbn.norm.kernels.plain import row_dots, statistics_dtype
 
@@ -57,8 +56,8 @@ def check_device() -> None:
 
 
 def serves(x: Tensor) -> bool:
-    """Whether these kernels take `x`: a plain tensor of their device, which no tool wants to see operations on."""
-    return x.device.type == _DEVICE and type(x) in (Tensor, nn.Parameter) and not compat.in_dispatch_mode()
+    """Whether these kernels take `x`: a plain tensor of their device."""
+    return x.device.type == _DEVICE and type(x) in (Tensor, nn.Parameter)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor, int]:

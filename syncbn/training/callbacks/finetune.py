@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-import syncbn
+from syncbn.policy import freeze, unfreeze
 from syncbn.policy.freeze import has_frozen_statistics
 from syncbn.policy.layers import buffers_of, is_norm
 
@@ -45,9 +45,7 @@ class FreezeNorm(L.Callback):
         """Freeze."""
         if stage == "fit":
             with _refusing():
-                syncbn.freeze(
-                    pl_module, stats=self.stats, affine=self.affine, include=self.include, exclude=self.exclude
-                )
+                freeze(pl_module, stats=self.stats, affine=self.affine, include=self.include, exclude=self.exclude)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember what is frozen; a checkpoint has been loaded by now."""
@@ -62,7 +60,7 @@ class FreezeNorm(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Unfreeze."""
         if stage == "fit":
-            syncbn.unfreeze(pl_module, stats=self.stats, affine=self.affine, include=self.include, exclude=self.exclude)
+            unfreeze(pl_module, stats=self.stats, affine=self.affine, include=self.include, exclude=self.exclude)
 
     def _frozen(self, pl_module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for path, layer in pl_module.named_modules():
@@ -162,7 +160,7 @@ class GradualUnfreezing(L.Callback):
         everything = turns > len(self.stages)
         self._waiting = [] if everything else [p for p in pl_module.parameters() if p not in begun]
         if self.frozen_stats_epochs and trainer.current_epoch + self.frozen_stats_epochs == trainer.max_epochs:
-            syncbn.freeze(pl_module)
+            freeze(pl_module)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Take the gradients of those that wait."""
@@ -172,7 +170,7 @@ class GradualUnfreezing(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let statistics move again."""
         if self.frozen_stats_epochs:
-            syncbn.unfreeze(pl_module, affine=False)
+            unfreeze(pl_module, affine=False)
 
 
 def matching(module: nn.Module, glob: str) -> list[nn.Parameter]:

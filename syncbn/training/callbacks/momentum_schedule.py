@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import lightning.pytorch as L
 
-from syncbn.norm.momentum import check_momentum, set_momentum
+from syncbn.norm.core.momentum import check_momentum
+from syncbn.norm.surgery.momentum import set_momentum
 
 
 class MomentumSchedule(L.Callback):
@@ -20,7 +21,7 @@ class MomentumSchedule(L.Callback):
     `norm/momentum`.
 
     Args:
-        start: the first momentum, in [0, 1], as torch counts it (see `syncbn.norm.momentum`).
+        start: the first momentum, in [0, 1], as torch counts it (see `syncbn.norm.core.momentum`).
         end: the last.
         shape: "linear" or "cosine".
         fraction: part of the training's steps in which it gets there, in (0, 1].

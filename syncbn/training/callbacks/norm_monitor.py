@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.hooks import RemovableHandle
 
-from syncbn.norm.moments import communicating_group
+from syncbn.norm.core.exchange import communicating_group
 from syncbn.policy.diagnose import Facts, diagnose
 from syncbn.policy.inspect import Watch, watches_of
 from syncbn.policy.report import NormReport, NormRow

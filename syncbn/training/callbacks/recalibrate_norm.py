@@ -6,8 +6,8 @@ from typing import Any
 
 import lightning.pytorch as L
 
-import syncbn
 from syncbn.data.loader import BatchLoader
+from syncbn.policy import recalibrate
 
 
 class RecalibrateNorm(L.Callback):
@@ -49,7 +49,7 @@ class RecalibrateNorm(L.Callback):
         precision = trainer.precision_plugin
         batches = map(precision.convert_input, _epoch(trainer.train_dataloader))
         with precision.forward_context():
-            syncbn.recalibrate(pl_module, batches, max_batches=self.max_batches)
+            recalibrate(pl_module, batches, max_batches=self.max_batches)
 
 
 def _epoch(loader: Any) -> Iterable[Any]:

@@ -2,7 +2,7 @@
 
 import lightning.pytorch as L
 
-from syncbn.norm.groups import Size, check_size, set_process_group, sync_group
+from syncbn.norm.core.groups import Size, check_size, set_process_group, sync_group
 
 
 class SyncGroup(L.Callback):

@@ -1,0 +1,23 @@
+"""A trained network as it evaluates, and after its running statistics are measured anew."""
+
+import syncbn
+from science.measures.evaluation import accuracy, has_running_statistics, in_one_process
+from science.measures.training import fit
+from science.runs import Setting
+
+
+def recalibration(setting: Setting) -> dict[str, float]:
+    """Test accuracy of the first rank's network, by its statistics.
+
+    - `running`: those of its training, which are what a checkpoint holds.
+    - `recalibrated`: those of the training set of all classes, in batches of 128; `running` where there are none.
+    - `train`: the accuracy on the training set after recalibration.
+    """
+    fitted = fit(setting.config, setting.world)
+    data, net = in_one_process(fitted.data), fitted.net.eval()
+    found = {"running": accuracy(net, data.test_dataloader())}
+    if has_running_statistics(net):
+        syncbn.recalibrate(net, data.train_dataloader())
+    found["recalibrated"] = accuracy(net, data.test_dataloader())
+    found["train"] = accuracy(net, data.train_dataloader())
+    return found

@@ -1,0 +1,18 @@
+"""What a generator makes after its training."""
+
+import matplotlib.image
+
+from science.measures.training import fit
+from science.runs import Setting
+from syncbn.training.callbacks import sample_grids
+
+_ROWS = 8
+
+
+def samples(setting: Setting) -> dict[str, float]:
+    """Every metric that `GANTask` logs, and a grid of samples as the run's picture."""
+    fitted = fit(setting.config, setting.world)
+    if setting.picture is not None:
+        setting.picture.parent.mkdir(parents=True, exist_ok=True)
+        matplotlib.image.imsave(setting.picture, sample_grids.samples(fitted.task, _ROWS).numpy())
+    return fitted.test()

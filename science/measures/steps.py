@@ -1,0 +1,35 @@
+"""How many steps a training takes to validation accuracies."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from science.measures.training import fit
+from science.runs import Setting
+
+
+class ValidationCurve(Callback):
+    """Keeps (step, accuracy) of each validation."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, float]] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.points.append((trainer.global_step, float(trainer.callback_metrics["val/acc"])))
+
+
+def steps(setting: Setting) -> dict[str, float]:
+    """Steps to each accuracy of the option `levels`, in per cent, and the test metrics.
+
+    - `steps_to_<level>`: the first validated step with that accuracy; where it is never reached, all steps of the
+      training, which is too few.
+    - `reached_<level>`: 1 where it is reached.
+    """
+    curve = ValidationCurve()
+    fitted = fit(setting.config, setting.world, [curve])
+    found: dict[str, Any] = {}
+    for level in setting.options["levels"]:
+        first = [step for step, accuracy in curve.points if 100 * accuracy >= level]
+        found[f"steps_to_{level}"] = first[0] if first else fitted.trainer.global_step
+        found[f"reached_{level}"] = bool(first)
+    return {**{name: float(value) for name, value in found.items()}, **fitted.test()}

@@ -1,0 +1,53 @@
+"""What a training step takes with each of several norms, measured side by side."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from science.measures.evaluation import in_one_process
+from science.runs import Setting
+from syncbn.run import build
+
+STEPS = 5  # in a row, of one norm, before the next norm's turn
+
+
+def times(setting: Setting) -> dict[str, float]:
+    """Milliseconds of a step (forward, backward, update) for each of the option `norms`, by name.
+
+    The norms take turns for `rounds` rounds, so that whatever else the machine does meets all of them; the figure is
+    the median round. The first round warms up and isn't counted.
+    """
+    torch.set_num_threads(1)
+    turns = {name: _turn(setting, name) for name in setting.options["norms"]}
+    found: dict[str, list[float]] = {name: [] for name in turns}
+    for number in range(int(setting.options["rounds"]) + 1):
+        for name, turn in turns.items():
+            seconds = turn()
+            if number:
+                found[name].append(1000 * seconds)
+    return {name: statistics.median(milliseconds) for name, milliseconds in found.items()}
+
+
+def _turn(setting: Setting, norm: str) -> Callable[[], float]:
+    """A function that trains for a few steps and returns the seconds of one."""
+    torch.manual_seed(setting.config.seed)
+    config = copy.deepcopy(setting.config)
+    config.norm = {"name": norm}
+    data = build.build_data(config)
+    net = build.build_network(config, data).train()
+    images, labels = next(iter(in_one_process(data, config.data.batch_size).train_dataloader()))
+    optimizer = torch.optim.AdamW(net.parameters())
+
+    def turn() -> float:
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            F.cross_entropy(net(images), labels).backward()
+            optimizer.step()
+        return (time.perf_counter() - started) / STEPS
+
+    return turn

@@ -1,0 +1,134 @@
+"""The runs of a plan: each one a config of `scripts/train.py`, and what is measured of it."""
+
+import functools
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from science.plan import SMOKE_SEEDS, Cell, Plan
+from science.records import Record, Records
+from syncbn.launch.world import World
+from syncbn.run.check import conf_dir
+from syncbn.run.compose import CommandLine, checked_configs
+from syncbn.run.errors import UserError
+
+# Every run ends with its last weights: nothing is chosen by a validation, and nothing is written but the record.
+_ALWAYS = (
+    "callbacks=none",
+    "~logger",
+    "threads=1",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "trainer.limit_val_batches=0",
+)
+_BESIDE = ("run_id", "output_root", "paths", "tags", "task_name")  # what no figure depends on
+
+
+class Run(NamedTuple):
+    """One training: a cell and a seed."""
+
+    cell: Cell
+    seed: int
+
+
+class Setting(NamedTuple):
+    """What a measure is given.
+
+    Attributes:
+        config: checked.
+        options: of its own.
+        world: the process among the ranks.
+        picture: a file for a picture of the run, which the page then shows; None where there shall be none.
+    """
+
+    config: DictConfig
+    options: dict[str, Any]
+    world: World
+    picture: Path | None = None
+
+
+def ranks_of(plan: Plan, smoke: bool) -> int:
+    """The processes of a plan's runs; in the smoke size two where ranks matter."""
+    return min(plan.ranks, 2) if smoke else plan.ranks
+
+
+def missing_runs(plan: Plan, records: Records, smoke: bool = False) -> list[Run]:
+    """The runs that aren't among the records, seed by seed, so that what there is can be compared at any time."""
+    seeds = SMOKE_SEEDS if smoke else plan.seeds
+    runs = [Run(cell, seed) for seed in range(seeds) for cell in plan.cells(smoke)]
+    return [run for run in runs if not records.has(run.cell.name, run.seed)]
+
+
+def settings_of(plan: Plan, smoke: bool = False) -> dict[str, str]:
+    """By cell, a hash of everything that its runs depend on but the seed and the code; the configs are checked."""
+    ranks = ranks_of(plan, smoke)
+    return {cell.name: _hash(plan.grids[cell.grid].measure, cell, ranks) for cell in plan.cells(smoke)}
+
+
+def carry_out(
+    plan: Plan, runs: list[Run], records: Records, settings: Mapping[str, str], world: World
+) -> Iterator[tuple[Run, float]]:
+    """Do the runs, on every rank alike, and yield each with its seconds; the first rank keeps the records."""
+    from science.measures import find
+
+    for run in runs:
+        measure: Callable[[Setting], dict[str, float]] = find(plan.grids[run.cell.grid].measure)
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            config = compose("train", _overrides(run.cell, run.seed, world.world_size))
+        options = OmegaConf.to_container(OmegaConf.from_dotlist(list(run.cell.options)))
+        assert isinstance(options, dict)
+        started, used = time.monotonic(), time.process_time()
+        picture = picture_of(plan, run.cell, records.path.parent) if run.seed == world.rank == 0 else None
+        found = measure(Setting(config, {str(key): value for key, value in options.items()}, world, picture))
+        seconds, cpu_seconds = time.monotonic() - started, time.process_time() - used
+        if world.rank == 0:
+            wanted = plan.grids[run.cell.grid].metrics
+            if absent := [name for name in wanted if name not in found]:
+                raise UserError(f"{run.cell.name} has no metric {', '.join(absent)}; it has {', '.join(sorted(found))}")
+            metrics = {name: float(found[name]) for name in wanted}
+            records.add(
+                Record(run.cell.name, run.seed, settings[run.cell.name], seconds, cpu_seconds, _made(), metrics)
+            )
+        yield run, seconds
+
+
+def picture_of(plan: Plan, cell: Cell, folder: Path) -> Path:
+    """Where a measure may leave a picture of a cell's first run."""
+    return folder / f"{plan.name}-{'-'.join(cell.choices).replace(' ', '_')}.png"
+
+
+def _hash(measure: str, cell: Cell, ranks: int) -> str:
+    config = _checked(tuple(_overrides(cell, seed=0, ranks=ranks)))
+    what = [{key: value for key, value in config.items() if key not in _BESIDE}, sorted(cell.options), measure, ranks]
+    return hashlib.sha256(json.dumps(_said(what), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@functools.cache  # cells that differ in options alone have one config
+def _checked(overrides: tuple[str, ...]) -> dict[str, Any]:
+    (config,) = checked_configs(CommandLine(overrides))
+    return config
+
+
+def _said(node: Any) -> Any:
+    """Without what is null: a key that says nothing, new in a later version, leaves the settings the same."""
+    if isinstance(node, dict):
+        return {key: _said(value) for key, value in node.items() if value is not None}
+    return [_said(value) for value in node] if isinstance(node, list) else node
+
+
+def _made() -> str:
+    versions = f"Python {platform.python_version()}, torch {version('torch')}, lightning {version('lightning')}"
+    return f"{versions}, {date.today().isoformat()}"
+
+
+def _overrides(cell: Cell, seed: int, ranks: int) -> list[str]:
+    return [*_ALWAYS, *(["trainer=ddp"] if ranks > 1 else []), *cell.overrides, f"seed={seed}"]

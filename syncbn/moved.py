@@ -1,0 +1,61 @@
+"""Modules of version 0.1 that stand elsewhere now: their old paths go on importing, for configs, pickles and habits."""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+MOVED = {
+    "syncbn.cli.build": "syncbn.run.build",
+    "syncbn.cli.callbacks": "syncbn.training.callbacks.throughput",
+    "syncbn.cli.errors": "syncbn.run.errors",
+    "syncbn.cli.loggers": "syncbn.training.loggers",
+    "syncbn.cli.output": "syncbn.run.screen",
+    "syncbn.cli.overrides": "syncbn.run.compose",
+    "syncbn.cli.stoppable": "syncbn.run.stoppable",
+    "syncbn.config": "syncbn.run.check",
+    "syncbn.config_schemas": "syncbn.run.options",
+    "syncbn.launch.elastic": "syncbn.run.elastic",
+    "syncbn.launch.resume": "syncbn.run.resume",
+    "syncbn.norm.adapters": "syncbn.norm.surgery.adapters",
+    "syncbn.norm.base": "syncbn.norm.core.tracking",
+    "syncbn.norm.checks": "syncbn.norm.core.checks",
+    "syncbn.norm.compat": "syncbn.norm.core.compat",
+    "syncbn.norm.convert": "syncbn.norm.surgery.convert",
+    "syncbn.norm.deferred": "syncbn.norm.fusion.deferred",
+    "syncbn.norm.feeding": "syncbn.norm.surgery.feeding",
+    "syncbn.norm.fused": "syncbn.norm.fusion.fused",
+    "syncbn.norm.fusible": "syncbn.norm.surgery.fusible",
+    "syncbn.norm.groups": "syncbn.norm.core.groups",
+    "syncbn.norm.kernels.cpu": "syncbn.norm.kernels.aten_cpu",
+    "syncbn.norm.kernels.cuda": "syncbn.norm.kernels.aten_cuda",
+    "syncbn.norm.linear_maps": "syncbn.norm.core.linear_maps",
+    "syncbn.norm.moments": "syncbn.norm.core.moments",
+    "syncbn.norm.momentum": "syncbn.norm.surgery.momentum",
+    "syncbn.norm.recomputed": "syncbn.norm.fusion.recomputed",
+    "syncbn.norm.registry": "syncbn.norm.core.registry",
+    "syncbn.norm.running": "syncbn.norm.core.running",
+    "syncbn.norm.select": "syncbn.norm.surgery.select",
+    "syncbn.norm.trace": "syncbn.norm.surgery.trace",
+    "syncbn.run_folder": "syncbn.run.folder",
+    "syncbn.schema": "syncbn.norm.core.options",
+    "syncbn.training.gan": "syncbn.training.tasks.gan",
+    "syncbn.training.gan_quality": "syncbn.training.tasks.gan_quality",
+    "syncbn.training.segmentation": "syncbn.training.tasks.segmentation",
+    "syncbn.training.task": "syncbn.training.tasks.classification",
+}
+
+
+class _Moved(ModuleType):
+    """A module under its old path; the new one is imported when a name of it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what tools ask of every module that is loaded
+            raise AttributeError(name)
+        return getattr(importlib.import_module(MOVED[self.__name__]), name)
+
+
+def keep_old_paths() -> None:
+    """Let every old path be imported."""
+    for old, new in MOVED.items():
+        sys.modules.setdefault(old, _Moved(old, f"Moved to `{new}`."))

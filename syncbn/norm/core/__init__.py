@@ -1,0 +1,1 @@
+"""What every normalization layer stands on."""

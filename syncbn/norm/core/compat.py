@@ -1,0 +1,137 @@
+"""Every use of torch's private API, in one place; `tests/norm/core/test_compat.py` fails when torch changes one."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup, distributed_c10d
+from torch.nn.utils import parametrizations
+
+# The base that DDP, FSDP and Lightning know as "a batch norm". Not `nn.SyncBatchNorm`: DDP refuses that class on CPU.
+BatchNormBase = nn.modules.batchnorm._BatchNorm
+
+# Every normalization layer of torch: batch and instance normalization have a base of their own.
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+# Wrappers that have looked into the model's layers by the time they exist, and the order to use instead.
+WRAPPERS = {
+    "DistributedDataParallel": "DistributedDataParallel(syncbn.convert(model, ...))",
+    "DataParallel": "DistributedDataParallel(syncbn.convert(model, ...)), one process a device",
+    "FullyShardedDataParallel": "FullyShardedDataParallel(syncbn.convert(model, ...))",
+    "FSDPModule": "fully_shard(syncbn.convert(model, ...))",
+    "ScriptModule": "torch.jit.script(syncbn.convert(model, ...))",
+}
+
+
+def in_backward() -> bool:
+    """Whether this thread is inside a backward pass: a forward there is a recomputation (activation checkpointing).
+
+    It must be asked when a layer runs, not when it is traced, so a compiled layer asks inside a custom operator.
+    """
+    return torch._C._current_graph_task_id() != -1
+
+
+def functorch_transforms() -> tuple[str, ...]:
+    """The `torch.func` transforms that are active, outermost first: "grad" (also vjp, jacrev), "vmap", "jvp", ..."""
+    if torch.compiler.is_compiling():
+        return ()  # asking can't be traced
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return tuple(interpreter.key().name.lower() for interpreter in stack)
+
+
+def is_tracing() -> bool:
+    """Whether operations must be traceable: under `torch.compile`, `torch.export` or a `torch.func` transform."""
+    return torch.compiler.is_compiling() or bool(functorch_transforms())
+
+
+def in_dispatch_mode() -> bool:
+    """Whether some mode (a flop counter, `FakeTensorMode`, `make_fx`) wants to see every operation."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def group_by_name(name: str) -> ProcessGroup:
+    """The process group of a `group_name`: operators take names, since a graph can't hold a group."""
+    resolve: Any = distributed_c10d.__dict__["_resolve_process_group"]
+    return resolve(name)
+
+
+class SpectralNorm(parametrizations._SpectralNorm):
+    """The parametrization of torch's `spectral_norm`, without a power iteration where a forward pass is repeated.
+
+    Torch's own goes on when activation checkpointing repeats a forward pass, which then has other weights.
+    """
+
+    def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
+        if torch.compiler.is_compiling() or not in_backward():
+            super()._power_method(weight_mat, n_power_iterations)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `module` is the wrapper that `torch.compile(module)` returns."""
+    return hasattr(module, "_orig_mod")
+
+
+def convolution_weight_grad(
+    grad_output: Tensor,
+    input: Tensor,
+    weight_shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    transposed: bool,
+    output_padding: tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    """The gradient of a convolution by its weight: `torch.nn.grad` has none for transposed ones."""
+    weight = input.new_empty(1).expand(weight_shape)  # only its shape is looked at
+    _, grad, _ = torch.ops.aten.convolution_backward(
+        grad_output,
+        input,
+        weight,
+        None,
+        stride,
+        padding,
+        dilation,
+        transposed,
+        output_padding,
+        groups,
+        [False, True, False],
+    )
+    return grad
+
+
+def padding_ahead(convolution: Any) -> Sequence[int]:
+    """The padding of a convolution as `torch.nn.functional.pad` takes it, last dimension first."""
+    return convolution._reversed_padding_repeated_twice
+
+
+def forward_pre_hooks(module: nn.Module) -> tuple[Callable[..., Any], ...]:
+    """What a module calls before its forward, in order."""
+    return tuple(module._forward_pre_hooks.values())
+
+
+def has_output_hooks(module: nn.Module) -> bool:
+    """Whether anybody has asked to see what comes out of a module, or its gradient."""
+    return bool(module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anybody has asked to see what goes into a module, or comes out of it, forward or backward."""
+    return has_output_hooks(module) or bool(module._forward_pre_hooks)
+
+
+def empty_shell(cls: type[Tensor], like: Tensor) -> Any:
+    """A leaf of a subclass with the shape, strides, dtype and device of another, and no memory behind it."""
+    make: Any = torch.Tensor._make_wrapper_subclass
+    return make(cls, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device, requires_grad=True)
+
+
+def plain_tensors() -> Any:
+    """A context in which subclasses of tensors are treated as what they are in memory."""
+    return torch._C.DisableTorchFunctionSubclass()
+
+
+def saved_tensor_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
+    """The innermost `torch.autograd.graph.saved_tensors_hooks` that is active: (pack, unpack)."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)

@@ -1,0 +1,80 @@
+"""Process groups for synchronized norms: the ranks of a node, or every n ranks."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Literal
+
+import torch.distributed as dist
+from torch import nn
+
+from syncbn.norm.core.tracking import TrackingNorm
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Size = int | Literal["node", "world"]
+
+
+def sync_group(size: Size) -> ProcessGroup | None:
+    """Divide all ranks into groups, and return this rank's, for the `process_group` of a norm or of `convert`.
+
+    Every rank must call it, with the same size and at the same place, after `init_process_group` (with NCCL, after
+    `torch.cuda.set_device`). Each call makes groups of its own.
+
+    Running statistics differ from group to group; a checkpoint that rank 0 writes has those of its group.
+
+    Args:
+        size: "node" for the ranks of each node, as torchrun or SLURM count nodes, and without them as the machines are
+            named; n for ranks 0 to n-1, n to 2n-1 and so on; "world" for all.
+
+    Returns:
+        The group that this rank belongs to; None, which norms take for all ranks, for "world".
+
+    Raises:
+        ValueError: another name, a number that doesn't divide the number of ranks, ranks that ask for different sizes,
+            or no process group to divide.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        if size == "world":
+            return None
+        raise ValueError(f"sync_group({size!r}) divides a process group: call init_process_group() first")
+    # Whatever this rank asks for, it answers the others first: a mistake on one rank must not leave them waiting.
+    answers: list[tuple[Size, str]] = [(size, "")] * dist.get_world_size()
+    dist.all_gather_object(answers, (size, _node()))
+    if len({repr(asked) for asked, _ in answers}) > 1:
+        raise ValueError(f"ranks asked for different sync groups: {[asked for asked, _ in answers]}, in their order")
+    check_size(size, dist.get_world_size())
+    if size == "world":
+        return None
+    members: dict[str | int, list[int]] = {}
+    for rank, (_, node) in enumerate(answers):
+        members.setdefault(node if size == "node" else rank // size, []).append(rank)
+    mine, _ = dist.new_subgroups_by_enumeration(list(members.values()))
+    return mine
+
+
+def check_size(size: Size, world_size: int) -> None:
+    """Raise `ValueError` for a size into which the ranks can't be divided."""
+    if size in ("node", "world"):
+        return
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"sync_group must be 'node', 'world' or a number of ranks of at least 1, got {size!r}")
+    if world_size % size:
+        divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
+        raise ValueError(
+            f"sync_group={size} doesn't divide the {world_size} rank(s): take one of {divisors}, 'node' or 'world'"
+        )
+
+
+def set_process_group(model: nn.Module, group: ProcessGroup | None) -> None:
+    """Let every norm of `model` that synchronizes do so over `group`."""
+    for layer in model.modules():
+        if isinstance(layer, TrackingNorm) and hasattr(layer, "process_group"):
+            layer.process_group = group  # type: ignore[assignment]  # an attribute of some norms
+
+
+def _node() -> str:
+    """What the ranks of a node have in common, and those of others don't."""
+    return os.environ.get("GROUP_RANK") or os.environ.get("SLURM_NODEID") or socket.gethostname()

@@ -1,0 +1,180 @@
+"""Moments of a batch, and of all ranks' batches together."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from syncbn.norm.core import compat
+from syncbn.norm.core.exchange import all_sum, communicating_group
+from syncbn.norm.core.kernels import kernels_for
+from syncbn.norm.kernels import plain
+
+
+class Moments(NamedTuple):
+    """What the mean and the variance of a batch are made of, per channel, in float64.
+
+    Attributes:
+        count: number of samples in a channel, 0-d.
+        mean: (C,).
+        m2: Σ(x - mean)², (C,).
+    """
+
+    count: Tensor  # type: ignore[assignment]  # a tuple's method has this name; moments have no use for it
+    mean: Tensor
+    m2: Tensor
+
+    @property
+    def var(self) -> Tensor:
+        """The biased variance M2 / n; 0 where nothing was counted."""
+        return self.m2 / self.count.clamp(min=1)
+
+    @property
+    def unbiased_var(self) -> Tensor:
+        """M2 / (n - 1); 0 for a single sample."""
+        return self.m2 / (self.count - 1).clamp(min=1)
+
+
+def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:
+    """Moments of this rank's (N, C, *). Differentiable where gradients are recorded.
+
+    Args:
+        x: finite wherever it counts and wherever it doesn't (fill what is masked first).
+        mask: (N, 1, *) bool, True = counts.
+    """
+    differentiable = torch.is_grad_enabled() and x.requires_grad
+    if mask is not None or differentiable or compat.is_tracing():
+        mean, m2, count = plain.moments(x, mask)
+    else:
+        mean, m2, count = kernels_for(x).moments(x)
+    wide = _widest_dtype(x)
+    n = count.to(wide) if isinstance(count, Tensor) else torch.full((), count, dtype=wide, device=x.device)
+    return Moments(n, mean.to(wide), m2.to(wide))
+
+
+def merge(count: Tensor, mean: Tensor, var: Tensor) -> Moments:
+    """Moments of several parts together, by the law of total variance. Differentiable.
+
+    Args:
+        count: of each part, a sample or a batch, (N,); the moments of those of count 0 may be anything finite.
+        mean: of each, (N, C).
+        var: of each, biased, (N, C).
+    """
+    wide = _widest_dtype(mean)
+    count, mean, var = count.to(wide).unsqueeze(1), mean.to(wide), var.to(wide)
+    total = count.sum()
+    merged = (count * mean).sum(0) / total.clamp(min=1)
+    return Moments(total, merged, (count * (var + (mean - merged).square())).sum(0))
+
+
+def pool(a: Moments, b: Moments) -> Moments:
+    """Moments of two batches together."""
+    count = a.count + b.count
+    delta = b.mean - a.mean
+    share = b.count / count.clamp(min=1)
+    return Moments(count, a.mean + delta * share, a.m2 + b.m2 + delta.square() * (a.count * share))
+
+
+def all_reduce(local: Moments, group: ProcessGroup | None) -> Moments:
+    """Moments of all ranks' batches, by one all-reduce of 2C + 1 sums [n·mean, M2 + n·mean², n].
+
+    Sums are linear, so unequal and empty ranks need no special case, and the traffic doesn't grow with the world
+    size. In float64, E[x²] - E[x]² loses a relative 1e-16 only.
+    """
+    if group is None:
+        return local
+    total = local.count * local.mean
+    sums = all_sum(torch.cat([total, local.m2 + total * local.mean, local.count.view(1)]), group)
+    total, squares, count = sums.split([len(total), len(total), 1])
+    mean = total / count.clamp(min=1)
+    return Moments(count.view(()), mean, (squares - total * mean).clamp(min=0))
+
+
+def all_covariance(
+    centred: Tensor, near: Tensor, count: Tensor, group: ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and biased covariance of all ranks' samples, by one all-reduce of Σx, Σxxᵀ and n. Differentiable.
+
+    Args:
+        centred: x - near of this rank's n samples, (groups, n, D); samples that don't count are 0.
+        near: a point near the data, of which the sums here are taken about, (groups, D); a constant.
+        count: how many of them count, 0-d.
+        group: the ranks; None for this one alone.
+
+    Returns:
+        count 0-d, mean (groups, D) and covariance (groups, D, D), all in float64.
+    """
+    wide = _widest_dtype(near)
+    count, near = count.to(wide), near.to(wide)
+    local = centred.sum(1).to(wide)
+    mixed = near.unsqueeze(2) * local.unsqueeze(1)
+    products = (centred.mT @ centred).to(wide) + mixed + mixed.mT + count * near.unsqueeze(2) * near.unsqueeze(1)
+    total = local + count * near
+    sums = all_sum(torch.cat([total.flatten(), products.flatten(), count.view(1)]), group)
+    totals, squares, count = sums.split([total.numel(), products.numel(), 1])
+    n = count.clamp(min=1)
+    mean = totals.view_as(total) / n
+    return count.view(()), mean, squares.view_as(products) / n - mean.unsqueeze(2) * mean.unsqueeze(1)
+
+
+def all_means(a: Tensor, b: Tensor, count: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Two sums (C) over this rank's samples, as means over the `count` samples of all ranks: one all-reduce."""
+    sums = all_sum(torch.cat([a, b]).to(count.dtype), group)
+    mean_a, mean_b = (sums / count.clamp(min=1)).to(a.dtype).chunk(2)
+    return mean_a, mean_b
+
+
+def attach_moments(
+    x: Tensor, mean: Tensor, var: Tensor, count: Tensor, group: ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
+    """Saved moments of all ranks' samples, made functions of `x` again, this rank's part of them.
+
+    Autograd takes saved statistics for constants, so a backward pass that uses them has a right first derivative and
+    a silently wrong second one.
+    """
+    return _AttachMoments.apply(x, mean, var, count, group)
+
+
+class _AttachMoments(torch.autograd.Function):
+    """`mean` is saved as an output, so that every further derivative comes through here too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mean: Tensor, var: Tensor, count: Tensor, group: ProcessGroup | None
+    ) -> tuple[Tensor, Tensor]:
+        mean, var = mean.clone(), var.clone()
+        ctx.save_for_backward(x, mean, count)
+        ctx.group = group
+        return mean, var
+
+    @staticmethod
+    def backward(ctx: Any, dmean: Tensor, dvar: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, count = ctx.saved_tensors
+        dmean, dvar = all_means(dmean, dvar, count, ctx.group)
+        return plain.moments_grad(x, mean, dmean, dvar), None, None, None, None
+
+
+def mean_over_ranks(values: Tensor, process_group: ProcessGroup | None = None) -> Tensor:
+    """The loss whose gradient, averaged over ranks as DDP does it, is that of the mean over all ranks' samples.
+
+    It is `values.sum() · world_size / N`, with N the number of values on all ranks. The mean of each rank's own
+    values, which is what `reduction="mean"` gives, weighs a sample of a small batch more than one of a large batch.
+    One all-reduce of a count. An empty rank contributes 0; without a process group it is the plain mean.
+
+    Args:
+        values: a loss for each sample of this rank, any shape.
+        process_group: the group that averages the gradients; the default group when None.
+
+    Returns:
+        0-d, in the dtype of `values`. Its average over ranks is the mean over all samples.
+    """
+    group = communicating_group(process_group)
+    count = torch.full((), values.numel(), dtype=_widest_dtype(values), device=values.device)
+    world_size = 1 if group is None else group.size()
+    weight = world_size / all_sum(count, group).clamp(min=1)
+    return values.sum() * weight.to(values.dtype)
+
+
+def _widest_dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.device.type == "mps" else torch.float64

@@ -1,0 +1,68 @@
+"""What layers share that normalize by running statistics in training, too."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from syncbn.norm.core import compat
+from syncbn.norm.core.moments import Moments
+
+
+class RunningNorm(nn.Module):
+    """A part of layers whose training output depends on what the batches before have left.
+
+    A forward pass moves what it depends on, so activation checkpointing, which runs it once more, would get another
+    output the second time: `as_first_seen` gives it the first one's values. They are those of the last forward pass;
+    the repetition of an earlier one is refused.
+
+    State of its own (`own_state`, names of parameters and buffers) is missing from a checkpoint of
+    `torch.nn.BatchNorm2d`, which loads all the same and leaves that state alone.
+    """
+
+    num_features: int
+    own_state: tuple[str, ...] = ()
+
+    def remember(self, count: int, device: torch.device | str | None) -> None:
+        """Make room for `count` numbers a channel of the last forward pass; called once, by the constructor."""
+        first_seen = torch.zeros(1 + count, self.num_features, device=device)
+        self.register_buffer("_first_seen", first_seen, persistent=False)
+
+    def as_first_seen(self, moments: Moments, values: Tensor) -> Tensor:
+        """`values` (remembered, C), or, in a recomputed forward pass, what they were the first time. A constant.
+
+        Args:
+            moments: of the batch, by which it is recognized.
+            values: what the output depends on and the forward pass moves.
+        """
+        remember = torch.ops.syncbn.as_first_seen if torch.compiler.is_compiling() else _as_first_seen
+        first_seen = self.get_buffer("_first_seen")
+        return remember(first_seen, moments.mean.detach().to(first_seen.dtype), values.detach().to(first_seen.dtype))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        own = {f"{prefix}{name}": getattr(self, name) for name in self.own_state}
+        if not own.keys() & state_dict.keys():
+            state_dict = {**state_dict, **own}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _as_first_seen(first_seen: Tensor, mean: Tensor, values: Tensor) -> Tensor:
+    if compat.in_backward():
+        if not torch.allclose(first_seen[0], mean, rtol=1e-5, atol=1e-6, equal_nan=True):
+            raise NotImplementedError(
+                "activation checkpointing repeats a forward pass that isn't this layer's last, and its running "
+                "statistics have moved on: call backward after each forward, or leave this norm out of the "
+                "checkpointed part"
+            )
+        return first_seen[1:].clone()
+    first_seen.copy_(torch.cat([mean.unsqueeze(0), values]))
+    return values.clone()
+
+
+# An operator, so that a compiled layer asks when the graph runs whether a backward pass does: see base.py.
+_OPERATOR = torch.library.custom_op("syncbn::as_first_seen", _as_first_seen, mutates_args=("first_seen",))
+
+
+@_OPERATOR.register_fake
+def _(first_seen: Tensor, mean: Tensor, values: Tensor) -> Tensor:
+    return torch.empty_like(values)

@@ -1,0 +1,177 @@
+"""What every layer with running statistics shares: its checks, its buffers and how they move."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from syncbn.norm.core import compat
+from syncbn.norm.core.checks import check_channels, check_eps, check_num_features
+from syncbn.norm.core.moments import Moments
+from syncbn.norm.core.momentum import check_momentum
+from syncbn.norm.kernels.plain import statistics_dtype
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class TrackingNorm(compat.BatchNormBase):
+    """Parameters, running statistics and input checks of a batch normalization over (N, C, *).
+
+    Running statistics stay out of half precision, whatever becomes of the parameters: through `.half()`,
+    `.to(torch.bfloat16)`, `dtype=torch.float16` and the loading of a half checkpoint.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        _check_arguments(num_features, eps, momentum)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, bias=bias
+        )
+        self._widen_buffers()
+
+    def check_input(self, input: Tensor, mask: Tensor | None) -> None:
+        """Raise `ValueError` or `TypeError` for what can't be normalized."""
+        check_channels(input, self.num_features)
+        if mask is None:
+            return
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask must be bool (True = counts), got {mask.dtype}; compare it, as in mask > 0")
+        expected = (input.shape[0], *input.shape[2:])
+        if mask.shape != expected:
+            raise ValueError(f"mask must have shape (N, *spatial) = {tuple(expected)}, got {tuple(mask.shape)}")
+
+    def affine_parameters(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """γ and β in the dtype of the statistics: ATen takes float32 parameters beside a half input, not half ones."""
+        dtype = statistics_dtype(input)
+        return (
+            None if self.weight is None else self.weight.to(dtype),
+            None if self.bias is None else self.bias.to(dtype),
+        )
+
+    def evaluate(self, input: Tensor) -> Tensor:
+        """Normalize by the running statistics, which there must be."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        mean, var = (buffer.to(statistics_dtype(input)) for buffer in (self.running_mean, self.running_var))
+        return F.batch_norm(input, mean, var, *self.affine_parameters(input), eps=self.eps)
+
+    def track(
+        self,
+        moments: Moments,
+        *,
+        outright: bool = False,
+        second_moment: bool = False,
+        row: int | None = None,
+        others: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Move the running statistics towards the moments of a batch.
+
+        By `momentum`, or, where it is None, to the average of all batches so far; the variance is the unbiased one.
+        With `outright` they become these moments. With `second_moment` what is averaged is E[x²], by the biased
+        variance, and running_var is what lies between its average and the square of running_mean. With `row`, buffers
+        have a row for each of several sets of statistics, and that one moves. `others` are further buffers, by name,
+        and what they move towards.
+        Nothing moves when the moments aren't finite, when nothing was counted, or when activation checkpointing
+        recomputes a forward pass that has been counted already.
+        """
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        update = torch.ops.syncbn.track if torch.compiler.is_compiling() else _track
+        update(
+            self.running_mean,
+            self.running_var,
+            self.num_batches_tracked,
+            moments.count.detach(),
+            moments.mean.detach(),
+            (moments.var if second_moment else moments.unbiased_var).detach(),
+            1.0 if outright else self.momentum,
+            second_moment,
+            row,
+            [getattr(self, name) for name in others or {}],
+            [target.detach() for target in (others or {}).values()],
+        )
+
+    def adopt(self, old: nn.Module) -> None:
+        """Go on where `old` was: `convert` calls this when the layer has the parameters and buffers that both have.
+
+        Raises:
+            ValueError: it can't.
+        """
+
+    def _is_statistic(self, buffer: str) -> bool:
+        return True
+
+    def _widen_buffers(self, originals: dict[str, Tensor] | None = None) -> None:
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.dtype in _HALF and self._is_statistic(name):
+                source = (originals or {}).get(name, buffer)
+                setattr(self, name, source.to(device=buffer.device, dtype=torch.float32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        originals = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        self._widen_buffers(originals)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._widen_buffers()  # assign=True puts the checkpoint's own tensors in
+
+
+def _track(
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+    count: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float | None,
+    second_moment: bool,
+    row: int | None,
+    others: Sequence[Tensor],
+    targets: Sequence[Tensor],
+) -> None:
+    if compat.in_backward():
+        return
+    if row is not None:  # not done by the caller: Inductor in torch 2.13 moves row 0 of a view that it is given
+        running_mean, running_var, num_batches_tracked = (
+            buffer[row] for buffer in (running_mean, running_var, num_batches_tracked)
+        )
+    mean, var = mean.to(running_mean.dtype), var.to(running_var.dtype)
+    # A tensor, not a bool: the host never waits. The same on every rank, since the moments are.
+    valid = (mean + var).isfinite().all() & (count > 0)
+    for target in targets:
+        valid = valid & target.isfinite().all()
+    rate = momentum if momentum is not None else (num_batches_tracked + 1).to(mean.dtype).reciprocal()
+    mean, var = torch.where(valid, mean, running_mean), torch.where(valid, var, running_var)
+    if second_moment:  # the average of E[x²] less the new mean², without the difference of large numbers
+        var = var + (1 - rate) * (mean - running_mean).square()
+    running_mean.lerp_(mean, rate)
+    running_var.lerp_(var, rate)
+    for buffer, target in zip(others, targets, strict=True):
+        buffer.lerp_(torch.where(valid, target.to(buffer.dtype), buffer), rate)
+    num_batches_tracked.add_(valid)
+
+
+# A custom operator looks for a running backward pass when the graph runs; a traced Python check would look once,
+# while tracing, and a checkpointed compiled block would count twice.
+_OPERATOR = torch.library.custom_op(
+    "syncbn::track", _track, mutates_args=("running_mean", "running_var", "num_batches_tracked", "others")
+)
+
+
+def _check_arguments(num_features: int, eps: float, momentum: float | None) -> None:
+    check_num_features(num_features)
+    check_eps(eps)
+    check_momentum(momentum)

@@ -1,0 +1,1 @@
+"""A norm, a shortcut and an activation as one function."""

@@ -1,0 +1,213 @@
+"""Normalization, the sum with a shortcut and the activation as one function, and what it keeps for its gradient."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from syncbn.norm.core.kernels import kernels_for
+from syncbn.norm.core.moments import all_means, attach_moments
+from syncbn.norm.fusion.recomputed import Recomputed
+from syncbn.norm.kernels import plain
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Memory = Literal["keep", "recompute", "invert"]
+
+# |γ| below which `invert` takes this instead: x̂ = (z - β) / γ has γ times as many digits as z.
+SMALLEST_SCALE = 1e-3
+
+
+class Normalization(NamedTuple):
+    """An input of all ranks' moments `mean`, `var` and `count`, about to be normalized."""
+
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor
+    var: Tensor
+    count: Tensor  # type: ignore[assignment]  # the name of a tuple's method
+    eps: float
+    group: ProcessGroup | None
+    memory: Memory
+
+    def activate(self, residual: Tensor | None, slope: float) -> Tensor:
+        """y = a(x̂·weight + bias + residual) with a(z) = z where z > 0 and slope·z elsewhere: 1 is no activation.
+
+        Raises:
+            ValueError: `memory="invert"` and a slope of 0, from which there is no way back.
+        """
+        x, weight, bias, mean, var, count, eps, group, memory = self
+        if memory == "invert":
+            if slope == 0:
+                raise ValueError(
+                    'memory="invert" computes the input of an activation from its output, which ReLU doesn\'t allow: '
+                    'use LeakyReLU, or memory="recompute"'
+                )
+            return _Invertible.apply(x, weight, bias, residual, mean, var, count, eps, slope, group)
+        recompute = memory == "recompute" and residual is None
+        y = _Activated.apply(x, weight, bias, residual, mean, var, count, eps, slope, group, recompute)
+        return Recomputed.of(y, _output_again) if recompute and y.requires_grad else y
+
+
+class ReverseMode(torch.autograd.Function):
+    """A function that refuses forward-mode derivatives by name."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        raise NotImplementedError("SyncBatchNorm in training has no forward-mode derivative: use reverse mode")
+
+
+class _Activated(ReverseMode):
+    """Keeps x, and y unless it can be computed from x again, which `Recomputed` sees to."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        count: Tensor,
+        eps: float,
+        slope: float,
+        group: ProcessGroup | None,
+        recompute: bool,
+    ) -> Tensor:
+        y = kernels_for(x).normalize_activate(x, mean, var, eps, weight, bias, residual, slope)
+        ctx.save_for_backward(x, weight, bias, mean, var, count, None if recompute or slope == 1 else y)
+        ctx.eps, ctx.slope, ctx.group = eps, slope, group
+        ctx.again = None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, _, mean, var, count, y = _saved(ctx)
+        passes = kernels_for(x)
+        if torch.is_grad_enabled():  # create_graph=True: what is computed here will be differentiated
+            passes = plain
+            mean, var = attach_moments(x, mean, var, count, ctx.group)
+        if ctx.slope == 1:
+            dz = dy
+            sum_dz, sum_dz_xhat = passes.reduce_grad(dy, x, mean, var, ctx.eps)
+        else:
+            sum_dz, sum_dz_xhat, dz = passes.reduce_grad_activate(dy, y, x, mean, var, ctx.eps, ctx.slope)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            means = all_means(sum_dz, sum_dz_xhat, count, ctx.group)
+            dx = passes.input_grad(dz, x, mean, var, ctx.eps, weight, *means)
+        return _gradients(ctx, dx, sum_dz_xhat, sum_dz, dz)
+
+
+def _output_again(node: Any) -> Tensor:
+    """The output of an `_Activated` that hasn't kept it; the node's own backward pass, which comes next, takes it over.
+
+    What was saved is unpacked once: activation checkpointing allows no more.
+    """
+    if node.again is None:
+        node.again = _with_output(node.saved_tensors, node.eps, node.slope)
+    return node.again[-1]
+
+
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    saved, ctx.again = ctx.again or ctx.saved_tensors, None
+    if saved[-1] is None and ctx.slope != 1:  # what used y hadn't kept it, or needs no gradient
+        return _with_output(saved, ctx.eps, ctx.slope)
+    return saved
+
+
+def _with_output(saved: tuple[Any, ...], eps: float, slope: float) -> tuple[Any, ...]:
+    x, weight, bias, mean, var, count, _ = saved
+    with torch.no_grad():
+        y = kernels_for(x).normalize_activate(x, mean, var, eps, weight, bias, None, slope)
+    return x, weight, bias, mean, var, count, y
+
+
+class _Invertible(ReverseMode):
+    """Keeps y and the shortcut, which what follows and what comes before keep anyway, and neither x nor x̂.
+
+    With w = a⁻¹(y) - residual = x̂·weight + bias, the passes for x serve for w: it is normalized by `bias` and |weight|,
+    to x̂·sign(weight).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        count: Tensor,
+        eps: float,
+        slope: float,
+        group: ProcessGroup | None,
+    ) -> Tensor:
+        y = kernels_for(x).normalize_activate(x, mean, var, eps, weight, bias, residual, slope)
+        ctx.save_for_backward(y, weight, bias, residual, var, count)
+        ctx.eps, ctx.slope, ctx.group = eps, slope, group
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                'memory="invert" has no second derivative, since the input it would need isn\'t kept: use '
+                'memory="keep" or "recompute" with create_graph=True'
+            )
+        y, weight, bias, residual, var, count = ctx.saved_tensors
+        passes = kernels_for(y)
+        weight = torch.ones_like(var) if weight is None else weight
+        bias = torch.zeros_like(var) if bias is None else bias
+        w = y if ctx.slope == 1 else torch.nn.functional.leaky_relu(y, 1 / ctx.slope)
+        if residual is not None:
+            w = w - residual
+        square = weight.square()
+        sum_dz, sum_dz_xhat, dz = passes.reduce_grad_activate(dy, y, w, bias, square, 0.0, ctx.slope)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            means = all_means(sum_dz, sum_dz_xhat, count, ctx.group)
+            scale = (var + ctx.eps).rsqrt() * weight * weight.abs()
+            dx = passes.input_grad(dz, w, bias, square, 0.0, scale, *means)
+        return _gradients(ctx, dx, sum_dz_xhat * weight.sign(), sum_dz, dz)[:-1]
+
+
+def _gradients(ctx: Any, dx: Tensor | None, *others: Tensor) -> tuple[Tensor | None, ...]:
+    """Of x, weight, bias and residual, those that are asked for, and None for what has none.
+
+    γ and β get this rank's share: DDP averages it with the others'.
+    """
+    asked = zip(others, ctx.needs_input_grad[1:4], strict=True)
+    return dx, *(grad if needed else None for grad, needed in asked), *[None] * 7
+
+
+def check_memory(memory: str, fuse_activation: bool) -> None:
+    """Raise `ValueError` for a mode that there isn't, or one without the fusion that it is a mode of."""
+    if memory not in get_args(Memory):
+        raise ValueError(f"unknown memory={memory!r}; allowed: {', '.join(map(repr, get_args(Memory)))}")
+    if memory != "keep" and not fuse_activation:
+        raise ValueError(f"memory={memory!r} is about a norm fused with its activation: add fuse_activation=True")
+
+
+def away_from_zero(weight: Tensor) -> Tensor:
+    """γ, and ±`SMALLEST_SCALE` where it is smaller than that; the gradient is γ's everywhere."""
+    bounded = torch.where(
+        weight.abs() < SMALLEST_SCALE, torch.full_like(weight, SMALLEST_SCALE).copysign(weight), weight
+    )
+    return weight + (bounded - weight).detach()
+
+
+def check_scale(weight: Tensor) -> None:
+    """Raise `ValueError` where `away_from_zero` would change γ."""
+    smallest = weight.detach().abs().min().item()
+    if smallest < SMALLEST_SCALE:
+        raise ValueError(
+            f'memory="invert" divides by γ, and the smallest |γ| here is {smallest:.2g}, below {SMALLEST_SCALE}: leave '
+            'the layer out with exclude=, or use memory="recompute"'
+        )

@@ -1,0 +1,139 @@
+"""What `convert` knows of other people's batch normalization layers, by their shape: none of them is imported."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from syncbn.norm.core import compat
+from syncbn.norm.core.tracking import TrackingNorm
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How to convert one kind of layer.
+
+    Attributes:
+        matches: whether a module is of this kind.
+        arguments: the arguments that would build it: `num_features`, `eps`, `momentum`, ...
+        finish: gives a new layer what this kind has beyond its parameters and buffers, from (new, old).
+    """
+
+    matches: Callable[[nn.Module], bool]
+    arguments: Callable[[nn.Module], dict[str, Any]]
+    finish: Callable[[nn.Module, nn.Module], None] = lambda new, old: None
+
+
+def adapter_for(module: nn.Module) -> Adapter | None:
+    """The adapter of a layer that can be converted, None for other modules.
+
+    Raises:
+        ValueError: it is a batch normalization, but converting it would lose something.
+    """
+    for adapter in _ADAPTERS:
+        if adapter.matches(module):
+            return adapter
+    if isinstance(module, compat.BatchNormBase):
+        raise ValueError(_refusal(module))
+    return None
+
+
+def register_adapter(adapter: Adapter) -> None:
+    """Teach `convert` another kind of layer; it is asked before those known already."""
+    _ADAPTERS.insert(0, adapter)
+
+
+def looks_like_batch_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch normalization, convertible or not; a recurrent one, which is told the step, isn't."""
+    if getattr(module, "takes_step", False):
+        return False
+    return isinstance(module, compat.BatchNormBase) or any(a.matches(module) for a in _ADAPTERS)
+
+
+def _refusal(module: nn.Module) -> str:
+    kind = type(module).__name__
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return f"{kind} doesn't know its number of features yet: run one batch through the model first"
+    if hasattr(module, "parametrizations"):
+        return f"{kind} is parametrized: remove it with torch.nn.utils.parametrize.remove_parametrizations first"
+    return (
+        f"{kind} has a forward of its own, which a new layer would lose: leave it out with exclude=, or describe it to "
+        "syncbn.norm.surgery.adapters.register_adapter"
+    )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    if not isinstance(module, compat.BatchNormBase) or hasattr(module, "parametrizations"):
+        return False
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) or "forward" in module.__dict__:
+        return False
+    ours = isinstance(module, TrackingNorm) and type(module).__module__.startswith("syncbn.")
+    return ours or type(module).forward in (compat.BatchNormBase.forward, nn.SyncBatchNorm.forward)
+
+
+def _plain_arguments(module: Any) -> dict[str, Any]:
+    return {
+        "num_features": module.num_features,
+        "eps": module.eps,
+        "momentum": module.momentum,
+        "affine": module.affine,
+        "track_running_stats": module.track_running_stats,
+        "bias": module.bias is not None or not module.affine,
+    }
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    """FrozenBatchNorm2d of torchvision and detectron2: everything is a buffer."""
+    buffers = {"weight", "bias", "running_mean", "running_var"}
+    return _has_class(module, "FrozenBatchNorm2d") and buffers <= set(module._buffers)
+
+
+def _frozen_arguments(module: Any) -> dict[str, Any]:
+    return {"num_features": len(module.weight), "eps": module.eps}
+
+
+def _is_activated(module: nn.Module) -> bool:
+    """timm's BatchNormAct2d: a batch normalization, then dropout, then an activation."""
+    return _has_class(module, "BatchNormAct2d") and {"act", "drop"} <= set(module._modules)
+
+
+def _finish_activated(new: nn.Module, old: nn.Module) -> None:
+    cls: Any = type(new)
+    new.__class__ = _with_activation(cls)
+    new.drop, new.act = old.drop, old.act
+
+
+class _ThenActivation(nn.Module):
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.act(self.drop(super().forward(*args, **kwargs)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle_activated, (type(self).__bases__[1],), self.__dict__
+
+
+@functools.cache
+def _with_activation(layer: Any) -> Any:
+    return type(f"{layer.__name__}Act", (_ThenActivation, layer), {})
+
+
+def _unpickle_activated(layer: Any) -> nn.Module:
+    cls = _with_activation(layer)
+    return cls.__new__(cls)
+
+
+def _has_class(module: nn.Module, name: str) -> bool:
+    return any(cls.__name__ == name for cls in type(module).__mro__)
+
+
+_ADAPTERS = [
+    Adapter(_is_frozen, _frozen_arguments),
+    Adapter(_is_activated, _plain_arguments, _finish_activated),
+    Adapter(_is_plain, _plain_arguments),
+]

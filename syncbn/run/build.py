@@ -1,0 +1,256 @@
+"""From a checked config to the objects it describes."""
+
+import dataclasses
+import inspect
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from syncbn.launch.world import World, devices_and_nodes
+from syncbn.models import load_weights
+from syncbn.models.dcgan import DCGAN
+from syncbn.models.fcn import FCN
+from syncbn.norm import norm_layer
+from syncbn.norm.core.groups import check_size
+from syncbn.norm.core.options import suggest
+from syncbn.run.check import allowed_targets, is_allowed
+from syncbn.run.elastic import batch_size_of_a_rank
+from syncbn.run.options import NORMS
+from syncbn.run.resume import LAST, Checkpoint
+from syncbn.training import (
+    AtomicCheckpointIO,
+    ClassificationTask,
+    EpochLines,
+    ExactResume,
+    GANTask,
+    NanPolicy,
+    Preemption,
+    RanksAgree,
+    SegmentationTask,
+    SyncGroup,
+    WandbMedia,
+)
+from syncbn.training.optim import parameter_groups
+
+
+def build_data(config: DictConfig) -> LightningDataModule:
+    """The data module of `config.data`."""
+    return _build(config.data)
+
+
+def build_network(config: DictConfig, data: Any, *, fetch_weights: bool = True) -> nn.Module:
+    """The network of `config.model` with the norm of `config.norm`, for the images and classes of the data.
+
+    Without `fetch_weights` a pretrained network of another package is built as one that isn't: its weights come from a
+    checkpoint.
+    """
+    options = {key: value for key, value in config.norm.items() if key not in ("name", "sync_group")}
+    usual = {field.name: field.default for field in dataclasses.fields(NORMS[config.norm.name])}
+    if options.get("keras_momentum") is not None and options["momentum"] == usual["momentum"]:
+        del options["momentum"]  # which nobody asked for
+    model = DictConfig(OmegaConf.to_container(config.model, resolve=True))
+    model.pop("weights", None)  # `load_pretrained` reads them
+    if "pretrained" in model and not fetch_weights:
+        model.pretrained = False
+    sizes = {name: model.get(name) or getattr(data, name) for name in _sizes_taken(model)}
+    return _build(model, norm=norm_layer(config.norm.name, **options), **sizes)
+
+
+def _sizes_taken(model: DictConfig) -> list[str]:
+    """What of the data's sizes the function that makes the model asks for."""
+    parameters = inspect.signature(hydra.utils.get_object(model._target_)).parameters
+    takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    passed_on = ("num_classes", "in_channels") if takes_more else ()
+    return [name for name in ("num_classes", "in_channels", "image_size") if name in parameters or name in passed_on]
+
+
+def load_pretrained(config: DictConfig, net: nn.Module) -> str | None:
+    """Put the weights of the file `config.model.weights`, where one is named, into `net`; what was loaded."""
+    path = config.model.get("weights")
+    return None if path is None else load_weights(net, path)
+
+
+def build_task(config: DictConfig, net: nn.Module, data: Any) -> LightningModule:
+    """The Lightning module that trains `net` with the config's optimizer and schedule.
+
+    Raises:
+        ValueError: what the network makes is for another task.
+    """
+    chosen = hydra.utils.get_object(config.task._target_)
+    for kind, task, name in ((DCGAN, GANTask, "gan"), (FCN, SegmentationTask, "segmentation")):
+        if isinstance(net, kind) and chosen in {ClassificationTask, SegmentationTask, GANTask} - {task}:
+            raise ValueError(f"{chosen.__name__} can't train a network of the class {kind.__name__}: add task={name}")
+    objects = {
+        "net": net,
+        "optimizer": _build(config.optimizer),
+        "scheduler": _build(config.scheduler) if config.get("scheduler") else None,
+        "num_classes": data.num_classes,
+        "class_names": data.class_names,
+    }
+    taken = inspect.signature(hydra.utils.get_object(config.task._target_)).parameters
+    task = _build(config.task, **{name: value for name, value in objects.items() if name in taken})
+    if task.example_input_array is None:
+        task.example_input_array = torch.zeros(1, data.in_channels, *data.image_size)  # the model summary counts by it
+    return task
+
+
+def build_loggers(config: DictConfig) -> list[Logger]:
+    """The loggers of `config.logger`, in order."""
+    return [_build(node) for node in (config.get("logger") or {}).values()]
+
+
+def build_callbacks(config: DictConfig, loggers: list[Logger], task: LightningModule) -> list[Callback]:
+    """The callbacks of `config.callbacks`; what only W&B shows is left out where no logger is W&B.
+
+    Raises:
+        ValueError: a callback monitors a metric that the task doesn't log, or logs in a validation that there isn't.
+    """
+    nodes = config.get("callbacks") or {}
+    callbacks = [_build(node) for node in nodes.values()]
+    if isinstance(task, ClassificationTask):
+        for name, node in nodes.items():
+            _check_monitor(name, node.get("monitor"), task.monitored_names, config.trainer.limit_val_batches)
+    has_wandb = any(isinstance(logger, WandbLogger) for logger in loggers)
+    return [callback for callback in callbacks if has_wandb or not isinstance(callback, WandbMedia)]
+
+
+def _check_monitor(name: str, monitor: str | None, allowed: list[str], limit_val_batches: float | None) -> None:
+    if monitor is None:
+        return
+    if monitor not in allowed:
+        raise ValueError(f"callbacks.{name}.monitor={monitor}: no such metric; {suggest(monitor, allowed)}")
+    if monitor.startswith("val/") and limit_val_batches == 0:
+        raise ValueError(
+            f"callbacks.{name} monitors {monitor}, but trainer.limit_val_batches=0 leaves validation out: add "
+            f"callbacks.{name}.monitor=train/loss, or callbacks=none"
+        )
+
+
+def build_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[Logger], world: World) -> Trainer:
+    """The trainer, over the processes that the launcher started.
+
+    Our samplers cut the data for the ranks themselves, without the padding that counts samples twice.
+
+    Raises:
+        ValueError: the trainer asks for other processes than the launcher started.
+    """
+    _check_accelerator(config.trainer.accelerator)
+    devices, num_nodes = devices_and_nodes(config.trainer.devices, config.trainer.num_nodes, world)
+    if config.trainer.enable_progress_bar and not sys.stdout.isatty():
+        callbacks = [*callbacks, EpochLines()]
+    last = Path(config.paths.output_dir, LAST)
+    return _build(
+        config.trainer,
+        devices=devices,
+        num_nodes=num_nodes,
+        callbacks=[
+            RanksAgree(_settings(config), config.get("check_ranks_every_n_steps")),
+            *_sync_group(config),
+            *callbacks,
+            NanPolicy(config.get("nan_policy", "stop"), last),
+            ExactResume(),
+            Preemption(last),
+        ],
+        logger=loggers or False,
+        plugins=[AtomicCheckpointIO(previous_of=[LAST.name]), *_environment(world)],
+        default_root_dir=config.paths.output_dir,
+        use_distributed_sampler=False,
+    )
+
+
+def _settings(config: DictConfig) -> dict[str, Any]:
+    """What every rank must have been told alike: all but the places of files, which may be a node's own."""
+    text = json.dumps(OmegaConf.to_container(config, resolve=True))
+    for place in (config.paths.output_dir, config.output_root):
+        text = text.replace(json.dumps(place)[1:-1], "")
+    return json.loads(text)
+
+
+def _sync_group(config: DictConfig) -> list[SyncGroup]:
+    """First of all callbacks: one that copies the network should copy its groups too."""
+    size = config.norm.get("sync_group", "world")
+    return [] if size == "world" else [SyncGroup(size)]
+
+
+def _environment(world: World) -> list[SLURMEnvironment]:
+    """Under srun, SLURM's: Lightning doesn't see it by itself where the job's name is that of a shell, as in salloc."""
+    return [SLURMEnvironment(auto_requeue=False)] if world.launcher == "srun" else []
+
+
+def _check_accelerator(accelerator: str) -> None:
+    if accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise ValueError(
+            f"trainer.accelerator={accelerator}, but torch {torch.__version__} finds no GPU: take "
+            "trainer.accelerator=cpu, or install a build of torch for the GPU"
+        )
+
+
+def fit_batches_to_ranks(
+    config: DictConfig, data: LightningDataModule, trainer: Trainer, checkpoint: Checkpoint | None
+) -> None:
+    """Where a run goes on with another number of ranks: its global batches for the ranks there are, as `elastic` says.
+
+    Raises:
+        ValueError: it says to refuse, or the ranks can't share them.
+    """
+    stated: int | None = getattr(data, "batch_size", None)
+    size = batch_size_of_a_rank(stated, trainer.world_size, checkpoint, config.elastic)
+    if size != stated:
+        data.batch_size = config.data.batch_size = size  # type: ignore[attr-defined]  # the run's folder says so, too
+
+
+def check_start(config: DictConfig, task: LightningModule, data: LightningDataModule, trainer: Trainer) -> None:
+    """Make optimizer and training loader once before the fit: what is wrong with them is told as the user's mistake.
+
+    Raises:
+        ValueError: the ranks' batches don't fit the data, the ranks can't be divided into groups for the norms,
+            validation would come after the end of an epoch, or the optimizer doesn't take its options.
+    """
+    check_size(config.norm.get("sync_group", "world"), trainer.world_size)
+    if isinstance(task, ClassificationTask):
+        task.optimizer(parameter_groups(task.net))
+    data.trainer = trainer
+    batches = len(data.train_dataloader())
+    limit = config.trainer.limit_train_batches
+    if isinstance(limit, int):
+        batches = min(batches, limit)
+    interval = config.trainer.val_check_interval
+    if isinstance(interval, int) and interval > batches and config.trainer.check_val_every_n_epoch is not None:
+        raise ValueError(
+            f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch: make it smaller, "
+            "or count over epochs by adding trainer.check_val_every_n_epoch=null"
+        )
+
+
+def _build(node: DictConfig, **objects: Any) -> Any:
+    """Call a node's `_target_` with the node's keys and `objects`; stays a partial where the node says `_partial_`."""
+    for target in _targets(node):
+        _check_target(target)
+    # Objects aren't given to `instantiate`: it would turn dataclasses among them into configs.
+    made = hydra.utils.instantiate(node, _convert_="all", _partial_=True)
+    return made if node.get("_partial_") else made(**objects)
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping | DictConfig):
+        if "_target_" in node:
+            yield node["_target_"]
+        for child in node.values():
+            yield from _targets(child)
+
+
+def _check_target(target: str) -> None:
+    """Refuse what an allowed name only leads to, as `torch.nn.functional.warnings.sys.exit` would."""
+    home = getattr(hydra.utils.get_object(target), "__module__", None) or ""
+    if not is_allowed(target) or not (is_allowed(home) or home.startswith("lightning.pytorch.trainer.")):
+        raise ValueError(f"_target_ {target!r} is from {home!r}, not from {', '.join(allowed_targets())}")

@@ -1,0 +1,156 @@
+"""What `conf/` may say, checked before torch and Lightning are imported.
+
+What `config_schemas` doesn't describe, a `_target_` of another package say, is checked when it is built.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import make_dataclass
+from pathlib import Path
+from typing import Any
+
+from syncbn.launch.run_id import check_run_id
+from syncbn.norm.core.options import field_names, mistakes, suggest
+from syncbn.run.options import NORMS, TARGETS, Main
+
+ALLOWED_TARGETS = (
+    "syncbn",
+    "torch.nn",
+    "torch.optim",
+    "torchmetrics",
+    "lightning.pytorch.Trainer",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.plugins",
+    "lightning.pytorch.profilers",
+    "lightning.pytorch.strategies",
+)
+ALLOWED_VARIABLE = "SYNCBN_ALLOWED_PACKAGES"
+REQUIRED_GROUPS = ("norm", "model", "data", "task", "optimizer", "trainer")
+
+
+def config_mistakes(config: Mapping[str, Any]) -> list[str]:
+    """What is wrong in a composed and resolved config of `scripts/train.py`, a line for each mistake."""
+    found = mistakes(config, Main)
+    if isinstance(config.get("run_id"), str):
+        found += _run_id_mistakes(config["run_id"])
+    norm = config.get("norm")
+    if isinstance(norm, Mapping):
+        found += norm_mistakes(norm)
+    found += _path_mistakes(config)
+    for where, node in _targets(config):
+        target = node["_target_"]
+        if not is_allowed(target):
+            found.append(
+                f"{where}._target_: {target!r} is not in an allowed package ({', '.join(allowed_targets())}); "
+                f"packages of your own: export {ALLOWED_VARIABLE}=name,name"
+            )
+        elif target in TARGETS:
+            found += mistakes(node, TARGETS[target], where)
+    return found
+
+
+def norm_mistakes(norm: Mapping[str, Any]) -> list[str]:
+    """What is wrong in the group `norm`: an option the norm doesn't have, or one out of its range."""
+    schema = NORMS.get(str(norm.get("name")))
+    if schema is None:  # registered by the user: `norm_layer` checks name and options
+        return mistakes({"name": norm.get("name")}, make_dataclass("Named", [("name", str)]), "norm")
+    unknown = [key for key in norm if key not in field_names(schema)]
+    known = {key: value for key, value in norm.items() if key not in unknown}
+    allowed = [key for key in field_names(schema) if key != "name"]
+    return mistakes(known, schema, "norm") + [
+        f"norm.{key}: no such key of norm={norm['name']}; {suggest(key, allowed)}{norms_with(key)}" for key in unknown
+    ]
+
+
+def norms_with(option: str) -> str:
+    """The end of a message about an option that other norms have; empty where none has it."""
+    owners = [name for name, schema in NORMS.items() if option in field_names(schema)]
+    return f" ({option!r} is an option of norm={', norm='.join(owners)})" if owners else ""
+
+
+def allowed_targets() -> tuple[str, ...]:
+    """The packages that a config's `_target_` may come from: ours, and what the user's environment names.
+
+    A config doesn't name them itself: it may be part of a run folder that somebody else made.
+    """
+    named = os.environ.get(ALLOWED_VARIABLE, "")
+    return ALLOWED_TARGETS + tuple(name.strip() for name in named.split(",") if name.strip())
+
+
+def is_allowed(target: str) -> bool:
+    """Whether a dotted name is in an allowed package."""
+    return any(target == package or target.startswith(f"{package}.") for package in allowed_targets())
+
+
+def conf_dir() -> Path:
+    """The folder of Hydra's configs: in the package where a wheel was installed, beside it in a checkout."""
+    here = Path(__file__).parents[1]
+    packaged = here / "conf"
+    return packaged if packaged.is_dir() else here.parent / "conf"
+
+
+def _run_id_mistakes(run_id: str) -> list[str]:
+    try:
+        check_run_id(run_id)
+    except ValueError as error:
+        return [f"run_id: {error}"]
+    return []
+
+
+def _path_mistakes(config: Mapping[str, Any]) -> list[str]:
+    """Places to write to that aren't in the run's folder, or a run's folder that isn't in the output root.
+
+    A config may come from a folder that somebody else made, and would otherwise name any place of the file system.
+    """
+    paths = config.get("paths")
+    if not isinstance(paths, Mapping) or not isinstance(paths.get("output_dir"), str):
+        return []  # which the schema has found
+    run = paths["output_dir"]
+    found = [] if inside(run, str(config.get("output_root"))) else [f"paths.output_dir: {_elsewhere(run, config)}"]
+    for where, key, place in _places({group: config.get(group) for group in ("callbacks", "logger", "trainer")}):
+        if not inside(place, run):
+            found.append(f"{where}.{key}: {place!r} is outside of the run's folder {run!r}; leave it at its default")
+    return found
+
+
+def inside(place: str, folder: str) -> bool:
+    """Whether a path stays in a folder, as it is written: where links lead is the user's own business."""
+    return Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder))
+
+
+def _elsewhere(run: str, config: Mapping[str, Any]) -> str:
+    return f"{run!r} is outside of output_root={config.get('output_root')}; set output_root=<folder> instead"
+
+
+def _places(node: Any, where: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every place in nested configs that something is written to: whose it is, its key, and the path."""
+    if not isinstance(node, Mapping):
+        return
+    folder = ""
+    for key in ("dirpath", "save_dir", "folder"):
+        if isinstance(node.get(key), str):
+            folder = node[key]
+            yield where, key, folder
+    for key in ("filename", "name", "version", "sub_dir"):
+        if folder and isinstance(node.get(key), str):
+            yield where, key, os.path.join(folder, node[key])
+    for key, child in node.items():
+        yield from _places(child, f"{where}.{key}" if where else str(key))
+
+
+def unknown_choice(group: str, got: str, choices: list[str]) -> str:
+    """The message for `norm=snyc`."""
+    return f"{group}={got}: no such choice; {suggest(got, choices)}"
+
+
+def _targets(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every mapping with a `_target_`, however deep, and its dotted name."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get("_target_"), str):
+            yield where, node
+        for key, child in node.items():
+            yield from _targets(child, f"{where}.{key}" if where else str(key))
+    elif isinstance(node, list):
+        for index, child in enumerate(node):
+            yield from _targets(child, f"{where}[{index}]")

@@ -1,0 +1,132 @@
+"""A finished run, from its folder alone. Nothing heavy is imported before it is needed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from syncbn.launch.secrets import redacted
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import nn
+
+_CONFIG = Path(".hydra", "config.yaml")
+_CHECKPOINTS = Path("checkpoints")
+_NET = "net."  # where ClassificationTask keeps the network
+
+
+def write_config(folder: Path, config: "DictConfig", hydra_config: Any) -> None:
+    """Leave in a run's folder what Hydra would: the config with its interpolations, Hydra's own, and the overrides.
+
+    Without secrets: an interpolation of an environment variable stays one, and a key that was written out is left out.
+    """
+    from omegaconf import OmegaConf
+
+    place = (folder / _CONFIG).parent
+    place.mkdir(parents=True, exist_ok=True)
+    parts = {"config": config, "hydra": {"hydra": hydra_config}, "overrides": hydra_config.overrides.task}
+    for name, node in parts.items():
+        container = redacted(OmegaConf.to_container(OmegaConf.create(node)))
+        OmegaConf.save(OmegaConf.create(container), place / f"{name}.yaml")
+    if (sweep := folder.parent / "multirun.yaml").is_file() and redacted(text := sweep.read_text()) != text:
+        sweep.write_text(redacted(text))  # which Hydra has written, for the whole sweep
+
+
+def load_run(folder: str | Path) -> tuple["nn.Module", "DictConfig"]:
+    """The trained network of a run, in eval mode on the CPU, and the run's config.
+
+    It is the best checkpoint by validation loss; the last one where there is no best.
+
+    Args:
+        folder: a run's folder, wherever it lies now; for a sweep one of its numbered folders.
+
+    Raises:
+        ValueError: the folder isn't one of a run, its config isn't one of ours, or its checkpoint is damaged.
+    """
+    folder = Path(folder)
+    config = load_config(folder)
+    from syncbn.run import build
+
+    data = build.build_data(config)
+    net = build.build_network(config, data, fetch_weights=False)
+    load_weights(net, checkpoint_of(folder))
+    return net.eval(), config
+
+
+def load_config(
+    folder: Path, overrides: list[str] | None = None, groups: Mapping[str, Any] | None = None
+) -> "DictConfig":
+    """The config of a run, with the folder's present place in it, checked as a command line's is.
+
+    Args:
+        folder: the run's.
+        overrides: `key.key=value`, over what the run was trained with.
+        groups: whole groups to put in the place of the run's, by name.
+
+    Raises:
+        ValueError: there is none, or it holds what isn't allowed.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from syncbn.run.check import config_mistakes
+
+    if not folder.is_dir():
+        raise ValueError(f"no folder {str(folder)!r}; give a run folder, for example outputs/<run_id>{_others(folder)}")
+    if not (folder / _CONFIG).is_file():
+        jobs = sorted(str(child) for child in folder.iterdir() if (child / _CONFIG).is_file())
+        hint = f"it is a sweep, give one of its jobs: {', '.join(jobs)}" if jobs else f"it has no {_CONFIG}"
+        raise ValueError(f"{str(folder)!r} is not the folder of a run: {hint}")
+    try:
+        config = OmegaConf.load(folder / _CONFIG)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        where = str(folder / _CONFIG)
+        raise ValueError(
+            f"{where!r} can't be read: {' '.join(str(error).split())}; restore it, or train again"
+        ) from error
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{str(folder / _CONFIG)!r} holds a list, not a config")
+    folder = folder.resolve()
+    config.run_id, config.output_root, config.paths = folder.name, str(folder.parent), {"output_dir": str(folder)}
+    for group, node in (groups or {}).items():
+        config[group] = node
+    config.merge_with_dotlist(overrides or [])
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    if found := config_mistakes({str(key): value for key, value in plain.items()}):
+        raise ValueError("\n".join(found))
+    return config
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """The best checkpoint of a run, else its last.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    for name in ("best.ckpt", "last.ckpt"):
+        if (path := folder / _CHECKPOINTS / name).is_file():
+            return path
+    raise ValueError(f"{str(folder)!r} has no {_CHECKPOINTS}/best.ckpt or last.ckpt: the run hasn't saved one yet")
+
+
+def load_weights(net: "nn.Module", checkpoint: Path) -> None:
+    """Put the weights of a task's checkpoint into its network.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or another network's.
+    """
+    from syncbn.training.checkpoint import load_checkpoint
+
+    state: dict[str, Any] = load_checkpoint(checkpoint).get("state_dict", {})
+    weights = {key.removeprefix(_NET): value for key, value in state.items() if key.startswith(_NET)}
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{str(checkpoint)!r} doesn't fit the network of the run's config: {error}") from error
+
+
+def _others(folder: Path) -> str:
+    runs = sorted(config.parent.parent.name for config in folder.parent.glob(f"*/{_CONFIG}"))
+    return f"; runs there: {', '.join(runs)}" if runs else ""

@@ -1,0 +1,178 @@
+"""What `compat` takes from torch's private API: each test fails when torch changes it."""
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from syncbn.norm.core import compat
+from syncbn.norm.surgery.convert import _HOOKS
+
+
+def test_the_base_class_of_batch_norms() -> None:
+    assert issubclass(nn.BatchNorm2d, compat.BatchNormBase)
+    assert issubclass(nn.SyncBatchNorm, compat.BatchNormBase)
+    assert not issubclass(nn.InstanceNorm2d, compat.BatchNormBase)
+
+
+def test_a_recomputation_is_recognized() -> None:
+    seen: list[bool] = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        seen.append(compat.in_backward())
+        return x.sin().sin()
+
+    x = torch.randn(3, requires_grad=True)
+    checkpoint(function, x, use_reentrant=False).sum().backward()
+    function(x)
+    assert seen == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("transform", "names"),
+    [
+        (torch.func.grad, ("grad",)),
+        (torch.func.vmap, ("vmap",)),
+        (lambda f: torch.func.vmap(torch.func.grad(f)), ("vmap", "grad")),
+        (lambda f: lambda x: torch.func.jvp(f, (x,), (x,)), ("jvp",)),
+    ],
+)
+def test_the_names_of_transforms(transform: object, names: tuple[str, ...]) -> None:
+    seen = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        seen.append(compat.functorch_transforms())
+        return x.sum()
+
+    transform(function)(torch.randn(3, 2))
+    assert seen == [names]
+    assert compat.functorch_transforms() == ()
+
+
+def test_dispatch_modes_are_seen() -> None:
+    assert not compat.in_dispatch_mode()
+    for mode in (FakeTensorMode(), FlopCounterMode(display=False)):
+        with mode:
+            assert compat.in_dispatch_mode()
+    seen = []
+    make_fx(lambda x: seen.append(compat.in_dispatch_mode()) or x.sin())(torch.randn(3))
+    assert seen == [True]
+    with torch.profiler.profile():
+        assert not compat.in_dispatch_mode()
+
+
+def test_wrappers_are_recognized() -> None:
+    assert compat.is_compiled(torch.compile(nn.Linear(1, 1)))
+    assert not compat.is_compiled(nn.Linear(1, 1))
+    from torch.distributed import fsdp
+
+    modules = [nn.parallel.DistributedDataParallel, nn.DataParallel, fsdp.FullyShardedDataParallel, fsdp.FSDPModule]
+    assert {cls.__name__ for cls in (*modules, torch.jit.ScriptModule)} == set(compat.WRAPPERS)
+
+
+def test_the_hooks_of_a_module_are_all_known() -> None:
+    hooks = {key for key in nn.Linear(1, 1).__dict__ if "hook" in key}
+    assert hooks == set(_HOOKS)
+
+
+def test_the_norms_of_torch_are_all_known() -> None:
+    names = [name for name in dir(nn) if name.endswith("Norm") or ("Norm" in name and name[-2:] in ("1d", "2d", "3d"))]
+    assert len(names) > 12
+    for name in set(names) - {"CrossMapLRN2d", "LocalResponseNorm"}:
+        assert issubclass(getattr(nn, name), compat.NORMS), name
+
+
+def test_the_hooks_before_forward() -> None:
+    layer = nn.Linear(1, 1)
+    hooks = [print, repr]
+    for hook in hooks:
+        layer.register_forward_pre_hook(hook)
+    assert list(compat.forward_pre_hooks(layer)) == hooks
+
+
+def test_the_weight_gradient_of_a_convolution() -> None:
+    conv = nn.ConvTranspose2d(2, 3, 2, stride=2)
+    x = torch.randn(2, 2, 3, 3)
+    y = conv(x)
+    grad = torch.randn_like(y)
+    (expected,) = torch.autograd.grad(y, conv.weight, grad)
+    shape = tuple(conv.weight.shape)
+    actual = compat.convolution_weight_grad(grad, x, shape, (2, 2), (0, 0), (1, 1), True, (0, 0), 1)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_the_padding_of_a_convolution() -> None:
+    assert compat.padding_ahead(nn.Conv2d(1, 1, (3, 5), padding=(1, 2))) == (2, 2, 1, 1)
+    assert compat.padding_ahead(nn.Conv1d(1, 1, 4, padding="same")) == [1, 2]
+
+
+def test_the_power_iteration_of_spectral_norm_is_torchs() -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        ours = compat.SpectralNorm(torch.randn(4, 3, 2))
+        torch.manual_seed(seed)
+        theirs = nn.utils.parametrizations._SpectralNorm(torch.randn(4, 3, 2))
+        weight = torch.randn(4, 3, 2)
+        torch.testing.assert_close(ours(weight), theirs(weight), rtol=0, atol=0)
+        assert ours.state_dict().keys() == {"_u", "_v"}
+
+
+def test_hooks_of_a_module_are_seen() -> None:
+    for register in (
+        nn.Module.register_forward_hook,
+        nn.Module.register_forward_pre_hook,
+        nn.Module.register_full_backward_hook,
+        nn.Module.register_full_backward_pre_hook,
+    ):
+        module = nn.ReLU()
+        assert not compat.has_hooks(module)
+        handle = register(module, lambda *_: None)
+        assert compat.has_hooks(module)
+        assert compat.has_output_hooks(module) == (register is not nn.Module.register_forward_pre_hook)
+        handle.remove()
+        assert not compat.has_hooks(module)
+
+
+def test_a_shell_has_no_memory() -> None:
+    class Shell(torch.Tensor):
+        @classmethod
+        def __torch_dispatch__(cls, func: object, types: object, args: object = (), kwargs: object = None) -> None:
+            raise NotImplementedError
+
+    like = torch.randn(2, 3, 4, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    with compat.plain_tensors():
+        shell = compat.empty_shell(Shell, like)
+        assert type(shell) is Shell
+        assert (shell.shape, shell.dtype, shell.stride()) == (like.shape, like.dtype, like.stride())
+        assert shell.is_leaf
+        assert shell.requires_grad
+        assert shell.data_ptr() == 0
+
+
+def test_plain_tensors_ignores_the_functions_of_subclasses() -> None:
+    class Silent(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func: object, types: object, args: object = (), kwargs: object = None) -> None:
+            return None
+
+    x = torch.ones(2).as_subclass(Silent)
+    assert torch.neg(x) is None
+    with compat.plain_tensors():
+        assert type(torch.neg(x)) is torch.Tensor
+
+
+def test_the_innermost_hooks_of_saved_tensors() -> None:
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def unpack(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    assert compat.saved_tensor_hooks() is None
+    with saved_tensors_hooks(unpack, pack), saved_tensors_hooks(pack, unpack):
+        assert compat.saved_tensor_hooks() == (pack, unpack)
+    assert compat.saved_tensor_hooks() is None

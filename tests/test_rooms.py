@@ -1,0 +1,102 @@
+"""Imports between the rooms of the package run one way, lazy ones and those for type checkers counted."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+MODULES = {
+    ".".join(file.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): file
+    for top in ("syncbn", "science", "benchmarks")
+    for file in (REPOSITORY / top).rglob("*.py")
+}
+# `import syncbn` and `syncbn.norm` lead to everything below them, for users. Inside, nobody goes through them.
+FACADES = {"syncbn", "syncbn.norm"}
+SUBROOMS = {"core", "kernels", "fusion", "surgery"}
+# From the bottom to the top; rooms of one line don't import each other.
+FLOORS = (
+    {"syncbn.moved"},
+    {"syncbn.norm.kernels"},
+    {"syncbn.norm.core"},
+    {"syncbn.norm.fusion"},
+    {"syncbn.norm.layers"},
+    {"syncbn.norm.surgery"},
+    {"syncbn.norm"},
+    {"syncbn.policy", "syncbn.models", "syncbn.data", "syncbn.launch"},
+    {"syncbn.training"},
+    {"syncbn.run"},
+    {"syncbn.cli"},
+    {"syncbn"},
+    {"science", "benchmarks"},
+)
+
+
+def room_of(module: str) -> str:
+    """The room of a module: a package, a part of `norm`, or a facade."""
+    parts = module.split(".")
+    if module in FACADES or parts[0] != "syncbn":
+        return module if module in FACADES else parts[0]
+    if parts[1] == "norm":
+        return f"syncbn.norm.{parts[2]}" if parts[2] in SUBROOMS else "syncbn.norm.layers"
+    return ".".join(parts[:2])
+
+
+def imports(module: str, file: Path) -> Iterator[str]:
+    """The modules of ours that a file imports, wherever in it, or names in a string that is imported when needed."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{source}.{alias.name}" if f"{source}.{alias.name}" in MODULES else source
+
+
+def arrows() -> dict[str, dict[str, list[str]]]:
+    """For each room, the rooms that it imports from, and where."""
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for module, file in MODULES.items():
+        for imported in imports(module, file):
+            if imported in MODULES and room_of(imported) != room_of(module):
+                found[room_of(module)][room_of(imported)].append(f"{module} imports {imported}")
+    return found
+
+
+def test_no_circle_between_rooms() -> None:
+    try:
+        TopologicalSorter({room: set(others) for room, others in arrows().items()}).prepare()
+    except CycleError as error:
+        circle = error.args[1]
+        why = [arrows()[b][a][0] for a, b in zip(circle, circle[1:], strict=False)]
+        raise AssertionError(f"{' <- '.join(circle)}: {why}") from error
+
+
+def test_arrows_point_down() -> None:
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    unknown = {room_of(module) for module in MODULES} - floor.keys()
+    assert not unknown, f"say in FLOORS where {unknown} belong"
+    up = [
+        places[0]
+        for room, others in arrows().items()
+        for other, places in others.items()
+        if floor[other] >= floor[room]
+    ]
+    assert not up
+
+
+def test_an_import_in_a_function_and_a_relative_one_are_seen(tmp_path: Path) -> None:
+    file = tmp_path / "a.py"
+    file.write_text("def f():\n    from ..run import folder\n    from syncbn.cli import train\n    import syncbn.data\n")
+    assert list(imports("syncbn.norm.a", file)) == ["syncbn.run.folder", "syncbn.cli.train", "syncbn.data"]
+
+
+def test_norm_holds_layers_alone() -> None:
+    """At its own level: every module registers a name, or is the options of one that does."""
+    for file in (REPOSITORY / "syncbn" / "norm").glob("*.py"):
+        if file.name != "__init__.py" and not file.stem.endswith("_options"):
+            assert re.search(r"^@register\(", file.read_text(), re.M), file.name
