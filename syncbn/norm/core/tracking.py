@@ -35,10 +35,18 @@ class TrackingNorm(compat.BatchNormBase):
         dtype: torch.dtype | None = None,
     ) -> None:
         _check_arguments(num_features, eps, momentum)
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, bias=bias
-        )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        if not bias:  # torch's own argument of this name is there from 2.12 on
+            self.register_parameter("bias", None)
         self._widen_buffers()
+
+    def reset_parameters(self) -> None:
+        """Set γ to 1 and β to 0, where there are any, and the running statistics to those of no batch."""
+        self.reset_running_stats()
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def check_input(self, input: Tensor, mask: Tensor | None) -> None:
         """Raise `ValueError` or `TypeError` for what can't be normalized."""
