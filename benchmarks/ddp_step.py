@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from syncbn.norm.core import compat
+
 
 class DDPStep:
     """Forward, backward and SGD of a network, which all ranks begin together."""
 
     def __init__(self, net: nn.Module) -> None:
-        self.net = DistributedDataParallel(net, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        self.net = DistributedDataParallel(net, **compat.ddp_without_buffers(), gradient_as_bucket_view=True)
         self.optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
 
     def milliseconds(self, images: Tensor, labels: Tensor) -> float:

@@ -26,6 +26,7 @@ from benchmarks.rows import Row, paired
 from syncbn.data import GlobalBatchDataModule
 from syncbn.launch.leave import ends_at_once
 from syncbn.launch.world import current_world
+from syncbn.norm.core import compat
 from syncbn.run import build
 from syncbn.run import screen as output
 from syncbn.run.check import conf_dir
@@ -141,7 +142,7 @@ def _fit(config: DictConfig, data: GlobalBatchDataModule) -> list[tuple[float, f
 def _plain(config: DictConfig, data: GlobalBatchDataModule, epochs: int) -> list[tuple[float, float]]:
     torch.manual_seed(0)
     net = DistributedDataParallel(
-        build.build_network(config, data), forward_sync_buffers=False, gradient_as_bucket_view=True
+        build.build_network(config, data), **compat.ddp_without_buffers(), gradient_as_bucket_view=True
     )
     train_loader, val_loader = data.train_dataloader(), data.val_dataloader()
     optimizer = hydra.utils.instantiate(config.optimizer)(parameter_groups(net))

@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -72,7 +73,7 @@ def test_no_circle_between_rooms() -> None:
         TopologicalSorter({room: set(others) for room, others in arrows().items()}).prepare()
     except CycleError as error:
         circle = error.args[1]
-        why = [arrows()[b][a][0] for a, b in zip(circle, circle[1:], strict=False)]
+        why = [arrows()[b][a][0] for a, b in pairwise(circle)]
         raise AssertionError(f"{' <- '.join(circle)}: {why}") from error
 
 
@@ -91,7 +92,9 @@ def test_arrows_point_down() -> None:
 
 def test_an_import_in_a_function_and_a_relative_one_are_seen(tmp_path: Path) -> None:
     file = tmp_path / "a.py"
-    file.write_text("def f():\n    from ..run import folder\n    from syncbn.cli import train\n    import syncbn.data\n")
+    file.write_text(
+        "def f():\n    from ..run import folder\n    from syncbn.cli import train\n    import syncbn.data\n"
+    )
     assert list(imports("syncbn.norm.a", file)) == ["syncbn.run.folder", "syncbn.cli.train", "syncbn.data"]
 
 

@@ -9,6 +9,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _Su
 
 from syncbn.launch.leave import ends_at_once
 from syncbn.launch.scheduling import let_threads_finish
+from syncbn.norm.core import compat
 from syncbn.training import unequal
 
 
@@ -51,7 +52,7 @@ def ddp(
         timeout=timedelta(seconds=timeout_s),
         process_group_backend=process_group_backend,
         start_method=start_method,
-        **{"forward_sync_buffers": False, "gradient_as_bucket_view": True, **options},
+        **{**compat.ddp_without_buffers(), "gradient_as_bucket_view": True, **options},
     )
 
 
@@ -83,6 +84,8 @@ class _DDPStrategy(DDPStrategy):
         """A module that optimizes by hand, a GAN's say, leaves out parts of its parameters in each backward pass."""
         if self.lightning_module is not None and not self.lightning_module.automatic_optimization:
             self._ddp_kwargs["find_unused_parameters"] = True
+        assert self.model is not None
+        compat.broadcast_buffers(self.model)
         super().configure_ddp()
 
     def process_dataloader(self, dataloader: object) -> object:

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import syncbn
 from syncbn.models.resnet import BasicBlock, ResNet
+from syncbn.norm.core import compat
 from tests.ranks import Ranks
 
 SHARES = [3, 5]
@@ -42,7 +43,7 @@ def train_compiled() -> dict[str, Tensor]:
     # Everything but the C++ compiler, which takes minutes for a whole network on a busy machine. It raises where a
     # graph would break.
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
-    model = DistributedDataParallel(compiled, forward_sync_buffers=False)
+    model = DistributedDataParallel(compiled, **compat.ddp_without_buffers())
     train(model, syncbn.mean_over_ranks, torch.distributed.get_rank())
     return {name: value.detach() for name, value in net.state_dict().items()}
 

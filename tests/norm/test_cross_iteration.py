@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import syncbn
 from syncbn.norm import CrossIterationBatchNorm
+from syncbn.norm.core import compat
 from tests.norm.cross_iteration_oracle import Oracle
 
 FEEDERS = {
@@ -422,7 +423,7 @@ def train_ddp(sync: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     torch.manual_seed(0)
     net = syncbn.models.resnet.resnet18("batch", num_classes=4, stem="cifar", width=4)
     syncbn.convert(net, "cross_iteration", window=3, sync=sync)
-    model = DistributedDataParallel(net, forward_sync_buffers=False)
+    model = DistributedDataParallel(net, **compat.ddp_without_buffers())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     torch.manual_seed(dist.get_rank())
     for _ in range(4):

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 import syncbn
+from syncbn.norm.core import compat
 from syncbn.norm.core.registry import _LAYERS, norm_options
 from syncbn.norm.surgery.feeding import attach_norms
 from tests.ranks import Ranks
@@ -227,7 +228,7 @@ def test_inductor_makes_one_graph_of_all_of_them() -> None:
 def ten_steps(name: str, rank: int, samples: int) -> dict[str, Any]:
     """Train on rows [rank·samples, (rank + 1)·samples) of each step's batch of 6; parameters and buffers after it."""
     model = build(name, dtype=torch.float64)
-    layers = DistributedDataParallel(model, forward_sync_buffers=False) if dist.is_initialized() else model
+    layers = DistributedDataParallel(model, **compat.ddp_without_buffers()) if dist.is_initialized() else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     for step in range(10):
         optimizer.zero_grad()

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import syncbn
+from syncbn.norm.core import compat
 from tests.norm import oracle, steps
 from tests.norm.steps import Batch
 from tests.norm.test_sync import random_batch
@@ -187,7 +188,7 @@ def one_process_steps(steps: int) -> tuple[dict[str, Tensor], list[float]]:
 
 
 def ddp(model: nn.Module) -> nn.Module:
-    return DistributedDataParallel(model, forward_sync_buffers=False)
+    return DistributedDataParallel(model, **compat.ddp_without_buffers())
 
 
 def ddp_default(model: nn.Module) -> nn.Module:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 import syncbn
+from syncbn.norm.core import compat
 from syncbn.policy.freeze import has_frozen_statistics
 from tests.policy.nets import TwoStages, images, seeded
 from tests.ranks import Ranks
@@ -191,7 +192,7 @@ def test_a_frozen_layer_waits_for_nobody(ranks: Callable[[int], Ranks]) -> None:
 def train_under_ddp(sizes: list[int]) -> dict[str, torch.Tensor]:
     net = syncbn.freeze(seeded(lambda: TwoStages(syncbn.SyncBatchNorm)).double(), affine=True, include="stem.*")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    model = nn.parallel.DistributedDataParallel(net, forward_sync_buffers=False) if world > 1 else net
+    model = nn.parallel.DistributedDataParallel(net, **compat.ddp_without_buffers()) if world > 1 else net
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for step in range(2):
         x = images(sum(sizes), seed=step).double()

@@ -1,9 +1,11 @@
 """Every use of torch's private API, in one place; `tests/norm/core/test_compat.py` fails when torch changes one."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, distributed_c10d
 from torch.nn.utils import parametrizations
@@ -22,6 +24,25 @@ WRAPPERS = {
     "FSDPModule": "fully_shard(syncbn.convert(model, ...))",
     "ScriptModule": "torch.jit.script(syncbn.convert(model, ...))",
 }
+
+
+def ddp_without_buffers() -> dict[str, bool]:
+    """The argument of `DistributedDataParallel` that leaves out its broadcast of buffers before each forward pass.
+
+    From torch 2.13 on, buffers are sent once, when DDP is made. Before, its argument leaves out that, too: call
+    `broadcast_buffers` first.
+    """
+    known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+
+
+def broadcast_buffers(module: nn.Module, process_group: ProcessGroup | None = None) -> None:
+    """Give every rank rank 0's buffers, once, where `ddp_without_buffers` would leave that out."""
+    if "broadcast_buffers" in ddp_without_buffers():
+        for buffer in module.buffers():
+            dist.broadcast(
+                buffer, 0 if process_group is None else dist.get_global_rank(process_group, 0), process_group
+            )
 
 
 def in_backward() -> bool:
