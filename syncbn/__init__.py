@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from syncbn.moved import keep_old_paths
 
 if TYPE_CHECKING:
+    from syncbn.machine import DoctorReport, doctor
     from syncbn.norm import (
         CrossIterationBatchNorm,
         SyncBatchNorm,
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CrossIterationBatchNorm",
+    "DoctorReport",
     "SyncBatchNorm",
     "adapt",
     "available_norms",
     "convert",
+    "doctor",
     "freeze",
     "fuse",
     "inspect",
@@ -43,10 +46,12 @@ __version__ = "0.1.0"
 # Public names are imported when they are first used, so that a command line can be checked without waiting for torch.
 _HOMES = {
     "CrossIterationBatchNorm": "syncbn.norm",
+    "DoctorReport": "syncbn.machine",
     "SyncBatchNorm": "syncbn.norm",
     "adapt": "syncbn.policy",
     "available_norms": "syncbn.norm",
     "convert": "syncbn.norm",
+    "doctor": "syncbn.machine",
     "freeze": "syncbn.policy",
     "fuse": "syncbn.policy",
     "inspect": "syncbn.policy",
@@ -60,7 +65,7 @@ _HOMES = {
     "unfreeze": "syncbn.policy",
     "verify": "syncbn.policy",
 }
-_SUBMODULES = ("data", "models", "norm", "policy", "training")
+_SUBMODULES = ("data", "machine", "models", "norm", "policy", "training")
 
 keep_old_paths()
 

@@ -27,7 +27,7 @@ FLOORS = (
     {"syncbn.norm.surgery"},
     {"syncbn.norm"},
     {"syncbn.policy", "syncbn.models", "syncbn.data", "syncbn.launch"},
-    {"syncbn.training"},
+    {"syncbn.training", "syncbn.machine"},
     {"syncbn.run"},
     {"syncbn.cli"},
     {"syncbn"},

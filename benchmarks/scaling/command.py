@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.layers import resnet50_shapes
-from benchmarks.scaling.gpus import step_cost
 from benchmarks.scaling.measure import CHANNELS, WORLDS, Timing, cores, measure
-from benchmarks.scaling.model import Costs, Kind, fit, predict
+from benchmarks.scaling.model import Costs, fit, predict
 from benchmarks.scaling.page import page
 from benchmarks.scaling.pictures import draw_collectives, draw_gpus
 from benchmarks.scaling.tables import GPUS, errors_table, held_out
+from syncbn.machine.scaling import Kind, step_cost
 
 DOCS = Path(__file__).parents[2] / "docs"
 MESSAGE_COLUMNS = ("design", "direction", "channels", "collective", "bytes", "ranks")

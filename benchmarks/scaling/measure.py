@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.scaling.model import Kind, Point
+from benchmarks.scaling.model import Point
+from syncbn.machine.scaling import Kind
 
 WORLDS = (2, 4, 8, 16)
 CHANNELS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384)

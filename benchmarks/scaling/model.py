@@ -13,12 +13,11 @@ times as long; with a core for each rank the factor is 1.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
-from typing import Literal
 
 import numpy as np
 from scipy.optimize import nnls
 
-Kind = Literal["all_reduce", "all_gather"]
+from syncbn.machine.scaling import Kind, steps
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,6 @@ class Costs:
     base: float
     latency: float
     per_byte: float
-
-
-def steps(kind: Kind, ranks: int) -> int:
-    return (ranks - 1) * (2 if kind == "all_reduce" else 1)
 
 
 def traffic(kind: Kind, ranks: int, size: int) -> float:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from benchmarks.scaling import tables
-from benchmarks.scaling.gpus import RESNET50_IMAGES_A_SECOND, SLOWEST, Cost, nccl_seconds, resnet50_step, step_cost
 from benchmarks.scaling.measure import BLOCKS, CALLS, ROUNDS, Timing
-from benchmarks.scaling.model import Costs, Kind
+from benchmarks.scaling.model import Costs
+from syncbn.machine.scaling import RESNET50_IMAGES_A_SECOND, SLOWEST, Cost, Kind, nccl_seconds, resnet50_step, step_cost
 
 PAGE = """\
 # What synchronization costs

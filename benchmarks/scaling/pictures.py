@@ -6,9 +6,9 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.scaling.gpus import step_cost
 from benchmarks.scaling.measure import WORLDS, Timing
-from benchmarks.scaling.model import Costs, Kind, predict
+from benchmarks.scaling.model import Costs, predict
+from syncbn.machine.scaling import Kind, step_cost
 
 COLOURS = {2: "#4477aa", 4: "#228833", 8: "#ccbb44", 16: "#ee6677"}  # Paul Tol's "bright"
 DESIGNS = {"ours": ("#4477aa", "all-reduce (this package)"), "gather": ("#ee6677", "all-gather")}

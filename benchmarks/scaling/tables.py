@@ -3,10 +3,10 @@
 import statistics
 from collections.abc import Sequence
 
-from benchmarks.scaling.gpus import GPUS_A_NODE, Cost, largest_group, resnet50_step, step_cost
 from benchmarks.scaling.measure import Timing
-from benchmarks.scaling.model import Costs, Kind, relative_error
+from benchmarks.scaling.model import Costs, relative_error
 from benchmarks.scaling.published import MEASUREMENTS
+from syncbn.machine.scaling import GPUS_A_NODE, Cost, Kind, largest_group, resnet50_step, step_cost
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 ENOUGH_IMAGES = 32  # a group
@@ -100,7 +100,7 @@ def budget_table(channels: Sequence[int]) -> str:
     budgets = (0.05, 0.1, 0.2)
     rows = [
         f"| {images} | {1e3 * resnet50_step(images):.0f} | "
-        + " | ".join(f"{largest_group(budget, images, channels):,}" for budget in budgets)
+        + " | ".join(f"{largest_group(budget, resnet50_step(images), channels):,}" for budget in budgets)
         + " |"
         for images in (64, 128, 256)
     ]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from benchmarks.layers import resnet50_shapes
 from benchmarks.scaling.command import write
-from benchmarks.scaling.gpus import largest_group, nccl_seconds, resnet50_step, step_cost
-from benchmarks.scaling.model import Costs, Kind, Point, fit, predict, relative_error
+from benchmarks.scaling.model import Costs, Point, fit, predict, relative_error
+from syncbn.machine.scaling import Kind, largest_group, nccl_seconds, resnet50_step, step_cost
 
 KINDS: tuple[Kind, ...] = ("all_reduce", "all_gather")
 WORLDS = (2, 4, 8, 16)
@@ -97,7 +97,7 @@ def test_costs_on_gpus_grow_with_their_number_and_a_gather_grows_faster() -> Non
 def test_a_group_within_a_budget_is_the_largest() -> None:
     norms = [shape[1] for shape in resnet50_shapes(1)]
     for budget in (0.01, 0.05, 0.1, 0.3):
-        group = largest_group(budget, 256, norms)
+        group = largest_group(budget, resnet50_step(256), norms)
         assert step_cost("ours", group, norms).high <= budget * resnet50_step(256)
         assert group == 4096 or step_cost("ours", 2 * group, norms).high > budget * resnet50_step(256)
 

@@ -1,4 +1,4 @@
-"""What synchronized batch normalization costs a ResNet-50 on GPUs, by NCCL's own model of its latencies.
+"""What the messages of synchronized batch normalization cost on GPUs, by NCCL's own model of its latencies.
 
 The parameters are those by which NCCL chooses its algorithms, for its low-latency protocol, which it takes for messages
 as short as a norm's: `baseLat` and `hwLat` in src/graph/tuning.cc of NVIDIA/nccl at commit b6475625. The formulas are
@@ -9,8 +9,9 @@ which `nccl_seconds` gives, and 26.55 µs at 8,192 bytes, from which the bandwid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log2, sqrt
+from typing import Literal
 
-from benchmarks.scaling.model import Kind, steps
+Kind = Literal["all_reduce", "all_gather"]
 
 GPUS_A_NODE = 8
 BASE = {"tree": 6.8e-6, "ring": 6.6e-6}
@@ -33,11 +34,18 @@ class Cost:
 
     @property
     def high(self) -> float:
+        """The upper end."""
         return self.low * SLOWEST
 
     @property
     def middle(self) -> float:
+        """The geometric mean of both ends."""
         return self.low * sqrt(SLOWEST)
+
+
+def steps(kind: Kind, ranks: int) -> int:
+    """The messages of a ring that wait for each other."""
+    return (ranks - 1) * (2 if kind == "all_reduce" else 1)
 
 
 def nccl_seconds(kind: Kind, gpus: int, size: int) -> float:
@@ -68,10 +76,10 @@ def resnet50_step(images: int) -> float:
     return images / RESNET50_IMAGES_A_SECOND
 
 
-def largest_group(budget: float, images: int, channels: Sequence[int], most: int = 4096) -> int:
-    """The largest power of two of GPUs that costs at most `budget` of the step, at the upper end of the interval."""
+def largest_group(budget: float, step_s: float, channels: Sequence[int], most: int = 4096) -> int:
+    """The largest power of two of GPUs that costs at most `budget` of a step, at the upper end of the interval."""
     largest = 1
-    while 2 * largest <= most and step_cost("ours", 2 * largest, channels).high <= budget * resnet50_step(images):
+    while 2 * largest <= most and step_cost("ours", 2 * largest, channels).high <= budget * step_s:
         largest *= 2
     return largest
 

@@ -1,0 +1,168 @@
+"""What `doctor` finds, as text and as JSON that can be attached to an issue."""
+
+import dataclasses
+import getpass
+import json
+import os
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_SHORTEST = 3  # a shorter user or host name would be found in any text
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One case of the proof.
+
+    Attributes:
+        place: the device and the process group.
+        name: what was compared.
+        error: the largest difference from one process in float64, over the largest expected value; None where the case
+            didn't run.
+        tolerance: what rounding explains.
+        seconds: how long it took.
+        problem: why it isn't right; empty where it is.
+        skipped: why it didn't run; empty where it did.
+    """
+
+    place: str
+    name: str
+    error: float | None
+    tolerance: float
+    seconds: float
+    problem: str = ""
+    skipped: str = ""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one thing on this machine, the median of several runs."""
+
+    place: str
+    name: str
+    milliseconds: float
+
+
+@dataclass
+class DoctorReport:
+    """What `syncbn.doctor` found.
+
+    Attributes:
+        versions: of Python and of the packages that matter here; None for one that isn't installed.
+        devices: processors and GPUs.
+        kernels: for each device, the kernels that serve a float32 tensor, and why not faster ones.
+        exchange: for each place, how sums over ranks are exchanged, and why not otherwise.
+        proof: the cases that were compared with one process in float64.
+        times: of messages and layers.
+        forecast: what synchronization costs a model, where one was named.
+    """
+
+    versions: dict[str, str | None]
+    devices: list[str]
+    kernels: dict[str, str]
+    exchange: dict[str, str] = field(default_factory=dict)
+    proof: list[Finding] = field(default_factory=list)
+    times: list[Timing] = field(default_factory=list)
+    forecast: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the layers were compared here, and every case that ran was exact."""
+        return any(finding.error is not None for finding in self.proof) and not self.problems
+
+    @property
+    def problems(self) -> list[Finding]:
+        """The cases that aren't right."""
+        return [finding for finding in self.proof if finding.problem]
+
+    @property
+    def verdict(self) -> str:
+        """One line."""
+        ran = [finding for finding in self.proof if finding.error is not None or finding.problem]
+        skipped = len(self.proof) - len(ran)
+        left = f" ({skipped} skipped)" if skipped else ""
+        if not ran:
+            return f"nothing was compared here{left}"
+        if self.problems:
+            first = self.problems[0]
+            return f"{len(self.problems)} of {len(ran)} cases are wrong here, first {first.name} on {first.place}: " + (
+                first.problem
+            )
+        return f"exact here: all {len(ran)} cases agree with one process in float64{left}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without names of hosts, users or folders."""
+        found = {"ok": self.ok, "verdict": self.verdict, **dataclasses.asdict(self)}
+        return _scrubbed(found)
+
+    def to_json(self) -> str:
+        """The same as JSON."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    def to_markdown(self) -> str:
+        """The same as a page of tables."""
+        found = self.to_dict()
+        lines = [f"**{found['verdict']}**", ""]
+        lines += _table(("package", "version"), [(k, v or "not installed") for k, v in found["versions"].items()])
+        lines += [f"- {device}" for device in found["devices"]] + [""]
+        rows = [(f"kernels, {device}", how) for device, how in found["kernels"].items()]
+        rows += [(f"exchange, {place}", how) for place, how in found["exchange"].items()]
+        lines += _table(("chosen", "how"), rows)
+        lines += _table(
+            ("proof, on", "case", "error", "rounding allows", "verdict"),
+            [
+                (
+                    row["place"],
+                    row["name"],
+                    "" if row["error"] is None else f"{row['error']:.1e}",
+                    f"{row['tolerance']:.0e}",
+                    f"**{row['problem']}**" if row["problem"] else row["skipped"] or "exact",
+                )
+                for row in found["proof"]
+            ],
+        )
+        lines += _table(
+            ("time, on", "of", "ms"),
+            [(row["place"], row["name"], f"{row['milliseconds']:.4g}") for row in found["times"]],
+        )
+        lines += _table(("forecast", ""), [(key, str(value)) for key, value in found["forecast"].items()])
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.to_markdown()
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    if not rows:
+        return []
+    lines = [head, tuple("---" for _ in head), *rows]
+    return [f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in line)} |" for line in lines] + [""]
+
+
+def _scrubbed(value: Any) -> Any:
+    """Nested values whose texts name no host, user or folder."""
+    if isinstance(value, dict):
+        return {key: _scrubbed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_scrubbed(item) for item in value]
+    return scrub(value) if isinstance(value, str) else value
+
+
+def scrub(text: str) -> str:
+    """`text` without absolute paths, and without this host's and this user's names."""
+    text = re.sub(r"(?<![\w.:/])(?:/[\w.+@~-]+){2,}/?", lambda path: f"<path>/{Path(path[0]).name}", text)
+    for name in {socket.gethostname(), os.environ.get("USER", ""), _user()}:
+        if len(name) >= _SHORTEST and name not in ("root", "localhost"):
+            text = re.sub(rf"\b{re.escape(name)}\b", "<name>", text)
+    return text
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no entry
+        return ""
