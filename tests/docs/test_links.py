@@ -1,4 +1,4 @@
-"""What the pages name exists: files, public names and Python modules."""
+"""What the pages name exists: files, places on a page, public names and Python modules."""
 
 import importlib
 import re
@@ -9,11 +9,13 @@ import pytest
 from tests.docs.markdown import REPOSITORY, blocks, pages, prose
 
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+HREF = re.compile(r"""\b(?:href|src)=["'](?P<target>[^"']+)["']""")
 CODE = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(r"(?:syncbn|conf|tests|docs|scripts|benchmarks|kernels)/[\w./-]*|[\w-]+\.(?:md|toml|txt)")
 NAME = re.compile(r"\bsyncbn(?:\.[A-Za-z_]\w*)+")
 MADE_LATER = {"syncbn/norm/pixel.py", "conf/norm/pixel.yaml"}  # by the reader, in CONTRIBUTING.md
 
+HTML = [pytest.param(page, id=page.name) for page in sorted((REPOSITORY / "docs").rglob("*.html"))]
 PAGES = [pytest.param(page, id=str(page.relative_to(REPOSITORY))) for page in pages()]
 
 
@@ -33,6 +35,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = match["target"].partition("#")[0]
         if target and "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which doesn't exist"
+
+
+@pytest.mark.parametrize("page", HTML)
+def test_links_of_html_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    links = [match["target"] for match in HREF.finditer(text)]
+    assert links
+    for target, _, place in (link.partition("#") for link in links):
+        if target and not re.match(r"https://|data:", target):
+            assert (page.parent / target).is_file(), f"{page.name} links to {target}, which doesn't exist"
+        if place and not target:
+            assert f'id="{place}"' in text, f"{page.name} links to #{place}, which isn't there"
 
 
 @pytest.mark.parametrize("page", PAGES)
