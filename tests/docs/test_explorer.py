@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import syncbn
-from syncbn.norm.momentum import from_keras
+from syncbn.norm.core.momentum import from_keras
 from tests.docs.explorer import call, carried, expected
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from syncbn.norm.momentum import from_keras
+from syncbn.norm.core.momentum import from_keras
 from tests.docs.explorer import call, carried, expected, shown, slide
 
 pytestmark = pytest.mark.usefixtures("float64")
