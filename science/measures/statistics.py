@@ -11,7 +11,7 @@ from science.measures.evaluation import whole
 from science.measures.training import fit
 from science.runs import Setting
 from syncbn.norm import CrossIterationBatchNorm
-from syncbn.norm.core.moments import Moments, batch_moments, pool
+from syncbn.norm.core.moments import Moments, batch_moments, biased_var, pool
 from syncbn.run import build
 
 
@@ -63,9 +63,9 @@ class Errors(Callback):
 
 def error(moments: Moments, exact: Moments) -> Tensor:
     """The mean over channels of |mean - exact mean| / σ + |σ' / σ - 1|, with σ² the exact variance."""
-    sigma = exact.var.clamp(min=1e-12).sqrt()
+    sigma = biased_var(exact).clamp(min=1e-12).sqrt()
     shift = (moments.mean.detach() - exact.mean).abs() / sigma
-    scale = (moments.var.detach().clamp(min=0).sqrt() / sigma - 1).abs()
+    scale = (biased_var(moments).detach().clamp(min=0).sqrt() / sigma - 1).abs()
     return (shift + scale).mean()
 
 

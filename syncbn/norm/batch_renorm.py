@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from syncbn.norm.core.moments import Moments
+from syncbn.norm.core.moments import Moments, biased_var
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.running import RunningNorm
 from syncbn.norm.kernels.plain import statistics_dtype
@@ -130,7 +130,7 @@ class BatchRenorm(RunningNorm, SyncBatchNorm):
         assert self.running_var is not None
         r_max, d_max = self.limits(self._steps())
         std = (self.running_var + self.eps).sqrt()
-        r = (moments.var.detach() + self.eps).sqrt() / std
+        r = (biased_var(moments).detach() + self.eps).sqrt() / std
         d = (moments.mean.detach() - self.running_mean) / std
         return torch.stack([r.clamp(1 / r_max, r_max), d.clamp(-d_max, d_max)])
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from syncbn.norm.core.moments import Moments, all_reduce, batch_moments
+from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, unbiased_var
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.running import RunningNorm
 from syncbn.norm.kernels import plain
@@ -93,12 +93,12 @@ class LearnableMomentumBatchNorm(RunningNorm, SyncBatchNorm):
         before = self.as_first_seen(batch, torch.stack([self.running_mean, self.running_var])).to(batch.mean.dtype)
         momentum = self.learned_momentum.to(batch.mean.dtype)
         mean = before[0] + momentum * (batch.mean - before[0])
-        var = before[1] + momentum * (batch.unbiased_var - before[1])
+        var = before[1] + momentum * (unbiased_var(batch) - before[1])
         return Moments(batch.count, mean, var * (batch.count - 1).clamp(min=1))
 
     def normalize_batch(self, input: Tensor, moments: Moments, group: ProcessGroup | None) -> Tensor:
         dtype = plain.statistics_dtype(input)
-        mean, var = moments.mean.to(dtype), moments.unbiased_var.to(dtype)
+        mean, var = moments.mean.to(dtype), unbiased_var(moments).to(dtype)
         return plain.normalize(input, mean, var, self.eps, *self.affine_parameters(input))
 
     def evaluate(self, input: Tensor) -> Tensor:

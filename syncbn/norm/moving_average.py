@@ -13,7 +13,7 @@ from syncbn.norm.core.checks import check_count
 from syncbn.norm.core.exchange import all_sum
 from syncbn.norm.core.kernels import kernels_for
 from syncbn.norm.core.linear_maps import is_transposed
-from syncbn.norm.core.moments import Moments
+from syncbn.norm.core.moments import Moments, biased_var
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.running import RunningNorm
 from syncbn.norm.kernels import plain
@@ -142,14 +142,14 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
             )
         with torch.no_grad():
             batch = group_moments(input, mask, group)
-            square = batch.var + batch.mean.square()
+            square = biased_var(batch) + batch.mean.square()
             average = self._slide("square", square, batch.count, once=True)
             assert self.running_var is not None
             average, _ = self.as_first_seen(batch, torch.stack([average, self.running_var])).to(square.dtype)
             return Moments(batch.count, torch.zeros_like(average), average * batch.count)
 
     def normalize_batch(self, input: Tensor, moments: Moments, group: ProcessGroup | None) -> Tensor:
-        square = moments.var.to(plain.statistics_dtype(input))
+        square = biased_var(moments).to(plain.statistics_dtype(input))
         _, _, running_var = self.get_buffer("_first_seen")
         limit = torch.where(self.num_squares > self.r_start, square.new_full((), self.r_max), 1.0)
         r = ((square + self.eps) / (running_var.to(square.dtype) + self.eps)).sqrt().clamp(1 / limit, limit)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from syncbn.norm.core.exchange import communicating_group
-from syncbn.norm.core.moments import Moments, all_reduce, merge
+from syncbn.norm.core.moments import Moments, all_reduce, biased_var, merge
 from syncbn.norm.core.registry import register
 from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.sync import SyncBatchNorm
@@ -106,7 +106,7 @@ class SwitchableNorm(SyncBatchNorm):
         moments = all_reduce(local, group)
         if self.training:
             self.track(moments)
-        return moments.mean.to(dtype), moments.var.to(dtype)
+        return moments.mean.to(dtype), biased_var(moments).to(dtype)
 
 
 def shares(logits: Tensor, single_position: bool = False) -> Tensor:

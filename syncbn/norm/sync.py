@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from syncbn.norm.core import compat
 from syncbn.norm.core.exchange import check_group, communicating_group
 from syncbn.norm.core.kernels import kernels_for
-from syncbn.norm.core.moments import Moments, all_means, all_reduce, attach_moments, batch_moments
+from syncbn.norm.core.moments import Moments, all_means, all_reduce, attach_moments, batch_moments, biased_var
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.tracking import TrackingNorm
 from syncbn.norm.fusion.deferred import Deferred
@@ -91,7 +91,7 @@ class _Normalize(ReverseMode):
 
 def _as_statistics(moments: Moments, x: Tensor) -> tuple[Tensor, Tensor]:
     dtype = plain.statistics_dtype(x)
-    return moments.mean.to(dtype), moments.var.to(dtype)
+    return moments.mean.to(dtype), biased_var(moments).to(dtype)
 
 
 @register("sync")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from syncbn.norm.core.attachable import FEEDERS
 from syncbn.norm.core.exchange import all_sum, communicating_group
-from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, pool
+from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, biased_var, pool
 from syncbn.norm.surgery.trace import modes_kept, trace
 from syncbn.policy import batches as passes
 from syncbn.policy.diagnose import Facts, diagnose
@@ -128,7 +128,7 @@ class Watch:
         """Of one batch: E[(y_eval - y_train)²] / E[γ²], where y_eval - y_train is linear in x, and count."""
         layer = self.layer
         shift = (batch.mean - self.mean) / self.std
-        stretch = (batch.var + layer.eps).sqrt() / self.std - 1
+        stretch = (biased_var(batch) + layer.eps).sqrt() / self.std - 1
         square = torch.ones_like(shift) if layer.weight is None else layer.weight.detach().double().square()
         gap = (square * (shift.square() + stretch.square())).mean() / square.mean().clamp(min=1e-30)
         return torch.stack([gap * batch.count, batch.count])
@@ -165,7 +165,7 @@ class Watch:
 
     def _compared(self) -> dict[str, Any]:
         seen = self._pooled()
-        seen_std = (seen.var + self.layer.eps).sqrt()
+        seen_std = (biased_var(seen) + self.layer.eps).sqrt()
         gap, count = all_sum(torch.stack(self.gaps).sum(0), self.pool)
         found = {
             "samples": int(torch.stack(self.gaps)[:, 1].max()),
@@ -174,7 +174,7 @@ class Watch:
             "gap": float((gap / count.clamp(min=1)).sqrt()),
         }
         if self.reference is not None:
-            distance = (seen.mean - self.reference.mean) / (self.reference.var + self.layer.eps).sqrt()
+            distance = (seen.mean - self.reference.mean) / (biased_var(self.reference) + self.layer.eps).sqrt()
             found["drift"] = float(distance.square().mean().sqrt())
         return found
 

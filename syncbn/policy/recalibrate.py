@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.norm.core.exchange import communicating_group
-from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, pool
+from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, pool, unbiased_var
 from syncbn.norm.surgery.select import Globs, select_layers
 from syncbn.norm.surgery.trace import modes_kept
 from syncbn.policy import batches as passes
@@ -144,7 +144,7 @@ class _Sum:
                 f"{self.path} has seen values that aren't finite: look for NaN in the data and the weights"
             )
         layer.running_mean.copy_(moments.mean)
-        layer.running_var.copy_(moments.unbiased_var)
+        layer.running_var.copy_(unbiased_var(moments))
         if layer.num_batches_tracked is not None:
             layer.num_batches_tracked.fill_(count)
 

@@ -25,15 +25,16 @@ class Moments(NamedTuple):
     mean: Tensor
     m2: Tensor
 
-    @property
-    def var(self) -> Tensor:
-        """The biased variance M2 / n; 0 where nothing was counted."""
-        return self.m2 / self.count.clamp(min=1)
 
-    @property
-    def unbiased_var(self) -> Tensor:
-        """M2 / (n - 1); 0 for a single sample."""
-        return self.m2 / (self.count - 1).clamp(min=1)
+# Functions and not properties: the compiler of torch 2.8 can't trace a property of a tuple.
+def biased_var(moments: Moments) -> Tensor:
+    """M2 / n; 0 where nothing was counted."""
+    return moments.m2 / moments.count.clamp(min=1)
+
+
+def unbiased_var(moments: Moments) -> Tensor:
+    """M2 / (n - 1); 0 for a single sample."""
+    return moments.m2 / (moments.count - 1).clamp(min=1)
 
 
 def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from syncbn.norm.core import compat
 from syncbn.norm.core.checks import check_channels, check_eps, check_num_features
-from syncbn.norm.core.moments import Moments
+from syncbn.norm.core.moments import Moments, biased_var, unbiased_var
 from syncbn.norm.core.momentum import check_momentum
 from syncbn.norm.kernels.plain import statistics_dtype
 
@@ -102,7 +102,7 @@ class TrackingNorm(compat.BatchNormBase):
             self.num_batches_tracked,
             moments.count.detach(),
             moments.mean.detach(),
-            (moments.var if second_moment else moments.unbiased_var).detach(),
+            (biased_var(moments) if second_moment else unbiased_var(moments)).detach(),
             1.0 if outright else self.momentum,
             second_moment,
             row,
