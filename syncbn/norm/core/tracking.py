@@ -175,7 +175,15 @@ def _track(
 # A custom operator looks for a running backward pass when the graph runs; a traced Python check would look once,
 # while tracing, and a checkpointed compiled block would count twice.
 _OPERATOR = torch.library.custom_op(
-    "syncbn::track", _track, mutates_args=("running_mean", "running_var", "num_batches_tracked", "others")
+    "syncbn::track",
+    _track,
+    mutates_args=("running_mean", "running_var", "num_batches_tracked", "others"),
+    # Torch 2.6 can't read this off the annotations.
+    schema=(
+        "(Tensor(a0!) running_mean, Tensor(a1!) running_var, Tensor(a2!) num_batches_tracked, Tensor count, "
+        "Tensor mean, Tensor var, float? momentum, bool second_moment, SymInt? row, Tensor(a9!)[] others, "
+        "Tensor[] targets) -> ()"
+    ),
 )
 
 
