@@ -1,0 +1,5 @@
+"""All kinds of nodes; importing the modules registers them."""
+
+from tests.networks.kinds import constants, functions, joins, layouts, mixers, norms, plain, weights, writes
+
+__all__ = ["constants", "functions", "joins", "layouts", "mixers", "norms", "plain", "weights", "writes"]

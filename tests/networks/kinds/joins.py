@@ -1,0 +1,317 @@
+"""Where paths part and meet: sums, concatenations, splits, several heads."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.networks.maker import Block, Maker
+from tests.networks.registry import kind
+
+
+def _fitting(m: Maker, before: tuple[int, tuple[int, ...]]) -> nn.Module:
+    """What brings features to the channels that the input had, where the sizes are the same; else a marker."""
+    channels, _ = before
+    if m.channels == channels:
+        return nn.Identity()
+    fit = m.conv(channels, kernel_size=1)
+    return nn.Sequential(fit, m.fold(m.norm(fit)))
+
+
+def _resized(y: Tensor, like: Tensor) -> Tensor:
+    """Features of the sizes of others, by repeating or leaving out."""
+    return y if y.shape[2:] == like.shape[2:] else F.interpolate(y, size=like.shape[2:])
+
+
+@kind(chains=1)
+def residual(m: Maker) -> nn.Module:
+    before = m.channels, m.space
+    inner = m.chain()
+    fit = _fitting(m, before)
+    return Block(lambda self, x: x + _resized(self.fit(self.inner(x)), x), inner=inner, fit=fit)
+
+
+@kind(chains=2)
+def concatenated(m: Maker) -> nn.Module:
+    """Two branches side by side, with the input or without."""
+    before = m.channels, m.space
+    first = m.chain(0)
+    m.channels, m.space = before
+    second, with_input = m.chain(1), m.chance(0.5)
+    m.channels, m.space = before
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        parts = [_resized(self.first(x), x), _resized(self.second(x), x)]
+        return torch.cat([x, *parts] if with_input else parts, dim=1 if x.dim() != 3 else -2)
+
+    return Block(run, first=first, second=second)
+
+
+@kind(chains=2)
+def branches(m: Maker) -> nn.Module:
+    """Two branches, summed after a projection each."""
+    before = m.channels, m.space
+    first = nn.Sequential(m.chain(0), _fitting(m, before))
+    m.channels, m.space = before
+    second = nn.Sequential(m.chain(1), _fitting(m, before))
+    return Block(
+        lambda self, x: _resized(self.first(x), x) - 0.5 * _resized(self.second(x), x), first=first, second=second
+    )
+
+
+@kind(chains=1)
+def repeated(m: Maker) -> nn.Module:
+    """The same layers called again on what they returned."""
+    before = m.channels, m.space
+    with m.repeated():
+        inner = nn.Sequential(m.chain(), _fitting(m, before))
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        return self.inner(_resized(self.inner(x), x).tanh())
+
+    return Block(run, inner=inner)
+
+
+@kind(chains=1)
+def unused_branch(m: Maker) -> nn.Module:
+    """Layers that no forward pass reaches: an auxiliary head."""
+    before = m.channels, m.space
+    with m.repeated():
+        auxiliary = m.chain()
+    m.channels, m.space = before
+    unit = m.unit()
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        return self.unit(x)
+
+    return Block(run, unit=unit, auxiliary=auxiliary)
+
+
+@kind(chains=1)
+def auxiliary_loss(m: Maker) -> nn.Module:
+    """Layers that run and whose result is dropped, or kept as an attribute."""
+    before = m.channels, m.space
+    chain, keep = m.chain(), m.chance(0.5)
+    m.channels, m.space = before
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        y = self.auxiliary(x)
+        if keep:
+            self.last = y.detach()
+        return self.unit(x)
+
+    return Block(run, unit=m.unit(), auxiliary=chain)
+
+
+@kind(source="VainF/Torch-Pruning#146")
+def concatenated_twice(m: Maker) -> nn.Module:
+    """A tensor beside itself."""
+    unit = m.unit(4)
+    m.removed(unit[1])
+    return Block(lambda self, x: self.out(torch.cat([y := self.unit(x), y], 1)), unit=unit, out=m.conv(of=8))
+
+
+@kind("0", source="VainF/Torch-Pruning#481")
+def wide_and_deep(m: Maker) -> nn.Module:
+    """A linear layer without a norm beside layers with one, concatenated."""
+    unit, wide = m.unit(6), nn.Linear(m.channels, 3)
+    m.removed(unit[1])
+    deep = nn.Sequential(unit, nn.Dropout(0.1))
+    return Block(
+        lambda self, x: self.out(torch.concat([self.wide(x), self.deep(x)], dim=-1)),
+        deep=deep,
+        wide=wide,
+        out=m.conv(of=9),
+    )
+
+
+@kind(source="microsoft/nni#5416")
+def simple_gate(m: Maker) -> nn.Module:
+    """Half of the channels times the other half (NAFNet), or a GLU."""
+    layer, norm = m.pair(8)
+    style = m.rng.randrange(3)
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        if style == 0:
+            a, b = y.chunk(2, dim=1)
+            return self.out(a * b)
+        if style == 1:
+            return self.out(F.glu(y, dim=1))
+        return self.out(y[:, ::2] * y[:, 1::2].sigmoid())
+
+    return Block(run, conv=layer, norm=norm, out=m.conv(of=4))
+
+
+@kind(source="tianyic/only_train_once#50")
+def split_by_attribute(m: Maker) -> nn.Module:
+    """Channels split into parts whose sizes are read from the layers that take them."""
+    unit = m.unit(8)
+    a, b = m.conv(4, 3), m.conv(4, 5)
+
+    def size(layer: Any) -> int:
+        return layer.in_channels if hasattr(layer, "in_channels") else layer.in_features
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        first, second = torch.split(self.unit(x), [size(self.a), size(self.b)], dim=1)
+        return self.a(first) + self.b(second)
+
+    return Block(run, unit=unit, a=a, b=b)
+
+
+@kind()
+def split_stages(m: Maker) -> nn.Module:
+    """CSP: one half goes through layers, and both are concatenated again."""
+    unit, inner, n = m.unit(8), m.unit(4, 4), m.rng.randrange(3)
+    m.removed(unit[1], inner[1])
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        y = self.unit(x)
+        if n == 0:
+            a, b = y.split(4, dim=1)
+        elif n == 1:
+            a, b = y[:, :4], y[:, 4:]
+        else:
+            a, b = torch.tensor_split(y, 2, dim=1)
+        return self.out(torch.cat((a, self.inner(b)), dim=1))
+
+    return Block(run, unit=unit, inner=inner, out=m.conv(of=8))
+
+
+@kind(source="microsoft/nni#5427")
+def hierarchical_splits(m: Maker) -> nn.Module:
+    """Res2Net: each part is added to the next before its convolution."""
+    unit = m.unit(6)
+    layers = nn.ModuleList(nn.Sequential(*m.pair(2, 2), m.act()) for _ in range(2))
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        parts = self.unit(x).chunk(3, dim=1)
+        done = [parts[0]]
+        for layer, part in zip(self.layers, parts[1:], strict=True):
+            done.append(layer(part + done[-1]))
+        return self.out(torch.cat(done, 1))
+
+    return Block(run, unit=unit, layers=layers, out=m.conv(of=6))
+
+
+@kind("123")
+def ghost(m: Maker) -> nn.Module:
+    """GhostNet: features beside cheap ones made of them, cut to the number that is wanted."""
+    unit = m.unit(6)
+    cheap, norm = m.pair(6, 6, groups=6, kernel_size=3, bias=False)
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        y = self.unit(x)
+        return self.out(torch.cat([y, self.norm(self.cheap(y)).relu()], dim=1)[:, :10])
+
+    return Block(run, unit=unit, cheap=cheap, norm=norm, out=m.conv(of=10))
+
+
+@kind("2", source="VainF/Torch-Pruning#147")
+def pyramid(m: Maker) -> nn.Module:
+    """A U-Net's step down and up, or an SPPF: pooled maps beside each other."""
+    unit, mode = m.unit(6), m.rng.randrange(2)
+    if mode == 0:
+        down = nn.Sequential(*m.pair(8, 6, kernel_size=3, stride=2, padding=1, padding_mode="zeros"), m.act())
+        up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+
+        def run(self: Any, x: Tensor) -> Tensor:
+            y = self.unit(x)
+            low = self.up(self.down(y))
+            rows, columns = (s - t for s, t in zip(y.shape[2:], low.shape[2:], strict=True))
+            return self.out(torch.cat([F.pad(low, (0, columns, 0, rows)), y], 1))
+
+        return Block(run, unit=unit, down=down, up=up, out=m.conv(of=10))
+
+    def pooled(self: Any, x: Tensor) -> Tensor:
+        maps = [self.unit(x)]
+        maps.extend(self.pool(maps[-1]) for _ in range(2))
+        return self.out(torch.cat(maps, 1))
+
+    return Block(pooled, unit=unit, pool=nn.MaxPool2d(3, 1, 1), out=m.conv(of=18))
+
+
+@kind("123", source="open-mmlab/mmdetection#6515")
+def shared_head(m: Maker) -> nn.Module:
+    """A convolution shared by two levels of features, with a norm of its own for each."""
+    unit = m.unit(6)
+    shared = m.conv(6, 6, padding_mode="zeros", kernel_size=3)
+    norms = nn.ModuleList(m.norm(6) for _ in range(2))
+    pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[m.dim]
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        y = self.unit(x)
+        high, low = (
+            norm(self.shared(level)).relu() for norm, level in zip(self.norms, (y, pool(y, 3, 1, 1)), strict=True)
+        )
+        return high + low
+
+    return Block(run, unit=unit, shared=shared, norms=norms)
+
+
+@kind()
+def tuples_and_keywords(m: Maker) -> nn.Module:
+    """Parts that take keywords and lists, and return tuples and dicts."""
+
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unit = m.unit(6)
+
+        def forward(self, *, features: list[Tensor], scale: float = 1.0) -> tuple[dict[str, Tensor], None]:
+            return {"out": self.unit(features[0]) * scale}, None
+
+    return Block(
+        lambda self, x: self.out(self.part(features=[x, x], scale=0.5)[0]["out"]), part=Part(), out=m.conv(of=6)
+    )
+
+
+@kind()
+def reparametrizable(m: Maker) -> nn.Module:
+    """RepVGG: a 3x3 branch, a 1x1 branch and a norm on the input itself, summed."""
+    big, n1 = m.pair(m.channels, kernel_size=3, bias=False)
+    small, n2 = m.pair(m.channels, kernel_size=1, bias=False)
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        return (self.n1(self.big(x)) + self.n2(self.small(x)) + self.identity(x)).relu()
+
+    return Block(run, big=big, n1=n1, small=small, n2=n2, identity=m.norm())
+
+
+@kind()
+def stacked(m: Maker) -> nn.Module:
+    """Branches stacked along a new axis and weighted, as in selective kernels."""
+    a, b = m.unit(6), m.unit(6)
+    if a[1].affine and b[1].affine:  # a channel goes from both
+        m.removed(a[1], b[1])
+    return Block(lambda self, x: self.out(torch.stack([self.a(x), self.b(x)]).mean(0)), a=a, b=b, out=m.conv(of=6))
+
+
+@kind()
+def along_other_axes(m: Maker) -> nn.Module:
+    """Concatenated along the batch or along positions, and parted again."""
+    unit, layer = m.unit(6), m.conv(6, 6)
+    axis = m.rng.choice([0, 0, 2]) if m.dim else 0
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        y = self.unit(x)
+        joined = self.norm(self.conv(torch.cat([y, -y], dim=axis)))
+        a, b = joined.chunk(2, dim=axis)
+        return a + b.relu()
+
+    return Block(run, unit=unit, conv=layer, norm=m.fold(m.norm(layer)))
+
+
+@kind(source="VainF/Torch-Pruning#179")
+def one_channel(m: Maker) -> nn.Module:
+    """A map of one channel, with a norm, that multiplies all of them."""
+    unit = m.unit(6)
+    layer, norm = m.pair(1, 6)
+    return Block(
+        lambda self, x: self.out((y := self.unit(x)) * self.norm(self.conv(y)).sigmoid()),
+        unit=unit,
+        conv=layer,
+        norm=norm,
+        out=m.conv(of=6),
+    )
