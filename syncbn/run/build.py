@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ from syncbn.models.fcn import FCN
 from syncbn.norm import norm_layer
 from syncbn.norm.core.groups import check_size
 from syncbn.norm.core.options import suggest
-from syncbn.run.check import allowed_targets, is_allowed
 from syncbn.run.elastic import batch_size_of_a_rank
 from syncbn.run.options import NORMS
 from syncbn.run.resume import LAST, Checkpoint
+from syncbn.run.targets import check_made, checked_object, kind_at, targets
 from syncbn.training import (
     AtomicCheckpointIO,
     ClassificationTask,
@@ -45,7 +44,7 @@ from syncbn.training.optim import parameter_groups
 
 def build_data(config: DictConfig) -> LightningDataModule:
     """The data module of `config.data`."""
-    return _build(config.data)
+    return _build("data", config.data)
 
 
 def build_network(config: DictConfig, data: Any, *, fetch_weights: bool = True) -> nn.Module:
@@ -63,12 +62,12 @@ def build_network(config: DictConfig, data: Any, *, fetch_weights: bool = True) 
     if "pretrained" in model and not fetch_weights:
         model.pretrained = False
     sizes = {name: model.get(name) or getattr(data, name) for name in _sizes_taken(model)}
-    return _build(model, norm=norm_layer(config.norm.name, **options), **sizes)
+    return _build("model", model, norm=norm_layer(config.norm.name, **options), **sizes)
 
 
 def _sizes_taken(model: DictConfig) -> list[str]:
     """What of the data's sizes the function that makes the model asks for."""
-    parameters = inspect.signature(hydra.utils.get_object(model._target_)).parameters
+    parameters = inspect.signature(checked_object("model", model._target_)).parameters
     takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     passed_on = ("num_classes", "in_channels") if takes_more else ()
     return [name for name in ("num_classes", "in_channels", "image_size") if name in parameters or name in passed_on]
@@ -86,19 +85,19 @@ def build_task(config: DictConfig, net: nn.Module, data: Any) -> LightningModule
     Raises:
         ValueError: what the network makes is for another task.
     """
-    chosen = hydra.utils.get_object(config.task._target_)
+    chosen = checked_object("task", config.task._target_)
     for kind, task, name in ((DCGAN, GANTask, "gan"), (FCN, SegmentationTask, "segmentation")):
         if isinstance(net, kind) and chosen in {ClassificationTask, SegmentationTask, GANTask} - {task}:
             raise ValueError(f"{chosen.__name__} can't train a network of the class {kind.__name__}: add task={name}")
     objects = {
         "net": net,
-        "optimizer": _build(config.optimizer),
-        "scheduler": _build(config.scheduler) if config.get("scheduler") else None,
+        "optimizer": _build("optimizer", config.optimizer),
+        "scheduler": _build("scheduler", config.scheduler) if config.get("scheduler") else None,
         "num_classes": data.num_classes,
         "class_names": data.class_names,
     }
-    taken = inspect.signature(hydra.utils.get_object(config.task._target_)).parameters
-    task = _build(config.task, **{name: value for name, value in objects.items() if name in taken})
+    taken = inspect.signature(checked_object("task", config.task._target_)).parameters
+    task = _build("task", config.task, **{name: value for name, value in objects.items() if name in taken})
     if task.example_input_array is None:
         task.example_input_array = torch.zeros(1, data.in_channels, *data.image_size)  # the model summary counts by it
     return task
@@ -106,7 +105,7 @@ def build_task(config: DictConfig, net: nn.Module, data: Any) -> LightningModule
 
 def build_loggers(config: DictConfig) -> list[Logger]:
     """The loggers of `config.logger`, in order."""
-    return [_build(node) for node in (config.get("logger") or {}).values()]
+    return [_build(f"logger.{name}", node) for name, node in (config.get("logger") or {}).items()]
 
 
 def build_callbacks(config: DictConfig, loggers: list[Logger], task: LightningModule) -> list[Callback]:
@@ -116,7 +115,7 @@ def build_callbacks(config: DictConfig, loggers: list[Logger], task: LightningMo
         ValueError: a callback monitors a metric that the task doesn't log, or logs in a validation that there isn't.
     """
     nodes = config.get("callbacks") or {}
-    callbacks = [_build(node) for node in nodes.values()]
+    callbacks = [_build(f"callbacks.{name}", node) for name, node in nodes.items()]
     if isinstance(task, ClassificationTask):
         for name, node in nodes.items():
             _check_monitor(name, node.get("monitor"), task.monitored_names, config.trainer.limit_val_batches)
@@ -150,6 +149,7 @@ def build_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[L
         callbacks = [*callbacks, EpochLines()]
     last = Path(config.paths.output_dir, LAST)
     return _build(
+        "trainer",
         config.trainer,
         devices=devices,
         num_nodes=num_nodes,
@@ -232,25 +232,14 @@ def check_start(config: DictConfig, task: LightningModule, data: LightningDataMo
         )
 
 
-def _build(node: DictConfig, **objects: Any) -> Any:
-    """Call a node's `_target_` with the node's keys and `objects`; stays a partial where the node says `_partial_`."""
-    for target in _targets(node):
-        _check_target(target)
+def _build(where: str, node: DictConfig, **objects: Any) -> Any:
+    """Call a node's `_target_` with the node's keys and `objects`; a partial of it where its place expects one."""
+    plain = OmegaConf.to_container(node, resolve=True)
+    for place, part in targets(plain, where):
+        checked_object(place, part["_target_"])
     # Objects aren't given to `instantiate`: it would turn dataclasses among them into configs.
-    made = hydra.utils.instantiate(node, _convert_="all", _partial_=True)
-    return made if node.get("_partial_") else made(**objects)
-
-
-def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, Mapping | DictConfig):
-        if "_target_" in node:
-            yield node["_target_"]
-        for child in node.values():
-            yield from _targets(child)
-
-
-def _check_target(target: str) -> None:
-    """Refuse what an allowed name only leads to, as `torch.nn.functional.warnings.sys.exit` would."""
-    home = getattr(hydra.utils.get_object(target), "__module__", None) or ""
-    if not is_allowed(target) or not (is_allowed(home) or home.startswith("lightning.pytorch.trainer.")):
-        raise ValueError(f"_target_ {target!r} is from {home!r}, not from {', '.join(allowed_targets())}")
+    make = hydra.utils.instantiate(DictConfig(plain), _convert_="all", _partial_=True)
+    if kind_at(where).built_later:
+        return make
+    check_made(where, made := make(**objects))
+    return made

@@ -12,20 +12,8 @@ from typing import Any
 from syncbn.launch.run_id import check_run_id
 from syncbn.norm.core.options import field_names, mistakes, suggest
 from syncbn.run.options import NORMS, TARGETS, Main
+from syncbn.run.targets import target_mistakes, targets
 
-ALLOWED_TARGETS = (
-    "syncbn",
-    "torch.nn",
-    "torch.optim",
-    "torchmetrics",
-    "lightning.pytorch.Trainer",
-    "lightning.pytorch.callbacks",
-    "lightning.pytorch.loggers",
-    "lightning.pytorch.plugins",
-    "lightning.pytorch.profilers",
-    "lightning.pytorch.strategies",
-)
-ALLOWED_VARIABLE = "SYNCBN_ALLOWED_PACKAGES"
 REQUIRED_GROUPS = ("norm", "model", "data", "task", "optimizer", "trainer")
 
 
@@ -38,15 +26,11 @@ def config_mistakes(config: Mapping[str, Any]) -> list[str]:
     if isinstance(norm, Mapping):
         found += norm_mistakes(norm)
     found += _path_mistakes(config)
-    for where, node in _targets(config):
-        target = node["_target_"]
-        if not is_allowed(target):
-            found.append(
-                f"{where}._target_: {target!r} is not in an allowed package ({', '.join(allowed_targets())}); "
-                f"packages of your own: export {ALLOWED_VARIABLE}=name,name"
-            )
-        elif target in TARGETS:
-            found += mistakes(node, TARGETS[target], where)
+    for where, node in targets(config):
+        if wrong := target_mistakes(where, node):
+            found += wrong
+        elif node["_target_"] in TARGETS:
+            found += mistakes(node, TARGETS[node["_target_"]], where)
     return found
 
 
@@ -67,20 +51,6 @@ def norms_with(option: str) -> str:
     """The end of a message about an option that other norms have; empty where none has it."""
     owners = [name for name, schema in NORMS.items() if option in field_names(schema)]
     return f" ({option!r} is an option of norm={', norm='.join(owners)})" if owners else ""
-
-
-def allowed_targets() -> tuple[str, ...]:
-    """The packages that a config's `_target_` may come from: ours, and what the user's environment names.
-
-    A config doesn't name them itself: it may be part of a run folder that somebody else made.
-    """
-    named = os.environ.get(ALLOWED_VARIABLE, "")
-    return ALLOWED_TARGETS + tuple(name.strip() for name in named.split(",") if name.strip())
-
-
-def is_allowed(target: str) -> bool:
-    """Whether a dotted name is in an allowed package."""
-    return any(target == package or target.startswith(f"{package}.") for package in allowed_targets())
 
 
 def conf_dir() -> Path:
@@ -142,15 +112,3 @@ def _places(node: Any, where: str = "") -> Iterator[tuple[str, str, str]]:
 def unknown_choice(group: str, got: str, choices: list[str]) -> str:
     """The message for `norm=snyc`."""
     return f"{group}={got}: no such choice; {suggest(got, choices)}"
-
-
-def _targets(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every mapping with a `_target_`, however deep, and its dotted name."""
-    if isinstance(node, Mapping):
-        if isinstance(node.get("_target_"), str):
-            yield where, node
-        for key, child in node.items():
-            yield from _targets(child, f"{where}.{key}" if where else str(key))
-    elif isinstance(node, list):
-        for index, child in enumerate(node):
-            yield from _targets(child, f"{where}[{index}]")

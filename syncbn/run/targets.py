@@ -1,0 +1,253 @@
+"""What a `_target_` of a config may name: what its place expects, from the allowed packages.
+
+A config may be part of a run folder that a stranger made, so that a name alone proves nothing: what it leads to is
+looked at before it is called.
+"""
+
+import functools
+import importlib
+import inspect
+import os
+import traceback
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from syncbn.moved import MOVED
+from syncbn.norm.core.options import suggest
+
+ALLOWED_VARIABLE = "SYNCBN_ALLOWED_PACKAGES"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a place of the config expects.
+
+    Attributes:
+        what: in words.
+        bases: dotted names of classes, of which it must be a subclass, or return one.
+        packages: where it may come from, beside those that the user has allowed.
+        built_later: it is built by what receives it, an optimizer by the task say, and comes as a partial.
+    """
+
+    what: str
+    bases: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+    built_later: bool = False
+
+
+KINDS = {
+    "model": Kind("a network (torch.nn.Module)", ("torch.nn.Module",), ("syncbn.models", "torch.nn")),
+    "data": Kind("a LightningDataModule", ("lightning.pytorch.LightningDataModule",), ("syncbn.data",)),
+    "task": Kind("a LightningModule", ("lightning.pytorch.LightningModule",), ("syncbn.training",)),
+    "optimizer": Kind("an optimizer", ("torch.optim.Optimizer",), ("torch.optim",), built_later=True),
+    "scheduler": Kind(
+        "a learning-rate schedule",
+        ("torch.optim.lr_scheduler.LRScheduler",),
+        ("syncbn.training", "torch.optim.lr_scheduler"),
+        built_later=True,
+    ),
+    "trainer": Kind("a Trainer", ("lightning.pytorch.Trainer",), ("lightning.pytorch.Trainer",)),
+    "trainer.strategy": Kind(
+        "a strategy",
+        ("lightning.pytorch.strategies.Strategy",),
+        (
+            "syncbn.training",
+            "lightning.pytorch.strategies",
+        ),
+    ),
+    "trainer.profiler": Kind("a profiler", ("lightning.pytorch.profilers.Profiler",), ("lightning.pytorch.profilers",)),
+    "callbacks": Kind(
+        "a callback",
+        ("lightning.pytorch.Callback",),
+        (
+            "syncbn.training",
+            "lightning.pytorch.callbacks",
+        ),
+    ),
+    "logger": Kind(
+        "a logger",
+        ("lightning.pytorch.loggers.Logger",),
+        (
+            "syncbn.training",
+            "lightning.pytorch.loggers",
+        ),
+    ),
+}
+PART = Kind(
+    "a part of a network, an optimizer, a schedule, a metric or a callback",
+    ("torch.nn.Module", "torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler", "lightning.pytorch.Callback"),
+    ("syncbn.models", "syncbn.norm", "torch.nn", "torch.optim", "torchmetrics", "lightning.pytorch.callbacks"),
+)
+_NAMED = {"callbacks", "logger"}  # groups whose keys are names, each with a target of its own
+
+
+def kind_at(where: str) -> Kind:
+    """What the place with a dotted name expects: "model", "callbacks.ema", "model.activation"."""
+    group, _, rest = where.partition(".")
+    if group in _NAMED and rest and "." not in rest and "[" not in rest:
+        return KINDS[group]
+    return KINDS.get(where, PART)
+
+
+def targets(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every mapping with a `_target_`, however deep, also in lists, and its dotted name."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield where, node
+        for key, child in node.items():
+            yield from targets(child, f"{where}.{key}" if where else str(key))
+    elif isinstance(node, list | tuple):
+        for index, child in enumerate(node):
+            yield from targets(child, f"{where}[{index}]")
+
+
+def users_packages() -> tuple[str, ...]:
+    """The packages that the user's environment allows.
+
+    A config doesn't name them itself: it may be part of a run folder that somebody else made.
+    """
+    named = os.environ.get(ALLOWED_VARIABLE, "")
+    return tuple(name.strip() for name in named.split(",") if name.strip())
+
+
+def target_mistakes(where: str, node: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a `_target_` by its name alone: found without importing anything."""
+    target, kind = node["_target_"], kind_at(where)
+    if not isinstance(target, str):
+        return [f"{where}._target_: expected the dotted name of {kind.what}, got {target!r}"]
+    allowed = (*kind.packages, *users_packages())
+    if not _is_in(_renamed(target), allowed):
+        packages = f"{', '.join(allowed)}; packages of your own: export {ALLOWED_VARIABLE}=name,name"
+        return [f"{where}._target_: {target!r} is not in an allowed package for {kind.what} ({packages})"]
+    if node.get("_partial_") and kind is not PART and not kind.built_later:
+        return [f"{where}._partial_: {kind.what} is built from this config; leave _partial_ out"]
+    return []
+
+
+def checked_object(where: str, target: str) -> Any:
+    """What a `_target_` leads to, if it is what its place expects.
+
+    A class must be a subclass of what is expected. A function must say by its annotation that it returns one; a
+    function of the user's own packages may say nothing, and is judged by what it returns. What an allowed package
+    only imports, `torch.nn.functional.warnings.sys.exit` say, isn't allowed for it.
+
+    Raises:
+        ValueError: it isn't; or there is nothing of that name.
+    """
+    kind = kind_at(where)
+    found = resolve(target)
+    if (reason := _refusal(found, kind)) is not None:
+        raise ValueError(f"{where}._target_: {target!r} {reason}; expected {kind.what}")
+    return found
+
+
+def check_made(where: str, made: Any) -> None:
+    """Raise `ValueError` where what was built isn't what its place expects: a function without annotation may do so."""
+    kind = kind_at(where)
+    if kind is not PART and not isinstance(made, _classes(kind)):
+        raise ValueError(f"{where}._target_ returned a {type(made).__name__}; expected {kind.what}")
+
+
+def resolve(target: str) -> Any:
+    """The object with a dotted name, of which a part is a module.
+
+    Raises:
+        ValueError: there is none; the message says where the name ends.
+    """
+    parts = target.split(".")
+    if not all(part.isidentifier() for part in parts):
+        raise ValueError(f"{target!r} isn't the dotted name of a class or function")
+    found = _imported(parts[0], target)
+    for depth, part in enumerate(parts[1:], start=1):
+        above = ".".join(parts[:depth])
+        if hasattr(found, part):
+            found = getattr(found, part)
+        elif inspect.ismodule(found) and hasattr(found, "__path__"):
+            found = _imported(f"{above}.{part}", target)
+        else:
+            raise ValueError(_no_such_name(target, above, part, found))
+    return found
+
+
+def _imported(module: str, target: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        above, _, last = module.rpartition(".")
+        if not (isinstance(error, ModuleNotFoundError) and error.name == module):
+            raise ValueError(f"{target!r}: {module} can't be imported: {_told(error)}") from error
+        if above:
+            raise ValueError(_no_such_name(target, above, last, importlib.import_module(above))) from error
+        raise ValueError(f"{target!r}: there is no package {module!r} here; is it installed?") from error
+
+
+def _no_such_name(target: str, above: str, name: str, found: Any) -> str:
+    names = [other for other in dir(found) if not other.startswith("_")]
+    close = [other for other in names if other[:2].lower() == name[:2].lower()]
+    return f"{target!r}: {above} has no {name!r}; {suggest(name, (close or names)[:12])}"
+
+
+def _told(error: Exception) -> str:
+    """An error of an import with the line that raised it."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = "" if isinstance(error, SyntaxError) else f" ({last.filename}, line {last.lineno})"
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def _refusal(found: Any, kind: Kind) -> str | None:
+    """Why an object isn't what is expected; None where it is."""
+    if isinstance(found, functools.partial):
+        return _refusal(found.func, kind)
+    if not callable(found):
+        return f"is a {type(found).__name__}, not a class or function"
+    home = getattr(found, "__module__", None) or ""
+    own = _is_in(home, users_packages())
+    if not own and not _is_in(home, _homes(kind)):
+        return f"is from {home!r}"
+    if inspect.isclass(found):
+        fits = issubclass(found, _classes(kind)) or (own and kind is PART)
+        return None if fits else "is another class"
+    private = getattr(found, "__name__", "_").startswith("_")
+    if not own and (kind is PART or private or not inspect.isfunction(found) or "." in found.__qualname__):
+        return "is no class, and no function that builds one"
+    returned = _returned(found)
+    if own and (kind is PART or returned is None):
+        return None
+    fits = returned is not None and any(issubclass(one, _classes(kind)) for one in returned)
+    return None if fits else "is a function that returns something else"
+
+
+def _homes(kind: Kind) -> tuple[str, ...]:
+    """Where classes of the packages' public names are defined: the Trainer is in a module of its own."""
+    return tuple("lightning.pytorch.trainer" if name == "lightning.pytorch.Trainer" else name for name in kind.packages)
+
+
+def _classes(kind: Kind) -> tuple[type, ...]:
+    return tuple(resolve(name) for name in kind.bases)
+
+
+def _returned(function: Any) -> list[type] | None:
+    """The classes that a function's annotation says it returns; None where it says nothing that can be read."""
+    try:
+        hint = get_type_hints(inspect.unwrap(function)).get("return", Any)
+    except Exception:  # a name that only type checkers know
+        return None
+    if get_origin(hint) in (Union, types.UnionType):
+        hints = [one for one in get_args(hint) if one is not type(None)]
+    else:
+        hints = [hint]
+    classes = [get_origin(one) or one for one in hints]
+    return None if any(one is Any or not inspect.isclass(one) for one in classes) else classes
+
+
+def _renamed(target: str) -> str:
+    """A name under a path of version 0.1 as it is called now."""
+    old = next((old for old in MOVED if target.startswith(f"{old}.")), None)
+    return target if old is None else MOVED[old] + target.removeprefix(old)
+
+
+def _is_in(name: str, packages: Iterable[str]) -> bool:
+    """Whether a dotted name is in one of the packages."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
