@@ -14,6 +14,13 @@ from tests.networks.spec import Node
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_PADDINGS: list[dict[str, Any]] = [
+    {},
+    {"padding_mode": "circular"},
+    {"padding_mode": "replicate"},
+    {"padding": "same"},
+    {"dilation": 2},
+]
 NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
@@ -78,9 +85,9 @@ class Maker:
                 options.pop(name, None)
             return (cls or nn.Linear)(of, out, **options)
         kernel = options.pop("kernel_size", self.rng.choice([1, 3]))
-        if "padding" not in options and "padding_mode" not in options and self.chance(0.15):
-            options["padding_mode"] = self.rng.choice(["circular", "replicate"])
-        options.setdefault("padding", kernel // 2)
+        if not options.keys() & {"padding", "padding_mode", "stride"}:
+            options |= self.rng.choices(_PADDINGS, [16, 1, 1, 1, 1])[0]
+        options.setdefault("padding", kernel // 2 * options.get("dilation", 1))
         return (cls or CONVOLUTIONS[self.dim])(of, out, kernel, **options)
 
     def norm(self, of: Any = None, cls: Any = None, **options: Any) -> Any:
@@ -88,6 +95,8 @@ class Maker:
         if cls is None:
             cls = self.rng.choices([NORMS[self.dim], syncbn.SyncBatchNorm, nn.SyncBatchNorm], [8, 1, 1])[0]
         options.setdefault("affine", self.chance(0.9))
+        if options["affine"] and "bias" not in options and issubclass(cls, NORMS[self.dim]) and self.chance(0.05):
+            options["bias"] = False
         options.setdefault("eps", self.rng.choice([1e-5, 1e-3]))
         options.setdefault("momentum", self.rng.choice([0.1, 0.1, 0.03, None]))
         layer = cls(width_of(of) if isinstance(of, nn.Module) else of or self.channels, **options)
@@ -178,7 +187,10 @@ def randomized(norm: Any) -> Any:
     if norm.weight is not None:
         with torch.no_grad():
             norm.weight.uniform_(0.5, 1.5).mul_(torch.randint(0, 2, norm.weight.shape) * 2 - 1)
-            norm.bias.normal_(0, 0.5)
+            if len(norm.weight) > 2 and torch.rand(()) < 0.1:
+                norm.weight[0] = 0  # as L1 penalties leave it, and zero-initialized blocks
+            if norm.bias is not None:
+                norm.bias.normal_(0, 0.5)
     return norm
 
 

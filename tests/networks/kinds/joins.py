@@ -315,3 +315,42 @@ def one_channel(m: Maker) -> nn.Module:
         norm=norm,
         out=m.conv(of=6),
     )
+
+
+@kind("123", source="akamaster/pytorch_resnet_cifar10: option A")
+def padded_shortcut(m: Maker) -> nn.Module:
+    """The shortcut takes every other position, and its missing channels are zeros."""
+    stride = 2 if min(m.space) >= 6 else 1
+    layer, norm = m.pair(m.channels + 4, kernel_size=3, stride=stride, padding=1, padding_mode="zeros")
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        short = x[(slice(None), slice(None), *(slice(None, None, stride) for _ in x.shape[2:]))]
+        return F.relu(y + F.pad(short, [0, 0] * (x.dim() - 2) + [2, 2]))
+
+    return Block(run, conv=layer, norm=norm)
+
+
+@kind("2")
+def unpooled(m: Maker) -> nn.Module:
+    """SegNet: the places of the largest values come back when features are unpooled."""
+    unit, inner = m.unit(6), m.conv(6, 6)
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        y, places = F.max_pool2d(self.unit(x), 2, return_indices=True)
+        return F.max_unpool2d(self.inner(y), places, 2, output_size=x.shape[2:])
+
+    return Block(run, unit=unit, inner=inner)
+
+
+@kind()
+def channel_loop(m: Maker) -> nn.Module:
+    """Python goes over the channels one by one."""
+    unit, style = m.unit(4), m.rng.randrange(2)
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        y = self.unit(x)
+        parts = y.unbind(1) if style == 0 else [y[:, c] for c in range(y.shape[1])]
+        return self.out(torch.stack([part * (1 + i) for i, part in enumerate(parts)], dim=1))
+
+    return Block(run, unit=unit, out=m.conv(of=4))

@@ -228,3 +228,61 @@ def broadcast_features(m: Maker) -> nn.Module:
         return torch.cat([y, vector.expand(-1, -1, *y.shape[2:])], 1)
 
     return Block(run, unit=unit, linear=layer, norm=m.fold(norm), wide=wide)
+
+
+@kind("3")
+def time_distributed(m: Maker) -> nn.Module:
+    """A layer for images on each of several, which are seen as samples."""
+    layer = nn.Conv2d(m.channels, 6, 3, padding=1)
+    norm = m.fold(m.norm(6, cls=nn.BatchNorm2d))
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x.transpose(1, 2).flatten(0, 1)))
+        return y.unflatten(0, (len(x), -1)).transpose(1, 2)
+
+    return Block(run, conv=layer, norm=norm)
+
+
+@kind("12")
+def channels_as_samples(m: Maker) -> nn.Module:
+    """Each channel is a sample for one more convolution, which has a norm of one channel."""
+    unit = m.unit(6)
+    layer = CONVOLUTIONS[m.dim](1, 1, 3, padding=1)
+    norm = m.fold(m.norm(1))
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        y = self.unit(x)
+        return self.out(self.norm(self.each(y.flatten(0, 1).unsqueeze(1))).view(y.shape).tanh())
+
+    return Block(run, unit=unit, each=layer, norm=norm, out=m.conv(of=6))
+
+
+@kind("2")
+def dynamic_weight(m: Maker) -> nn.Module:
+    """CondConv: each sample has its own weight, and samples become groups of one convolution."""
+    unit = m.unit(6)
+    gate = nn.Linear(6, 3)
+    norm = m.norm(4)
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        y = self.unit(x)
+        mix = self.gate(y.mean((2, 3))).softmax(1)
+        weight = torch.einsum("nk,koihw->noihw", mix, self.weight).flatten(0, 1)
+        z = F.conv2d(y.view(1, -1, *y.shape[2:]), weight, padding=1, groups=len(y))
+        return self.norm(z.view(len(y), -1, *y.shape[2:])).relu()
+
+    return Block(run, unit=unit, gate=gate, norm=norm, weight=nn.Parameter(torch.randn(3, 4, 6, 3, 3) / 5))
+
+
+@kind("2")
+def sampled(m: Maker) -> nn.Module:
+    """Positions moved by grid_sample, as a spatial transformer does."""
+    unit = m.unit(6)
+
+    def run(self: Any, x: Tensor) -> Tensor:
+        y = self.unit(x)
+        theta = torch.eye(2, 3).expand(len(y), 2, 3) * 0.8
+        grid = F.affine_grid(theta.to(y), list(y.shape), align_corners=False)
+        return self.out(F.grid_sample(y, grid, align_corners=False))
+
+    return Block(run, unit=unit, out=m.conv(of=6))

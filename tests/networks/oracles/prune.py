@@ -58,7 +58,7 @@ def _tell_scales_apart(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(getattr(layer, "running_mean", None), Tensor) and isinstance(layer.weight, Tensor):
             factors = 1 + 1e-3 * torch.rand(layer.weight.shape, generator=generator, dtype=torch.float64)
-            layer.weight.data.mul_(factors)
+            layer.weight.data.mul_(factors).add_((layer.weight.data == 0) * 1e-3 * factors)
 
 
 def _check_ties(original: nn.Module, pruned: nn.Module) -> None:
