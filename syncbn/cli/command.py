@@ -22,6 +22,8 @@ from syncbn.launch.world import World, current_world, devices_and_nodes
 from syncbn.run.check import conf_dir
 from syncbn.run.compose import CommandLine, checked_configs
 from syncbn.run.errors import UserError, fail
+from syncbn.run.project import VARIABLE as PROJECT
+from syncbn.run.project import find_project
 
 
 def run_with_hydra(job: Callable[[DictConfig, World], None], config_name: str) -> None:
@@ -29,6 +31,8 @@ def run_with_hydra(job: Callable[[DictConfig, World], None], config_name: str) -
     world = current_world()
     try:
         ensure_run_id(os.environ, sys.argv[1:])
+        if (project := find_project()) is not None:
+            os.environ[PROJECT] = str(project.root)  # for ranks and jobs that work in another folder
         plan = _checked_plan(sys.argv[1:], config_name, world)
     except (UserError, ValueError) as error:
         fail(str(error), prints=world.rank == 0, after_others=world.rank > 0)

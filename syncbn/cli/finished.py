@@ -126,8 +126,9 @@ def _composed(group: str, choice: str) -> Any:
 
     from syncbn.run.check import conf_dir, unknown_choice
     from syncbn.run.compose import config_groups
+    from syncbn.run.search_path import conf_dirs
 
-    choices = config_groups([conf_dir()])[group]
+    choices = config_groups(conf_dirs())[group]
     if choice not in choices:
         raise ValueError(unknown_choice(group, choice, choices))
     with warnings.catch_warnings():

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from syncbn.norm.core.options import suggest
 from syncbn.run.check import REQUIRED_GROUPS, conf_dir, config_mistakes, norms_with, unknown_choice
 from syncbn.run.errors import UserError
+from syncbn.run.search_path import conf_dirs
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def checked_configs(line: CommandLine) -> list[dict[str, Any]]:
     Raises:
         UserError: a group, choice, key or value that isn't allowed, in any job.
     """
-    groups = config_groups([conf_dir(), *line.extra_dirs])
+    groups = config_groups([*conf_dirs(), *line.extra_dirs])
     ours = [o for o in _parse(line.overrides) if not _is_hydras(o)]
     if not is_sweep(line):
         _refuse_sweeps(ours)

@@ -16,6 +16,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from syncbn.moved import MOVED
 from syncbn.norm.core.options import suggest
+from syncbn.run.project import find_project
 
 ALLOWED_VARIABLE = "SYNCBN_ALLOWED_PACKAGES"
 
@@ -80,6 +81,10 @@ PART = Kind(
     ("torch.nn.Module", "torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler", "lightning.pytorch.Callback"),
     ("syncbn.models", "syncbn.norm", "torch.nn", "torch.optim", "torchmetrics", "lightning.pytorch.callbacks"),
 )
+_ADVICE = (
+    'packages of your own: start in a folder whose pyproject.toml has packages = ["name"] under [tool.syncbn], or '
+    f"export {ALLOWED_VARIABLE}=name,name"
+)
 _NAMED = {"callbacks", "logger"}  # groups whose keys are names, each with a target of its own
 
 
@@ -104,12 +109,13 @@ def targets(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]
 
 
 def users_packages() -> tuple[str, ...]:
-    """The packages that the user's environment allows.
+    """The packages that the user's project and environment allow.
 
     A config doesn't name them itself: it may be part of a run folder that somebody else made.
     """
+    project = find_project()
     named = os.environ.get(ALLOWED_VARIABLE, "")
-    return tuple(name.strip() for name in named.split(",") if name.strip())
+    return (*(project.packages if project else ()), *(name.strip() for name in named.split(",") if name.strip()))
 
 
 def target_mistakes(where: str, node: Mapping[str, Any]) -> list[str]:
@@ -119,8 +125,8 @@ def target_mistakes(where: str, node: Mapping[str, Any]) -> list[str]:
         return [f"{where}._target_: expected the dotted name of {kind.what}, got {target!r}"]
     allowed = (*kind.packages, *users_packages())
     if not _is_in(_renamed(target), allowed):
-        packages = f"{', '.join(allowed)}; packages of your own: export {ALLOWED_VARIABLE}=name,name"
-        return [f"{where}._target_: {target!r} is not in an allowed package for {kind.what} ({packages})"]
+        packages = f"{kind.what} ({', '.join(allowed)})"
+        return [f"{where}._target_: {target!r} is not in an allowed package for {packages}; {_ADVICE}"]
     if node.get("_partial_") and kind is not PART and not kind.built_later:
         return [f"{where}._partial_: {kind.what} is built from this config; leave _partial_ out"]
     return []
@@ -156,6 +162,8 @@ def resolve(target: str) -> Any:
     Raises:
         ValueError: there is none; the message says where the name ends.
     """
+    if (project := find_project()) is not None and _is_in(target, project.packages):
+        project.make_importable()
     parts = target.split(".")
     if not all(part.isidentifier() for part in parts):
         raise ValueError(f"{target!r} isn't the dotted name of a class or function")
