@@ -9,13 +9,15 @@ import torch
 from torch import nn
 
 import syncbn
-from tests.networks import build, parse, random_spec
+from tests.networks import KINDS, build, parse, random_spec
 from tests.networks.command import POLICIES, main
+from tests.networks.maker import Block, Maker, width_of
 from tests.networks.oracles import fuse as fuse_oracle
 from tests.networks.oracles.compare import WrongError
 from tests.networks.oracles.fuse import judge_fuse
-from tests.networks.oracles.prune import judge_prune
+from tests.networks.oracles.prune import judge_prune, kept
 from tests.networks.oracles.verdict import Facts, RefusedError, judge, policy
+from tests.networks.registry import Kind
 from tests.networks.shrink import shrink
 from tests.networks.spec import Node, Spec
 
@@ -144,17 +146,22 @@ def test_pruning_by_hand(kind: str, verdict: str, monkeypatch: pytest.MonkeyPatc
     assert {judge(spec, judge_prune).verdict for spec in specs[:8]} == {verdict}
 
 
-def test_a_channel_that_only_looks_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mask before the weight finds what γ = β = 0 can't: a weight's column is gone, its norm's channel isn't."""
+def test_a_channel_that_something_else_reads_is_not_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With γ = β = 0 a sum over channels stays right without one; with masks before the weights it doesn't."""
 
-    def prune(model: nn.Module, ratio: float, example_input: Any) -> nn.Module:
-        pruned = pruned_by_hand(torch.arange(1, 4))(model, ratio, example_input)
-        pruned.body[0].out.weight.data.mul_(1 + 1e-6)
-        return pruned
+    def summed(m: Maker) -> nn.Module:
+        def run(self: Any, x: torch.Tensor) -> torch.Tensor:
+            y = self.norm(self.conv(x))
+            return self.out(y) + y.sum(1, keepdim=True)
 
-    spec = next(s for s in (Spec(2, (Node("powers", i),)) for i in range(40)) if build(s).model.body[0].norm.affine)
-    monkeypatch.setattr(syncbn, "prune", prune)
-    assert judge(spec, judge_prune).verdict == "wrong"
+        layer = m.conv()
+        return Block(run, conv=layer, norm=m.norm(layer, affine=True), out=m.conv(of=width_of(layer)))
+
+    monkeypatch.setitem(KINDS, "summed", Kind(summed, (2,), None, 0, False, None))
+    monkeypatch.setattr(syncbn, "prune", pruned_by_hand(torch.tensor([0, 2, 3])))
+    outcome = judge(parse("dim=2: summed.1"), judge_prune)
+    assert outcome.verdict == "wrong"
+    assert "with masks" in outcome.message
 
 
 def test_shrinking_leaves_what_fails() -> None:
@@ -184,3 +191,25 @@ def test_the_command(capsys: pytest.CaptureFixture[str], fuse_as: Callable[[Any]
     assert '    python -m tests.networks policy=fuse network="dim=' in printed
     assert "*written_slice" in printed
     assert {"fuse", "prune", "sync", "group", "frozen", "cross_iteration", "recalibrate", "inspect"} < set(POLICIES)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_a_smaller_weight_has_kept_is_read_from_its_values(groups: int, transposed: bool) -> None:
+    """The places of rows and columns, of which each group may keep its own."""
+    cls: Any = nn.ConvTranspose1d if transposed else nn.Conv1d
+    torch.manual_seed(0)
+    large, small = cls(8, 12, 3, groups=groups), cls(2 * groups, 3 * groups, 3, groups=groups)
+    inputs = torch.stack([torch.randperm(8 // groups)[:2].sort().values for _ in range(groups)])
+    outputs = torch.stack([torch.randperm(12 // groups)[:3].sort().values for _ in range(groups)])
+    by_group = large.weight.detach().unflatten(0, (groups, -1))
+    rows, columns = (inputs, outputs) if transposed else (outputs, inputs)
+    parts = [by_group[g][rows[g]][:, columns[g]] for g in range(groups)]
+    small.weight = nn.Parameter(torch.cat(parts))
+    found = kept(small, large)
+    assert found is not None
+    mask, order = found
+    assert mask.nonzero().flatten().tolist() == [g * 8 // groups + int(i) for g in range(groups) for i in inputs[g]]
+    assert order.tolist() == [g * 12 // groups + int(i) for g in range(groups) for i in outputs[g]]
+    small.weight.data[0, 0, 0] += 1
+    assert kept(small, large) is None

@@ -113,7 +113,7 @@ def _mask(masked: nn.Module, pruned: nn.Module, description: Description) -> boo
         small = pruned.get_submodule(name)
         if small.weight.shape == layer.weight.shape:
             continue
-        found = _kept(small, layer)
+        found = kept(small, layer)
         if found is None or _is_tied(masked, layer):
             return False
         inputs, outputs = found
@@ -130,7 +130,7 @@ def _mask(masked: nn.Module, pruned: nn.Module, description: Description) -> boo
     return called == masks.keys()  # a weight that is read otherwise than by its layer can't be masked so
 
 
-def _kept(small: Any, layer: Any) -> tuple[Tensor, Tensor] | None:
+def kept(small: Any, layer: Any) -> tuple[Tensor, Tensor] | None:
     """A mask of the inputs that a smaller layer still has, and the places of its outputs, by its weight's values."""
     large = layer.weight.detach()
     places = _places(small.weight.detach(), large)
