@@ -1,6 +1,18 @@
 # Each target sets up what it needs. VENV= (empty) uses the current environment as it is; VENV=<path> another one.
+# make test TORCH=2.11.0 (or LIGHTNING=2.5.0, or PYTHON=python3.12) builds an environment of its own, runs the tests
+# there, all or those of TESTS=..., and adds the row to docs/versions.md.
 VENV ?= .venv
 PYTHON ?= python3
+TORCH ?=
+LIGHTNING ?=
+TESTS ?=
+
+PINS := $(if $(TORCH),torch==$(TORCH)) $(if $(LIGHTNING),lightning==$(LIGHTNING))
+ROW :=
+ifneq ($(strip $(PINS))$(filter-out python3,$(PYTHON)),)
+VENV := .venv-$(subst $(eval ) ,-,$(strip $(subst ==,-,$(PINS)) $(notdir $(PYTHON))))
+ROW := -p tests.plugins.versions --row docs/versions.csv
+endif
 
 ifeq ($(VENV),)
 BIN :=
@@ -16,7 +28,8 @@ demo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)torchrun --nproc-per-node 2 scripts/train.py norm=sync trainer=ddp
 
 test: $(READY)
-	$(BIN)pytest -q
+	$(BIN)python -m pytest -q $(ROW) $(TESTS); status=$$?; \
+	$(if $(ROW),$(BIN)python -m tests.plugins.versions;) exit $$status
 
 lint: $(READY)
 	$(BIN)ruff check .
@@ -34,7 +47,10 @@ results: $(READY)
 	$(BIN)python scripts/reproduce.py summary
 
 # For the CPU build of torch, which is smaller, install it into the environment first, from PyTorch's CPU index.
+# PIP_CONSTRAINT, not -c: it also takes the place of a constraints file that this machine's pip may have.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	grep -v $(foreach pin,$(PINS),-e '^$(firstword $(subst ==, ,$(pin)))==') -e '^$$' constraints.txt > $(VENV)/constraints.txt
+	printf '%s\n' $(PINS) >> $(VENV)/constraints.txt
+	PIP_CONSTRAINT=$(VENV)/constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
