@@ -70,7 +70,7 @@ def test_cross_iteration_is_that_of_this_package(functions: Any) -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.1, 0.37, 1.0, None])
-def test_running_statistics_and_evaluation_are_those_of_pytorch(functions: Any, momentum: float | None) -> None:
+def test_running_statistics_are_those_of_pytorch(functions: Any, momentum: float | None) -> None:
     torch.manual_seed(1)
     norm = nn.BatchNorm1d(1, momentum=momentum)
     batches = [2 * torch.randn(size, 1) + 3 for size in (2, 5, 3, 40)]
@@ -80,10 +80,13 @@ def test_running_statistics_and_evaluation_are_those_of_pytorch(functions: Any, 
         assert running["mean"] == pytest.approx(norm.running_mean.item(), abs=1e-12)
         assert running["var"] == pytest.approx(norm.running_var.item(), abs=1e-12)
 
-    x = torch.randn(4, 1, 3)
-    statistics = {"mean": norm.running_mean.tolist(), "var": norm.running_var.tolist()}
-    y = torch.tensor(call(functions, "evaluate", x.tolist(), statistics, {"eps": norm.eps}))
-    torch.testing.assert_close(y, norm.eval()(x).detach(), **CLOSE)
+
+def test_evaluation_is_that_of_pytorch(functions: Any) -> None:
+    torch.manual_seed(2)
+    x, mean, var, gamma, beta = torch.randn(4, 3, 5), torch.randn(3), torch.rand(3), torch.randn(3), torch.randn(3)
+    running, options = {"mean": mean.tolist(), "var": var.tolist()}, {"eps": 1e-3, "gamma": gamma.tolist()}
+    y = torch.tensor(call(functions, "evaluate", x.tolist(), running, {**options, "beta": beta.tolist()}))
+    torch.testing.assert_close(y, F.batch_norm(x, mean, var, gamma, beta, eps=1e-3), **CLOSE)
 
 
 def test_momentum_of_keras_is_that_of_this_package(functions: Any) -> None:
