@@ -29,7 +29,16 @@ def test_the_page_is_that_of_the_rows() -> None:
 
 def test_a_run_writes_its_counts(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(SUITE)
-    options = ["-q", "-c", "/dev/null", "-p", "tests.plugins.versions", "--row", str(tmp_path / "rows.csv")]
+    (tmp_path / "pytest.ini").write_text("[pytest]")
+    options = [
+        "-q",
+        "-c",
+        str(tmp_path / "pytest.ini"),
+        "-p",
+        "tests.plugins.versions",
+        "--row",
+        str(tmp_path / "rows.csv"),
+    ]
     command = [sys.executable, "-m", "pytest", *options, str(tmp_path / "test_it.py")]
     subprocess.run(command, check=False, capture_output=True, cwd=ROWS.parents[1])
 
