@@ -194,5 +194,7 @@ def test_small_batches(explorer: Any) -> None:
             inside = values.clamp(low, high - 1e-12)
             assert [int(count) for count in counts] == np.histogram(inside, bins, (low, high))[0].tolist()
         assert (first.abs().sub(1).abs() < 0.01).double().mean() > 0.95 or name == "together"
+    assert explorer.locator("#small-all").is_visible()
     slide(explorer, ranks=1)
+    assert not explorer.locator("#small-all").is_visible()
     assert explorer.locator("#hist-mean [data-set=together]").count() == 0
