@@ -14,14 +14,12 @@ from functools import partial
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm as TorchSyncFunction
 
 import syncbn
-from benchmarks.__main__ import table
 from benchmarks.layers import resnet50_shapes
-from benchmarks.rows import Row, counted, paired
+from benchmarks.rows import Row, counted, markdown, paired
 from syncbn.norm.core.kernels import kernels_for
 
 IMAGES = (64, 128, 256)
@@ -51,7 +49,7 @@ class TorchAccompanied(nn.SyncBatchNorm):
 
 def measure() -> list[Row]:
     """Rows for every number of images."""
-    with _one_rank():
+    with one_rank():
         _check_that_the_host_never_waits()
         return [row for images in IMAGES for row in _rows(images)]
 
@@ -188,7 +186,8 @@ def _check_that_the_host_never_waits() -> None:
 
 
 @contextmanager
-def _one_rank() -> Iterator[None]:
+def one_rank() -> Iterator[None]:
+    """A group of one rank, by NCCL."""
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("nccl", store=dist.FileStore(f"{folder}/store", 1), rank=0, world_size=1)
         yield
@@ -199,7 +198,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("benchmarks.gpu needs a CUDA GPU, and torch finds none", file=sys.stderr)
         sys.exit(2)
-    Console().print(table(measure()))
+    print(markdown(measure()))
 
 
 if __name__ == "__main__":

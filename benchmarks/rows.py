@@ -55,6 +55,22 @@ def paired(
     return Row(area, what, beside, unit, ours, theirs, middle, low, high, limit)
 
 
+def markdown(rows: Sequence[Row]) -> str:
+    """Tables of rows, one for each area."""
+    lines: list[str] = []
+    for place, row in enumerate(rows):
+        if place == 0 or rows[place - 1].area != row.area:
+            lines += [f"\n**{row.area[0].upper()}{row.area[1:]}**\n" if row.area else ""]
+            lines += ["| ours | beside | ours | theirs | ratio | target | |", "|---|---|--:|--:|--:|--:|---|"]
+        spread = f" ({row.low:.2f}–{row.high:.2f})" if row.low != row.high else ""
+        target = "" if row.limit is None else f"≤ {row.limit:.3g}"
+        lines.append(
+            f"| {row.what} | {row.beside} | {row.ours:.4g} {row.unit} | {row.theirs:.4g} {row.unit} | "
+            f"{row.ratio:.2f}{spread} | {target} | {row.verdict} |"
+        )
+    return "\n".join(lines)
+
+
 def counted(
     area: str, what: str, beside: str, unit: str, ours: float, theirs: float, limit: float | None = None
 ) -> Row:

@@ -1,0 +1,41 @@
+"""Every kernel once, on shapes that don't divide evenly, for compute-sanitizer: python -m benchmarks.gpu_kernels."""
+
+import sys
+
+import torch
+
+from syncbn.norm.core.kernels import kernels_for
+
+_SHAPES = ((3, 5, 7, 7), (4, 64, 14, 13), (2, 257, 3), (33, 8))
+
+
+def main() -> None:
+    """Run them on the GPU."""
+    if not torch.cuda.is_available():
+        print("benchmarks.gpu_kernels needs a CUDA GPU, and torch finds none", file=sys.stderr)
+        sys.exit(2)
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in _SHAPES:
+            for channels_last in (False, True):
+                _run(shape, dtype, channels_last)
+    torch.cuda.synchronize()
+    print(f"| kernels | {kernels_for(torch.empty(1, device='cuda')).__name__.rpartition('.')[2]} ran |")
+
+
+def _run(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> None:
+    x, dy = torch.randn(2, *shape, device="cuda", dtype=dtype)
+    if channels_last:
+        x, dy = (tensor.movedim(1, -1).contiguous().movedim(-1, 1) for tensor in (x, dy))
+    kernels = kernels_for(x)
+    mean, m2, count = kernels.moments(x)
+    mean, var = mean.float(), (m2 / count).float()
+    weight = torch.ones_like(mean)
+    kernels.normalize(x, mean, var, 1e-5, weight, weight)
+    y = kernels.normalize_activate(x, mean, var, 1e-5, weight, weight, dy, 0.0)
+    kernels.reduce_grad(dy, x, mean, var, 1e-5)
+    sums = kernels.reduce_grad_activate(dy, y, x, mean, var, 1e-5, 0.0)
+    kernels.input_grad(dy, x, mean, var, 1e-5, weight, sums[0] / count, sums[1] / count)
+
+
+if __name__ == "__main__":
+    main()
