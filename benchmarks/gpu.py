@@ -21,6 +21,7 @@ import syncbn
 from benchmarks.layers import resnet50_shapes
 from benchmarks.rows import Row, counted, markdown, paired
 from syncbn.norm.core.kernels import kernels_for
+from syncbn.norm.kernels.interface import Affine
 
 IMAGES = (64, 128, 256)
 REPEATS = 15
@@ -56,7 +57,7 @@ def measure() -> list[Row]:
 
 def _rows(images: int) -> list[Row]:
     shapes = resnet50_shapes(images)
-    kernels = kernels_for(torch.empty(1, device="cuda")).__name__.rpartition(".")[2]
+    kernels = kernels_for(torch.empty(1, device="cuda")).name
     name = torch.cuda.get_device_name()
     area = f"53 layers of ResNet-50, {images} images, bf16 channels_last, kernels {kernels}, {name}"
     bandwidth = _copy_bandwidth()
@@ -98,10 +99,11 @@ def _passes(x: Tensor, dy: Tensor) -> None:
     kernels = kernels_for(x)
     x = x.detach()
     ones = torch.ones(x.shape[1], device=x.device)
+    affine = Affine(ones, ones, 1e-5, ones, ones)
     kernels.moments(x)
-    kernels.normalize(x, ones, ones, 1e-5, ones, ones)
-    kernels.reduce_grad(dy, x, ones, ones, 1e-5)
-    kernels.input_grad(dy, x, ones, ones, 1e-5, ones, ones, ones)
+    kernels.normalize(x, affine)
+    kernels.reduce_grad(dy, x, affine)
+    kernels.input_grad(dy, x, affine, ones, ones)
 
 
 def _layer(build: Callable[[int], nn.Module], x: Tensor, dy: Tensor) -> Callable[[], object]:

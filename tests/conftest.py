@@ -8,8 +8,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
 import pytest
+from hypothesis import settings
 
 from tests.ranks import Ranks
+
+# Time is never asserted, and the first example of a test may load a library.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 pytest_plugins = ["tests.plugins.no_silent_skips"]
 

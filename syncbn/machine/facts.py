@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from syncbn.norm.core.kernels import kernels_for
-from syncbn.norm.kernels import native
+from syncbn.norm.kernels.native import library
 
 _PACKAGES = ("syncbn", "torch", "triton", "lightning", "torchmetrics", "hydra-core", "wandb", "numpy", "torchvision")
 
@@ -47,9 +47,9 @@ def devices() -> list[str]:
 def kernels() -> dict[str, str]:
     """For each kind of device, the kernels that a float32 tensor gets, and why not others."""
     found = {"cpu": _kernels_of("cpu")}
-    library = native.library()
-    if isinstance(library, str):
-        found["cpu"] += f"; not the C++ kernels: {library.splitlines()[0]}"
+    built = library()
+    if isinstance(built, str):
+        found["cpu"] += f"; not the C++ kernels: {built.splitlines()[0]}"
     if torch.cuda.is_available():
         found["cuda"] = _kernels_of("cuda")
         if not found["cuda"].startswith("triton"):
@@ -58,7 +58,7 @@ def kernels() -> dict[str, str]:
 
 
 def _kernels_of(device: str) -> str:
-    return kernels_for(torch.zeros(1, 1, device=device)).__name__.rpartition(".")[2]
+    return kernels_for(torch.zeros(1, 1, device=device)).name
 
 
 def _processor() -> str:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, unbiased_var
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.running import RunningNorm
-from syncbn.norm.kernels import plain
+from syncbn.norm.kernels.interface import Affine
+from syncbn.norm.kernels.plain import PLAIN, statistics_dtype
 from syncbn.norm.sync import SyncBatchNorm
 
 if TYPE_CHECKING:
@@ -97,9 +98,9 @@ class LearnableMomentumBatchNorm(RunningNorm, SyncBatchNorm):
         return Moments(batch.count, mean, var * (batch.count - 1).clamp(min=1))
 
     def normalize_batch(self, input: Tensor, moments: Moments, group: ProcessGroup | None) -> Tensor:
-        dtype = plain.statistics_dtype(input)
+        dtype = statistics_dtype(input)
         mean, var = moments.mean.to(dtype), unbiased_var(moments).to(dtype)
-        return plain.normalize(input, mean, var, self.eps, *self.affine_parameters(input))
+        return PLAIN.normalize(input, Affine(mean, var, self.eps, *self.affine_parameters(input)))
 
     def evaluate(self, input: Tensor) -> Tensor:
         output = super().evaluate(input)

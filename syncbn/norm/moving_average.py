@@ -16,7 +16,8 @@ from syncbn.norm.core.linear_maps import is_transposed
 from syncbn.norm.core.moments import Moments, biased_var
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.running import RunningNorm
-from syncbn.norm.kernels import plain
+from syncbn.norm.kernels.interface import Affine, Kernels
+from syncbn.norm.kernels.plain import PLAIN, statistics_dtype
 from syncbn.norm.reparametrized import Reparametrizing
 from syncbn.norm.sync import SyncBatchNorm, group_moments
 
@@ -149,7 +150,7 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
             return Moments(batch.count, torch.zeros_like(average), average * batch.count)
 
     def normalize_batch(self, input: Tensor, moments: Moments, group: ProcessGroup | None) -> Tensor:
-        square = biased_var(moments).to(plain.statistics_dtype(input))
+        square = biased_var(moments).to(statistics_dtype(input))
         _, _, running_var = self.get_buffer("_first_seen")
         limit = torch.where(self.num_squares > self.r_start, square.new_full((), self.r_max), 1.0)
         r = ((square + self.eps) / (running_var.to(square.dtype) + self.eps)).sqrt().clamp(1 / limit, limit)
@@ -216,16 +217,15 @@ class _Normalize(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, square, count)
         ctx.layer, ctx.group = layer, group
-        passes = plain if compat.is_tracing() else kernels_for(x)
-        return passes.normalize(x, torch.zeros_like(square), square, layer.eps, weight, bias)
+        return _kernels(x).normalize(x, Affine(torch.zeros_like(square), square, layer.eps, weight, bias))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError("moving average batch normalization has no second derivative")
         x, weight, square, count = ctx.saved_tensors
-        passes = plain if compat.is_tracing() else kernels_for(x)
-        sum_dy, sum_dy_z = passes.reduce_grad(dy, x, torch.zeros_like(square), square, ctx.layer.eps)
+        affine = Affine(torch.zeros_like(square), square, ctx.layer.eps)
+        sum_dy, sum_dy_z = _kernels(x, dy).reduce_grad(dy, x, affine)
         dx = None
         if ctx.needs_input_grad[0]:
             average = ctx.layer.average_gradient(weight * sum_dy_z, count, ctx.group)
@@ -234,6 +234,11 @@ class _Normalize(torch.autograd.Function):
             dx = dy.to(scale.dtype) * (weight * scale).view(shape)
             dx = dx.sub_(x.to(scale.dtype) * (average * scale.square()).view(shape)).to(x.dtype)
         return dx, sum_dy_z, sum_dy if ctx.needs_input_grad[2] else None, None, None, None, None
+
+
+def _kernels(*tensors: Tensor) -> Kernels:
+    # `torch.compile` traces this function's forward and backward pass, and `kernels_for` can't be traced.
+    return PLAIN if torch.compiler.is_compiling() else kernels_for(*tensors)
 
 
 class _Centred(nn.Module):

@@ -16,7 +16,8 @@ from syncbn.norm.core.registry import register
 from syncbn.norm.core.tracking import TrackingNorm
 from syncbn.norm.fusion.deferred import Deferred
 from syncbn.norm.fusion.fused import Memory, Normalization, ReverseMode, away_from_zero, check_memory, check_scale
-from syncbn.norm.kernels import plain
+from syncbn.norm.kernels.interface import Affine, Kernels
+from syncbn.norm.kernels.plain import PLAIN, statistics_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -48,7 +49,7 @@ def normalize(
     """
     mean, var = _as_statistics(moments, x)
     if compat.is_tracing():
-        return plain.normalize(x, mean, var, eps, weight, bias)
+        return PLAIN.normalize(x, Affine(mean, var, eps, weight, bias))
     return _Normalize.apply(x, weight, bias, mean, var, moments.count, eps, group)
 
 
@@ -69,20 +70,22 @@ class _Normalize(ReverseMode):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, var, count)
         ctx.eps, ctx.group = eps, group
-        return kernels_for(x).normalize(x, mean, var, eps, weight, bias)
+        return kernels_for(x).normalize(x, Affine(mean, var, eps, weight, bias))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var, count = ctx.saved_tensors
-        passes = kernels_for(x)
         if torch.is_grad_enabled():  # create_graph=True: what is computed here will be differentiated
-            passes = plain
+            kernels: Kernels = PLAIN
             mean, var = attach_moments(x, mean, var, count, ctx.group)
-        sum_dy, sum_dy_xhat = passes.reduce_grad(dy, x, mean, var, ctx.eps)
+        else:
+            kernels = kernels_for(x, dy)
+        affine = Affine(mean, var, ctx.eps, weight)
+        sum_dy, sum_dy_xhat = kernels.reduce_grad(dy, x, affine)
         dx = None
         if ctx.needs_input_grad[0]:
             mean_dy, mean_dy_xhat = all_means(sum_dy, sum_dy_xhat, count, ctx.group)
-            dx = passes.input_grad(dy, x, mean, var, ctx.eps, weight, mean_dy, mean_dy_xhat)
+            dx = kernels.input_grad(dy, x, affine, mean_dy, mean_dy_xhat)
         # γ and β get this rank's share: DDP averages it with the others'.
         dweight = sum_dy_xhat if ctx.needs_input_grad[1] else None
         dbias = sum_dy if ctx.needs_input_grad[2] else None
@@ -90,7 +93,7 @@ class _Normalize(ReverseMode):
 
 
 def _as_statistics(moments: Moments, x: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = plain.statistics_dtype(x)
+    dtype = statistics_dtype(x)
     return moments.mean.to(dtype), biased_var(moments).to(dtype)
 
 

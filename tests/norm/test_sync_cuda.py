@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 import syncbn
-from syncbn.norm.core.kernels import asked_first
+from syncbn.norm.core.kernels import candidates
 from tests.norm import oracle
 from tests.norm.test_sync import random_batch
 
@@ -22,7 +22,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, to
 @pytest.fixture(autouse=True, params=["aten", "triton"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What SYNCBN_KERNELS would choose."""
-    monkeypatch.setattr("syncbn.norm.core.kernels._FIRST", asked_first(request.param))
+    monkeypatch.setattr("syncbn.norm.core.kernels._FASTEST", candidates(request.param))
     return request.param
 
 

@@ -62,8 +62,13 @@ def functorch_transforms() -> tuple[str, ...]:
 
 
 def is_tracing() -> bool:
-    """Whether operations must be traceable: under `torch.compile`, `torch.export` or a `torch.func` transform."""
-    return torch.compiler.is_compiling() or bool(functorch_transforms())
+    """Whether operations must be traceable: under `torch.compile`, `torch.export`, or where `is_transformed`."""
+    return torch.compiler.is_compiling() or is_transformed()
+
+
+def is_transformed() -> bool:
+    """Whether a `torch.func` transform, or `torch.jit.trace`, sees every operation that runs. Can't be compiled."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch._C._is_tracing()
 
 
 def in_dispatch_mode() -> bool:

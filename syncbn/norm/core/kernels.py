@@ -1,43 +1,53 @@
 """Which kernels serve a tensor.
 
-The environment variable SYNCBN_KERNELS, read at the import, forces a choice: `aten` for no more than ATen's kernels,
-`native` to fail where there is no library, `triton` for those of `triton`, on CUDA, which nothing else imports.
+The environment variable SYNCBN_KERNELS, read at the import, forces a choice: `aten` for ATen's kernels and no others,
+`native` to fail where there is no library, `triton` for Triton's, on CUDA; only then is Triton imported.
 """
 
 import os
-from types import ModuleType
 
 from torch import Tensor
 
 from syncbn.norm.core import compat
-from syncbn.norm.kernels import aten_cpu, aten_cuda, native, plain
+from syncbn.norm.kernels.aten_cpu import ATEN_CPU
+from syncbn.norm.kernels.aten_cuda import ATEN_CUDA
+from syncbn.norm.kernels.interface import Kernels
+from syncbn.norm.kernels.native import NATIVE, library
+from syncbn.norm.kernels.plain import PLAIN
 
 
-def kernels_for(x: Tensor) -> ModuleType:
-    """The fastest kernels for the device of `x`; a tool that wants to see every operation is shown ATen's."""
-    if _FIRST is not None and not compat.in_dispatch_mode() and _FIRST.serves(x):
-        return _FIRST
-    return {"cpu": aten_cpu, "cuda": aten_cuda}.get(x.device.type, plain)
+def kernels_for(*tensors: Tensor) -> Kernels:
+    """The fastest kernels that can read all of `tensors`: an input and, in a backward pass, the gradient.
+
+    A dispatch mode, such as a flop counter, is shown ATen's operations; a trace or a transform, differentiable ones.
+    """
+    if compat.is_transformed():
+        return PLAIN
+    for kernels in _ATEN if compat.in_dispatch_mode() else _FASTEST:
+        if kernels.serves(*tensors):
+            return kernels
+    return PLAIN
 
 
-def asked_first(choice: str) -> ModuleType | None:
-    """The module that SYNCBN_KERNELS chooses; `native` when it is empty."""
+def candidates(choice: str) -> tuple[Kernels, ...]:
+    """The kernels to ask, the fastest first, by what SYNCBN_KERNELS says; `native` leads when it is empty."""
     if choice == "aten":
-        return None
+        return _ATEN
     if choice == "triton":
         try:
-            from syncbn.norm.kernels import triton
+            from syncbn.norm.kernels.triton import TRITON, check_device
         except ModuleNotFoundError as error:
             raise ImportError(
                 f"SYNCBN_KERNELS=triton needs Triton ({error}): pip install triton, or leave SYNCBN_KERNELS unset"
             ) from error
-        triton.check_device()
-        return triton
+        check_device()
+        return TRITON, *_ATEN
     if choice not in ("", "native"):
         raise ValueError(f"SYNCBN_KERNELS must be aten, native or triton, or unset for the fastest; got {choice!r}")
-    if choice and isinstance(why := native.library(), str):
+    if choice and isinstance(why := library(), str):
         raise RuntimeError(f"SYNCBN_KERNELS=native, but the library can't be had: {why}")
-    return native
+    return NATIVE, *_ATEN
 
 
-_FIRST = asked_first(os.environ.get("SYNCBN_KERNELS", ""))
+_ATEN: tuple[Kernels, ...] = (ATEN_CPU, ATEN_CUDA)
+_FASTEST = candidates(os.environ.get("SYNCBN_KERNELS", ""))

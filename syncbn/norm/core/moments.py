@@ -9,7 +9,7 @@ from torch.distributed import ProcessGroup
 from syncbn.norm.core import compat
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.kernels import kernels_for
-from syncbn.norm.kernels import plain
+from syncbn.norm.kernels.plain import PLAIN, moments_grad
 
 
 class Moments(NamedTuple):
@@ -46,7 +46,7 @@ def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:
     """
     differentiable = torch.is_grad_enabled() and x.requires_grad
     if mask is not None or differentiable or compat.is_tracing():
-        mean, m2, count = plain.moments(x, mask)
+        mean, m2, count = PLAIN.moments(x, mask)
     else:
         mean, m2, count = kernels_for(x).moments(x)
     wide = _widest_dtype(x)
@@ -153,7 +153,7 @@ class _AttachMoments(torch.autograd.Function):
     def backward(ctx: Any, dmean: Tensor, dvar: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, count = ctx.saved_tensors
         dmean, dvar = all_means(dmean, dvar, count, ctx.group)
-        return plain.moments_grad(x, mean, dmean, dvar), None, None, None, None
+        return moments_grad(x, mean, dmean, dvar), None, None, None, None
 
 
 def mean_over_ranks(values: Tensor, process_group: ProcessGroup | None = None) -> Tensor:

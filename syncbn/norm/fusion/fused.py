@@ -10,7 +10,8 @@ from torch import Tensor
 from syncbn.norm.core.kernels import kernels_for
 from syncbn.norm.core.moments import all_means, attach_moments
 from syncbn.norm.fusion.recomputed import Recomputed
-from syncbn.norm.kernels import plain
+from syncbn.norm.kernels.interface import Affine, Kernels
+from syncbn.norm.kernels.plain import PLAIN
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -79,7 +80,7 @@ class _Activated(ReverseMode):
         group: ProcessGroup | None,
         recompute: bool,
     ) -> Tensor:
-        y = kernels_for(x).normalize_activate(x, mean, var, eps, weight, bias, residual, slope)
+        y = _activated(x, Affine(mean, var, eps, weight, bias), residual, slope)
         ctx.save_for_backward(x, weight, bias, mean, var, count, None if recompute or slope == 1 else y)
         ctx.eps, ctx.slope, ctx.group = eps, slope, group
         ctx.again = None
@@ -88,19 +89,21 @@ class _Activated(ReverseMode):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, _, mean, var, count, y = _saved(ctx)
-        passes = kernels_for(x)
         if torch.is_grad_enabled():  # create_graph=True: what is computed here will be differentiated
-            passes = plain
+            kernels: Kernels = PLAIN
             mean, var = attach_moments(x, mean, var, count, ctx.group)
+        else:
+            kernels = kernels_for(x, dy)
+        affine = Affine(mean, var, ctx.eps, weight)
         if ctx.slope == 1:
             dz = dy
-            sum_dz, sum_dz_xhat = passes.reduce_grad(dy, x, mean, var, ctx.eps)
+            sum_dz, sum_dz_xhat = kernels.reduce_grad(dy, x, affine)
         else:
-            sum_dz, sum_dz_xhat, dz = passes.reduce_grad_activate(dy, y, x, mean, var, ctx.eps, ctx.slope)
+            sum_dz, sum_dz_xhat, dz = kernels.reduce_grad_activate(dy, y, x, affine, ctx.slope)
         dx = None
         if ctx.needs_input_grad[0]:
             means = all_means(sum_dz, sum_dz_xhat, count, ctx.group)
-            dx = passes.input_grad(dz, x, mean, var, ctx.eps, weight, *means)
+            dx = kernels.input_grad(dz, x, affine, *means)
         return _gradients(ctx, dx, sum_dz_xhat, sum_dz, dz)
 
 
@@ -114,6 +117,11 @@ def _output_again(node: Any) -> Tensor:
     return node.again[-1]
 
 
+def _activated(x: Tensor, affine: Affine, residual: Tensor | None, slope: float) -> Tensor:
+    kernels = kernels_for(x) if residual is None else kernels_for(x, residual)
+    return kernels.normalize_activate(x, affine, residual, slope)
+
+
 def _saved(ctx: Any) -> tuple[Any, ...]:
     saved, ctx.again = ctx.again or ctx.saved_tensors, None
     if saved[-1] is None and ctx.slope != 1:  # what used y hadn't kept it, or needs no gradient
@@ -124,15 +132,15 @@ def _saved(ctx: Any) -> tuple[Any, ...]:
 def _with_output(saved: tuple[Any, ...], eps: float, slope: float) -> tuple[Any, ...]:
     x, weight, bias, mean, var, count, _ = saved
     with torch.no_grad():
-        y = kernels_for(x).normalize_activate(x, mean, var, eps, weight, bias, None, slope)
+        y = _activated(x, Affine(mean, var, eps, weight, bias), None, slope)
     return x, weight, bias, mean, var, count, y
 
 
 class _Invertible(ReverseMode):
-    """Keeps y and the shortcut, which what follows and what comes before keep anyway, and neither x nor x̂.
+    """Keeps y and the shortcut, which the layers after and before it keep anyway, and neither x nor x̂.
 
-    With w = a⁻¹(y) - residual = x̂·weight + bias, the passes for x serve for w: it is normalized by `bias` and |weight|,
-    to x̂·sign(weight).
+    With w = a⁻¹(y) - residual = x̂·weight + bias, the kernels take w for x: normalized by the mean `bias` and the
+    standard deviation |weight|, it is x̂·sign(weight).
     """
 
     @staticmethod
@@ -149,7 +157,7 @@ class _Invertible(ReverseMode):
         slope: float,
         group: ProcessGroup | None,
     ) -> Tensor:
-        y = kernels_for(x).normalize_activate(x, mean, var, eps, weight, bias, residual, slope)
+        y = _activated(x, Affine(mean, var, eps, weight, bias), residual, slope)
         ctx.save_for_backward(y, weight, bias, residual, var, count)
         ctx.eps, ctx.slope, ctx.group = eps, slope, group
         return y
@@ -162,19 +170,19 @@ class _Invertible(ReverseMode):
                 'memory="keep" or "recompute" with create_graph=True'
             )
         y, weight, bias, residual, var, count = ctx.saved_tensors
-        passes = kernels_for(y)
         weight = torch.ones_like(var) if weight is None else weight
         bias = torch.zeros_like(var) if bias is None else bias
         w = y if ctx.slope == 1 else torch.nn.functional.leaky_relu(y, 1 / ctx.slope)
         if residual is not None:
             w = w - residual
-        square = weight.square()
-        sum_dz, sum_dz_xhat, dz = passes.reduce_grad_activate(dy, y, w, bias, square, 0.0, ctx.slope)
+        kernels = kernels_for(y, dy)
+        affine = Affine(bias, weight.square(), 0.0)
+        sum_dz, sum_dz_xhat, dz = kernels.reduce_grad_activate(dy, y, w, affine, ctx.slope)
         dx = None
         if ctx.needs_input_grad[0]:
             means = all_means(sum_dz, sum_dz_xhat, count, ctx.group)
             scale = (var + ctx.eps).rsqrt() * weight * weight.abs()
-            dx = passes.input_grad(dz, w, bias, square, 0.0, scale, *means)
+            dx = kernels.input_grad(dz, w, affine._replace(weight=scale), *means)
         return _gradients(ctx, dx, sum_dz_xhat * weight.sign(), sum_dz, dz)[:-1]
 
 

@@ -1,4 +1,4 @@
-"""The passes on CPU, by ATen's vectorized kernels.
+"""Kernels for CPU: ATen's vectorized ones.
 
 ATen has no kernels for synchronized statistics on CPU, but its ordinary ones serve. In evaluation mode, with
 the statistics given, `native_batch_norm` is one pass that scales and shifts, and `native_batch_norm_backward` asked
@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from syncbn.norm.kernels import plain
-from syncbn.norm.kernels.activation import activate_, activation_grad
+from syncbn.norm.kernels.interface import PLAIN_TYPES, Affine, Kernels, in_memory
 from syncbn.norm.kernels.plain import statistics_dtype
 
 # Rows of a channels-last tensor that one float32 accumulator may add up: past some thousands its rounding shows.
@@ -32,99 +31,77 @@ _batch_norm: Any = torch.ops.aten.native_batch_norm
 _batch_norm_backward: Any = torch.ops.aten.native_batch_norm_backward
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and M2 of (N, C, *), and the count."""
-    count = x.numel() // x.shape[1]
-    x = dense(x)
-    total, squares = _sums_about_zero(x)
-    if not (total.square() > squares * (count * _FAR / (1 + _FAR))).any():
-        mean = total.double() / max(count, 1)
-        return mean, squares - total * mean, count
-    # Once more about a point near the data: float32 subtracts numbers of about the same size without rounding.
-    near = total / count
-    total, squares = _sums_about_zero(x.to(near.dtype) - _along(near, x))
-    offset = total.double() / count
-    return near + offset, squares - total * offset, count
+class AtenCpuKernels(Kernels):
+    """ATen's kernels for batch normalization in evaluation mode, which take any statistics."""
+
+    name = "aten_cpu"
+
+    def serves(self, *tensors: Tensor) -> bool:
+        """Whether all are on CPU, and none is many under the name of one, since results are written in place."""
+        return all(
+            tensor.device.type == "cpu"
+            and (type(tensor) not in PLAIN_TYPES or in_memory(tensor) or tensor.numel() == 0)
+            for tensor in tensors
+        )
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
+        """See `Kernels`."""
+        count = x.numel() // x.shape[1]
+        x = dense(x)
+        total, squares = _sums_about_zero(x)
+        if not (total.square() > squares * (count * _FAR / (1 + _FAR))).any():
+            mean = total.double() / max(count, 1)
+            return mean, squares - total * mean, count
+        # Once more about a point near the data: float32 subtracts numbers of about the same size without rounding.
+        near = total / count
+        total, squares = _sums_about_zero(x.to(near.dtype) - _along(near, x))
+        offset = total.double() / count
+        return near + offset, squares - total * offset, count
+
+    def normalize(self, x: Tensor, affine: Affine) -> Tensor:
+        """See `Kernels`."""
+        mean, var = affine.mean, affine.var
+        if (mean.square() > var * _FARTHER).any():
+            shifted = x.to(mean.dtype) - _along(mean, x)
+            return _scale_and_shift(shifted, affine._replace(mean=torch.zeros_like(mean))).to(x.dtype)
+        return _scale_and_shift(dense(x), affine)
+
+    def reduce_grad(self, dy: Tensor, x: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
+        """See `Kernels`."""
+        x = dense(x)
+        return _sums(like(dy, x), x, affine.mean, affine.var, affine.eps)
+
+    def input_grad(self, dy: Tensor, x: Tensor, affine: Affine, mean_dy: Tensor, mean_dy_xhat: Tensor) -> Tensor:
+        """See `Kernels`."""
+        x = dense(x)
+        dx = torch.empty_like(x)
+        scale = _scale(affine)
+        # dx = scale·dy + (x̂ · -scale·mean_dy_xhat - scale·mean_dy), and the part in brackets is a normalization, too.
+        others = affine._replace(weight=(scale * mean_dy_xhat).neg_(), bias=(scale * mean_dy).neg_())
+        scale = _along(scale.to(x.dtype), x)
+        # Two passes, over so few samples at a time that the second finds the first one's output in the cache.
+        size = max(1, _CACHED // max(x[:1].numel(), 1))
+        for x_part, dy_part, dx_part in zip(x.split(size), dy.split(size), dx.split(size), strict=True):
+            _scale_and_shift(x_part, others, out=dx_part)
+            dx_part.addcmul_(dy_part, scale)
+        return dx
+
+    def row_dots(self, parts: Sequence[Tensor], b: Tensor) -> Tensor:
+        """See `Kernels`. For whole parts the kernel of `reduce_grad` is four times as fast as `(a * b).sum(1)`."""
+        zero, one = b.new_zeros(b.shape[0]), b.new_ones(b.shape[0])
+        backward = partial(_batch_norm_backward, train=False, eps=0.0, output_mask=[False, True, False])
+        whole = b.contiguous().unsqueeze(0)
+        return torch.stack(
+            [
+                backward(a.contiguous().unsqueeze(0), whole, None, zero, one, None, None)[1]
+                if len(a) == len(b)
+                else super(AtenCpuKernels, self).row_dots([a], b)[0]
+                for a in parts
+            ]
+        )
 
 
-def normalize(x: Tensor, mean: Tensor, var: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """y = (x - mean) / sqrt(var + eps) · weight + bias, in the dtype of `x`."""
-    if (mean.square() > var * _FARTHER).any():
-        shifted = x.to(mean.dtype) - _along(mean, x)
-        return _scale_and_shift(shifted, torch.zeros_like(mean), var, eps, weight, bias).to(x.dtype)
-    return _scale_and_shift(dense(x), mean, var, eps, weight, bias)
-
-
-def normalize_activate(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    slope: float,
-) -> Tensor:
-    """y = a((x - mean) / sqrt(var + eps) · weight + bias + residual), where a(z) = z if z > 0 else slope · z."""
-    return activate_(normalize(x, mean, var, eps, weight, bias), residual, slope)
-
-
-def reduce_grad(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Σdy and Σdy·x̂ over this rank's samples."""
-    x = dense(x)
-    return _sums(like(dy, x), x, mean, var, eps)
-
-
-def reduce_grad_activate(
-    dy: Tensor, y: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, slope: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Σdz and Σdz·x̂ over this rank's samples, and dz: dy where y > 0, slope · dy elsewhere."""
-    dz = activation_grad(dy, y, slope)
-    return *reduce_grad(dz, x, mean, var, eps), dz
-
-
-def input_grad(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    weight: Tensor | None,
-    mean_dy: Tensor,
-    mean_dy_xhat: Tensor,
-) -> Tensor:
-    """dx = weight / sqrt(var + eps) · (dy - mean_dy - x̂ · mean_dy_xhat), in the dtype of `x`."""
-    x = dense(x)
-    dx = torch.empty_like(x)
-    scale = _scale(var, eps, weight)
-    factors = (scale * mean_dy_xhat).neg_(), (scale * mean_dy).neg_()
-    scale = _along(scale.to(x.dtype), x)
-    # Two passes, over so few samples at a time that the second finds the first one's output in the cache.
-    size = max(1, _CACHED // max(x[:1].numel(), 1))
-    for x_part, dy_part, dx_part in zip(x.split(size), dy.split(size), dx.split(size), strict=True):
-        _scale_and_shift(x_part, mean, var, eps, *factors, out=dx_part)
-        dx_part.addcmul_(dy_part, scale)
-    return dx
-
-
-def row_dots(parts: Sequence[Tensor], b: Tensor) -> Tensor:
-    """<a_r, b_r> for each row of `b` (R, D) and each a of `parts`: (K, R).
-
-    A part (R, D) has a row for each, a part (G, D) one for each R / G neighbours.
-
-    For whole parts the kernel of `reduce_grad` is four times as fast as `(a * b).sum(1)`.
-    """
-    zero, one = b.new_zeros(b.shape[0]), b.new_ones(b.shape[0])
-    backward = partial(_batch_norm_backward, train=False, eps=0.0, output_mask=[False, True, False])
-    whole = b.contiguous().unsqueeze(0)
-    return torch.stack(
-        [
-            backward(a.contiguous().unsqueeze(0), whole, None, zero, one, None, None)[1]
-            if len(a) == len(b)
-            else plain.row_dots([a], b)[0]
-            for a in parts
-        ]
-    )
+ATEN_CPU = AtenCpuKernels()
 
 
 def _sums_about_zero(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,16 +127,9 @@ def _sums(a: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[
     return total, products
 
 
-def _scale_and_shift(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor | None = None,
-) -> Tensor:
+def _scale_and_shift(x: Tensor, affine: Affine, out: Tensor | None = None) -> Tensor:
     """(x - mean) / sqrt(var + eps) · weight + bias. A new tensor, not a view: what follows may work in place."""
+    mean, var, eps, weight, bias = affine
     y = torch.empty_like(x) if out is None else out
     if x.numel() == 0:
         return y
@@ -171,15 +141,16 @@ def _scale_and_shift(
         )
         return y
     # Channels last, this takes less than half the time of ATen's own kernel.
-    scale = _scale(var, eps, weight)
+    scale = _scale(affine)
     shift = (-mean * scale) if bias is None else torch.addcmul(bias, mean, scale, value=-1)
     torch.addcmul(shift, _rows(x), scale, out=_rows(y))
     return y
 
 
-def _scale(var: Tensor, eps: float, weight: Tensor | None) -> Tensor:
-    scale = (var + eps).rsqrt_()
-    return scale if weight is None else scale.mul_(weight)
+def _scale(affine: Affine) -> Tensor:
+    """weight / sqrt(var + eps)."""
+    scale = (affine.var + affine.eps).rsqrt_()
+    return scale if affine.weight is None else scale.mul_(affine.weight)
 
 
 def dense(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The passes by Triton kernels, on CUDA, and on CPU where Triton interprets them (TRITON_INTERPRET=1).
+"""Triton kernels, on CUDA, and on CPU where Triton interprets them (TRITON_INTERPRET=1).
 
 A sum over samples takes two kernels: programs sum their shares, others merge those, in an order that follows from the
 shapes and the GPU alone. So results are the same bits every time, without atomic operations. The host waits for
@@ -13,23 +13,12 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor, nn
+from torch import Tensor
 
 from syncbn.norm.kernels import aten_cpu as cpu
 from syncbn.norm.kernels import triton_programs as programs
-from syncbn.norm.kernels.plain import row_dots, statistics_dtype
-
-__all__ = [
-    "check_device",
-    "input_grad",
-    "moments",
-    "normalize",
-    "normalize_activate",
-    "reduce_grad",
-    "reduce_grad_activate",
-    "row_dots",
-    "serves",
-]
+from syncbn.norm.kernels.interface import PLAIN_TYPES, Affine, Kernels, in_memory
+from syncbn.norm.kernels.plain import statistics_dtype
 
 _DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
 
@@ -55,84 +44,77 @@ def check_device() -> None:
         )
 
 
-def serves(x: Tensor) -> bool:
-    """Whether these kernels take `x`: a plain tensor of their device."""
-    return x.device.type == _DEVICE and type(x) in (Tensor, nn.Parameter)
+class TritonKernels(Kernels):
+    """The programs of triton_programs.py."""
+
+    name = "triton"
+
+    def serves(self, *tensors: Tensor) -> bool:
+        """Whether each is a plain tensor with numbers in the memory of the device."""
+        return all(
+            tensor.device.type == _DEVICE
+            and type(tensor) in PLAIN_TYPES
+            and tensor.layout is torch.strided
+            and not tensor.is_neg()
+            and (in_memory(tensor) or tensor.numel() == 0)
+            for tensor in tensors
+        )
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
+        """See `Kernels`."""
+        count = x.numel() // x.shape[1]
+        mean, m2 = torch.empty(2, x.shape[1], dtype=torch.float64, device=x.device).unbind()
+        if count == 0:
+            return mean.zero_(), m2.zero_(), 0
+        x = cpu.dense(x)
+        parts = _sum_parts(programs.moments_parts, 4, x)
+        _merge(programs.moments_merge, parts, mean, m2)
+        return mean, m2, count
+
+    def normalize(self, x: Tensor, affine: Affine) -> Tensor:
+        """See `Kernels`."""
+        return self.normalize_activate(x, affine, None, 1.0)
+
+    def normalize_activate(self, x: Tensor, affine: Affine, residual: Tensor | None, slope: float) -> Tensor:
+        """See `Kernels`."""
+        x = cpu.dense(x)
+        y = torch.empty_like(x)
+        residual = None if residual is None else cpu.like(residual, x)
+        per_channel = _dense(affine.mean, affine.var, affine.weight, affine.bias)
+        activation = {"SLOPE": None if slope == 1 else float(slope)}
+        _elementwise(programs.normalize, x, residual, *per_channel, y, EPS=affine.eps, **activation)
+        return y
+
+    def reduce_grad(self, dy: Tensor, x: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
+        """See `Kernels`."""
+        x = cpu.dense(x)
+        return _sums(cpu.like(dy, x), None, None, x, affine, None)
+
+    def reduce_grad_activate(
+        self, dy: Tensor, y: Tensor, x: Tensor, affine: Affine, slope: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Kernels`."""
+        x = cpu.dense(x)
+        dz = torch.empty_like(x)
+        return *_sums(cpu.like(dy, x), cpu.like(y, x), dz, x, affine, float(slope)), dz
+
+    def input_grad(self, dy: Tensor, x: Tensor, affine: Affine, mean_dy: Tensor, mean_dy_xhat: Tensor) -> Tensor:
+        """See `Kernels`."""
+        x = cpu.dense(x)
+        dx = torch.empty_like(x)
+        per_channel = _dense(affine.mean, affine.var, affine.weight, mean_dy, mean_dy_xhat)
+        _elementwise(programs.input_grad, x, cpu.like(dy, x), *per_channel, dx, EPS=affine.eps)
+        return dx
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and M2 of (N, C, *), and the count."""
-    count = x.numel() // x.shape[1]
-    mean, m2 = torch.empty(2, x.shape[1], dtype=torch.float64, device=x.device).unbind()
-    if count == 0:
-        return mean.zero_(), m2.zero_(), 0
-    x = cpu.dense(x)
-    parts = _sum_parts(programs.moments_parts, 4, x)
-    _merge(programs.moments_merge, parts, mean, m2)
-    return mean, m2, count
-
-
-def normalize(x: Tensor, mean: Tensor, var: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """y = (x - mean) / sqrt(var + eps) · weight + bias, in the dtype of `x`."""
-    return normalize_activate(x, mean, var, eps, weight, bias, None, 1.0)
-
-
-def normalize_activate(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    slope: float,
-) -> Tensor:
-    """y = a((x - mean) / sqrt(var + eps) · weight + bias + residual), where a(z) = z if z > 0 else slope · z."""
-    x = cpu.dense(x)
-    y = torch.empty_like(x)
-    residual = None if residual is None else cpu.like(residual, x)
-    activation = {"SLOPE": None if slope == 1 else float(slope)}
-    _elementwise(programs.normalize, x, residual, *_dense(mean, var, weight, bias), y, EPS=eps, **activation)
-    return y
-
-
-def reduce_grad(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Σdy and Σdy·x̂ over this rank's samples."""
-    x = cpu.dense(x)
-    return _sums(cpu.like(dy, x), None, None, x, mean, var, eps, None)
-
-
-def reduce_grad_activate(
-    dy: Tensor, y: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float, slope: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Σdz and Σdz·x̂ over this rank's samples, and dz: dy where y > 0, slope · dy elsewhere."""
-    x = cpu.dense(x)
-    dz = torch.empty_like(x)
-    return *_sums(cpu.like(dy, x), cpu.like(y, x), dz, x, mean, var, eps, float(slope)), dz
-
-
-def input_grad(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    weight: Tensor | None,
-    mean_dy: Tensor,
-    mean_dy_xhat: Tensor,
-) -> Tensor:
-    """dx = weight / sqrt(var + eps) · (dy - mean_dy - x̂ · mean_dy_xhat), in the dtype of `x`."""
-    x = cpu.dense(x)
-    dx = torch.empty_like(x)
-    _elementwise(
-        programs.input_grad, x, cpu.like(dy, x), *_dense(mean, var, weight, mean_dy, mean_dy_xhat), dx, EPS=eps
-    )
-    return dx
+TRITON = TritonKernels()
 
 
 def _sums(
-    dy: Tensor, y: Tensor | None, dz: Tensor | None, x: Tensor, mean: Tensor, var: Tensor, eps: float, slope: Any
+    dy: Tensor, y: Tensor | None, dz: Tensor | None, x: Tensor, affine: Affine, slope: float | None
 ) -> tuple[Tensor, Tensor]:
+    """Σdz and Σdz·x̂, and, with a slope, `dz` filled."""
+    mean, var, eps, _, _ = affine
     sums = torch.empty(2, x.shape[1], dtype=mean.dtype, device=x.device)
     if x.numel() == 0:
         sums.zero_()

@@ -13,11 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import syncbn
 from syncbn.norm.core.kernels import kernels_for
-from syncbn.norm.kernels import aten_cpu as cpu
-from syncbn.norm.kernels import build, native, plain
+from syncbn.norm.kernels import build
+from syncbn.norm.kernels.aten_cpu import ATEN_CPU
+from syncbn.norm.kernels.interface import Affine
+from syncbn.norm.kernels.native import NATIVE, library
+from syncbn.norm.kernels.plain import PLAIN
 
 EPS = 1e-5
-KERNELS = [pytest.param(cpu, id="aten"), pytest.param(native, id="native")]
+KERNELS = [pytest.param(kernels, id=kernels.name) for kernels in (ATEN_CPU, NATIVE)]
 
 shapes = st.one_of(
     st.tuples(st.integers(1, 200), st.integers(1, 70)),
@@ -30,12 +33,19 @@ shapes = st.one_of(
 @pytest.fixture(autouse=True, scope="module")
 def _compiled():
     """A machine that runs the tests has a compiler: without one they would say nothing."""
-    assert not isinstance(native.library(), str), native.library()
+    assert not isinstance(library(), str), library()
 
 
 def some(*shape: int, channels_last: bool = False, seed: int = 0) -> Tensor:
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else tensor
+
+
+def wide(argument: Tensor | Affine) -> Tensor | Affine:
+    """The same numbers in float64."""
+    if isinstance(argument, Affine):
+        return Affine(*(wide(part) if isinstance(part, Tensor) else part for part in argument))
+    return argument.double()
 
 
 def far_off(x: Tensor) -> Tensor:
@@ -60,7 +70,7 @@ def test_moments_are_those_in_float64(kernels, shape, channels_last, far):
 @pytest.mark.parametrize("shape", [(32, 32, 1, 1), (32, 16, 2, 2), (512, 8, 3, 1), (64, 8, 7, 7), (2000, 8)])
 def test_sums_over_small_images_are_as_accurate_as_those_over_large_ones(shape, channels_last):
     x = some(*shape, channels_last=channels_last) + 1
-    _, m2, count = native.moments(x)
+    _, m2, count = NATIVE.moments(x)
     var = torch.var(x.double(), [0, *range(2, x.dim())], correction=0)
     torch.testing.assert_close(m2 / count, var, rtol=3e-7, atol=0)
 
@@ -74,17 +84,18 @@ def test_passes_are_those_in_float64(kernels, shape, channels_last, affine):
     var, weight = some(2, channels, seed=3).abs() + 0.1
     weight, bias = (weight, bias) if affine else (None, None)
 
-    def both(name: str, *arguments):
-        wide = [a.double() if isinstance(a, Tensor) else a for a in arguments]
-        return getattr(kernels, name)(*arguments), getattr(plain, name)(*wide)
+    affine = Affine(mean, var, EPS, weight, bias)
 
-    y, expected = both("normalize", x, mean, var, EPS, weight, bias)
+    def both(name: str, *arguments):
+        return getattr(kernels, name)(*arguments), getattr(PLAIN, name)(*map(wide, arguments))
+
+    y, expected = both("normalize", x, affine)
     torch.testing.assert_close(y, expected.float(), rtol=1e-5, atol=1e-5)
     assert y.stride() == x.stride()
-    sums, expected_sums = both("reduce_grad", dy, x, mean, var, EPS)
+    sums, expected_sums = both("reduce_grad", dy, x, affine)
     for got, want in zip(sums, expected_sums, strict=True):
         torch.testing.assert_close(got, want.float(), rtol=1e-5, atol=1e-5 * (x.numel() / channels) ** 0.5)
-    dx, expected = both("input_grad", dy, x, mean, var, EPS, weight, mean_dy, mean_dy_xhat)
+    dx, expected = both("input_grad", dy, x, affine, mean_dy, mean_dy_xhat)
     torch.testing.assert_close(dx, expected.float(), rtol=1e-5, atol=1e-4)
     assert dx.stride() == x.stride()
 
@@ -95,15 +106,15 @@ def test_activated_passes_are_the_composed_ones(shape, channels_last, residual, 
     channels = x.shape[1]
     (mean, bias), (var, weight) = some(2, channels, seed=3), some(2, channels, seed=4).abs() + 0.1
 
-    y = native.normalize_activate(x, mean, var, EPS, weight, bias, other if residual else None, slope)
-    z = plain.normalize(x.double(), mean.double(), var.double(), EPS, weight.double(), bias.double())
+    affine = Affine(mean, var, EPS, weight, bias)
+    y = NATIVE.normalize_activate(x, affine, other if residual else None, slope)
+    z = PLAIN.normalize(x.double(), wide(affine))
     z = z + other.double() if residual else z
     torch.testing.assert_close(y, torch.nn.functional.leaky_relu(z, slope).float(), rtol=1e-5, atol=1e-5)
 
-    *sums, dz = native.reduce_grad_activate(dy, y, x, mean, var, EPS, slope)
+    *sums, dz = NATIVE.reduce_grad_activate(dy, y, x, affine, slope)
     torch.testing.assert_close(dz, torch.where(y > 0, dy, slope * dy), rtol=0, atol=0)
-    wide = plain.reduce_grad(dz.double(), x.double(), mean.double(), var.double(), EPS)
-    for got, want in zip(sums, wide, strict=True):
+    for got, want in zip(sums, PLAIN.reduce_grad(dz.double(), x.double(), wide(affine)), strict=True):
         torch.testing.assert_close(got, want.float(), rtol=1e-5, atol=1e-5 * (x.numel() / channels) ** 0.5)
 
 
@@ -112,10 +123,10 @@ def test_activated_passes_are_the_composed_ones(shape, channels_last, residual, 
 def test_what_is_not_finite_stays_so_in_its_channel(special, channels_last):
     x = some(4, 3, 9, 9, channels_last=channels_last)
     x[2, 1, 4, 4] = special
-    mean, m2, _ = native.moments(x)
+    mean, m2, _ = NATIVE.moments(x)
     assert mean.isfinite().tolist() == [True, False, True]
     assert m2.isfinite().tolist() == [True, False, True]
-    y = native.normalize(x, torch.zeros(3), torch.ones(3), EPS, None, None)
+    y = NATIVE.normalize(x, Affine(torch.zeros(3), torch.ones(3), EPS))
     assert torch.equal(y.isfinite(), x.isfinite())
 
 
@@ -136,25 +147,25 @@ def test_threads_do_not_change_a_bit(channels_last):
 
 
 def test_kernels_are_native_only_for_numbers_in_memory():
-    assert kernels_for(torch.zeros(2, 3)) is native
-    assert kernels_for(torch.zeros(2, 3, dtype=torch.float64)) is not native
-    assert kernels_for(torch.zeros(0, 3)) is not native
-    assert kernels_for(torch.zeros(2, 3, device="meta")) is not native
+    assert kernels_for(torch.zeros(2, 3)) is NATIVE
+    assert kernels_for(torch.zeros(2, 3, dtype=torch.float64)) is not NATIVE
+    assert kernels_for(torch.zeros(0, 3)) is not NATIVE
+    assert kernels_for(torch.zeros(2, 3, device="meta")) is not NATIVE
     with FakeTensorMode() as mode:
-        assert kernels_for(mode.from_tensor(torch.zeros(2, 3))) is not native
+        assert kernels_for(mode.from_tensor(torch.zeros(2, 3))) is not NATIVE
     with FlopCounterMode(display=False):
-        assert kernels_for(torch.zeros(2, 3)) is not native
+        assert kernels_for(torch.zeros(2, 3)) is not NATIVE
 
 
 def test_a_machine_without_compiler_trains():
     code = """
 import torch, syncbn
 from syncbn.norm.core.kernels import kernels_for
-from syncbn.norm.kernels import native
-from syncbn.norm.kernels import aten_cpu as cpu
-assert "nowhere" in native.library(), native.library()
+from syncbn.norm.kernels.aten_cpu import ATEN_CPU
+from syncbn.norm.kernels.native import library
+assert "nowhere" in library(), library()
 x = torch.randn(8, 3, 5, 5, requires_grad=True)
-assert kernels_for(x) is cpu
+assert kernels_for(x) is ATEN_CPU
 layer, peer = syncbn.SyncBatchNorm(3), torch.nn.BatchNorm2d(3)
 torch.testing.assert_close(layer(x), peer(x))
 torch.testing.assert_close(layer.running_var, peer.running_var)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from syncbn.norm import kernels
-from syncbn.norm.core.kernels import asked_first, kernels_for
+from syncbn.norm.core.kernels import candidates, kernels_for
+from syncbn.norm.kernels.interface import Affine
 from tests.norm import oracle, steps
 from tests.norm.steps import Batch
 from tests.norm.test_sync import TOLERANCE, assert_equals_one_process, random_batch
@@ -40,7 +41,7 @@ def interpreters() -> Iterator[Ranks]:
 
 
 def chosen_kernels() -> str:
-    return kernels_for(torch.empty(1)).__name__
+    return kernels_for(torch.empty(1)).name
 
 
 class Passes(NamedTuple):
@@ -59,20 +60,20 @@ def all_passes(
     x: Tensor, dy: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, activate: bool
 ) -> Passes:
     """Every kernel, on a contiguous tensor on rank 0 and on one with the channels last on rank 1."""
-    passes = kernels_for(x)
-    assert passes.__name__ == "syncbn.norm.kernels.triton"
+    kernels = kernels_for(x)
+    assert kernels.name == "triton"
     if dist.get_rank() == 1:
         x, dy = (tensor.movedim(1, -1).contiguous().movedim(-1, 1) for tensor in (x, dy))
-    mean, m2, count = passes.moments(x)
+    mean, m2, count = kernels.moments(x)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    statistics = mean.to(wide), (m2 / max(count, 1)).to(wide), EPS
+    affine = Affine(mean.to(wide), (m2 / max(count, 1)).to(wide), EPS, weight, bias)
     if activate:
-        y = passes.normalize_activate(x, *statistics, weight, bias, residual, SLOPE)
-        dbias, dweight, dz = passes.reduce_grad_activate(dy, y, x, *statistics, SLOPE)
+        y = kernels.normalize_activate(x, affine, residual, SLOPE)
+        dbias, dweight, dz = kernels.reduce_grad_activate(dy, y, x, affine, SLOPE)
     else:
-        y, dz = passes.normalize(x, *statistics, weight, bias), dy
-        dbias, dweight = passes.reduce_grad(dy, x, *statistics)
-    dx = passes.input_grad(dz, x, *statistics, weight, dbias / max(count, 1), dweight / max(count, 1))
+        y, dz = kernels.normalize(x, affine), dy
+        dbias, dweight = kernels.reduce_grad(dy, x, affine)
+    dx = kernels.input_grad(dz, x, affine, dbias / max(count, 1), dweight / max(count, 1))
     assert y.dtype == dz.dtype == dx.dtype == x.dtype
     assert dbias.dtype == dweight.dtype == wide
     assert y.stride() == dx.stride() == x.stride()
@@ -195,7 +196,7 @@ def test_what_is_not_finite_stays_in_its_channel_and_is_seen(interpreters: Ranks
 
 
 def train(batch: Batch) -> oracle.Step:
-    assert chosen_kernels() == "syncbn.norm.kernels.triton"
+    assert chosen_kernels() == "triton"
     return steps.train(batch)
 
 
@@ -222,17 +223,17 @@ def test_nothing_imports_triton_unless_it_is_asked_for() -> None:
 
 
 def test_choices_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert asked_first("aten") is None
+    assert [kernels.name for kernels in candidates("aten")] == ["aten_cpu", "aten_cuda"]
     with pytest.raises(ValueError, match="must be aten, native or triton, or unset for the fastest; got 'cuda'"):
-        asked_first("cuda")
+        candidates("cuda")
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "syncbn.norm.kernels.triton", raising=False)
     monkeypatch.delattr(kernels, "triton", raising=False)
     with pytest.raises(ImportError, match="pip install triton, or leave SYNCBN_KERNELS unset"):
-        asked_first("triton")
+        candidates("triton")
 
 
 def test_triton_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(RuntimeError, match=r"needs a CUDA device, and torch finds none: .*TRITON_INTERPRET=1"):
-        asked_first("triton")
+        candidates("triton")

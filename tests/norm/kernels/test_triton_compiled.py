@@ -13,6 +13,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource, CompiledKernel  # noqa: E402
 
 from syncbn.norm.kernels import triton as kernels  # noqa: E402
+from syncbn.norm.kernels.interface import Affine  # noqa: E402
+from syncbn.norm.kernels.triton import TRITON  # noqa: E402
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64"}
 # Shared memory of a multiprocessor, on which two programs that sum are to find room.
@@ -38,12 +40,13 @@ def compile_for(architecture: int, kernel: Any, *arguments: Any, **constants: An
 def step(x: Tensor) -> None:
     """A launch of every kernel: a training step of batch normalization, shortcut and ReLU, and one without them."""
     channels = torch.ones(x.shape[1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    kernels.moments(x)
-    kernels.normalize(x, channels, channels, 1e-5, channels, None)
-    kernels.normalize_activate(x, channels, channels, 1e-5, channels, channels, x, 0.0)
-    kernels.reduce_grad(x, x, channels, channels, 1e-5)
-    kernels.reduce_grad_activate(x, x, x, channels, channels, 1e-5, 0.0)
-    kernels.input_grad(x, x, channels, channels, 1e-5, channels, channels, channels)
+    affine = Affine(channels, channels, 1e-5, channels, channels)
+    TRITON.moments(x)
+    TRITON.normalize(x, affine._replace(bias=None))
+    TRITON.normalize_activate(x, affine, x, 0.0)
+    TRITON.reduce_grad(x, x, affine)
+    TRITON.reduce_grad_activate(x, x, x, affine, 0.0)
+    TRITON.input_grad(x, x, affine, channels, channels)
 
 
 @pytest.mark.parametrize(
