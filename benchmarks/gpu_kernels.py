@@ -5,6 +5,7 @@ import sys
 import torch
 
 from syncbn.norm.core.kernels import kernels_for
+from syncbn.norm.kernels.interface import Affine
 
 _SHAPES = ((3, 5, 7, 7), (4, 64, 14, 13), (2, 257, 3), (33, 8))
 
@@ -19,7 +20,7 @@ def main() -> None:
             for channels_last in (False, True):
                 _run(shape, dtype, channels_last)
     torch.cuda.synchronize()
-    print(f"| kernels | {kernels_for(torch.empty(1, device='cuda')).__name__.rpartition('.')[2]} ran |")
+    print(f"| kernels | {kernels_for(torch.empty(1, device='cuda')).name} ran |")
 
 
 def _run(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> None:
@@ -29,12 +30,12 @@ def _run(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Non
     kernels = kernels_for(x)
     mean, m2, count = kernels.moments(x)
     mean, var = mean.float(), (m2 / count).float()
-    weight = torch.ones_like(mean)
-    kernels.normalize(x, mean, var, 1e-5, weight, weight)
-    y = kernels.normalize_activate(x, mean, var, 1e-5, weight, weight, dy, 0.0)
-    kernels.reduce_grad(dy, x, mean, var, 1e-5)
-    sums = kernels.reduce_grad_activate(dy, y, x, mean, var, 1e-5, 0.0)
-    kernels.input_grad(dy, x, mean, var, 1e-5, weight, sums[0] / count, sums[1] / count)
+    affine = Affine(mean, var, 1e-5, torch.ones_like(mean), torch.ones_like(mean))
+    kernels.normalize(x, affine)
+    y = kernels.normalize_activate(x, affine, dy, 0.0)
+    kernels.reduce_grad(dy, x, affine)
+    sums = kernels.reduce_grad_activate(dy, y, x, affine, 0.0)
+    kernels.input_grad(dy, x, affine, sums[0] / count, sums[1] / count)
 
 
 if __name__ == "__main__":
