@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from omegaconf import OmegaConf
 
-from syncbn.norm.core.options import Range, mistakes, suggest
-from syncbn.run.options import Count, Natural, Positive
+from syncbn.norm.core.options import Count, Natural, Positive, Range, mistakes, suggest
 
 SMOKE_SEEDS = 2
 _PLANS = Path(__file__).parent / "plans"

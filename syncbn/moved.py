@@ -5,7 +5,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-MOVED = {
+MOVED: dict[str, str | tuple[str, ...]] = {
     "syncbn.cli.build": "syncbn.run.build",
     "syncbn.cli.callbacks": "syncbn.training.callbacks.throughput",
     "syncbn.cli.errors": "syncbn.run.errors",
@@ -19,10 +19,12 @@ MOVED = {
     "syncbn.launch.resume": "syncbn.run.resume",
     "syncbn.norm.adapters": "syncbn.norm.surgery.adapters",
     "syncbn.norm.base": "syncbn.norm.core.tracking",
+    "syncbn.norm.batch_free": tuple(f"syncbn.norm.{name}" for name in ("group", "layer", "instance", "rms", "none")),
     "syncbn.norm.checks": "syncbn.norm.core.checks",
     "syncbn.norm.compat": "syncbn.norm.core.compat",
     "syncbn.norm.convert": "syncbn.norm.surgery.convert",
     "syncbn.norm.deferred": "syncbn.norm.fusion.deferred",
+    "syncbn.norm.dynamic": ("syncbn.norm.dynamic_tanh", "syncbn.norm.dynamic_erf"),
     "syncbn.norm.feeding": "syncbn.norm.surgery.feeding",
     "syncbn.norm.fused": "syncbn.norm.fusion.fused",
     "syncbn.norm.fusible": "syncbn.norm.surgery.fusible",
@@ -34,6 +36,11 @@ MOVED = {
     "syncbn.norm.momentum": "syncbn.norm.surgery.momentum",
     "syncbn.norm.recomputed": "syncbn.norm.fusion.recomputed",
     "syncbn.norm.registry": "syncbn.norm.core.registry",
+    "syncbn.norm.reparametrized": (
+        "syncbn.norm.weight",
+        "syncbn.norm.spectral",
+        "syncbn.norm.core.reparametrizing",
+    ),
     "syncbn.norm.running": "syncbn.norm.core.running",
     "syncbn.norm.select": "syncbn.norm.surgery.select",
     "syncbn.norm.trace": "syncbn.norm.surgery.trace",
@@ -47,15 +54,31 @@ MOVED = {
 
 
 class _Moved(ModuleType):
-    """A module under its old path; the new one is imported when a name of it is asked for."""
+    """A module under its old path; the new ones are imported when a name of it is asked for."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what tools ask of every module that is loaded
-            raise AttributeError(name)
-        return getattr(importlib.import_module(MOVED[self.__name__]), name)
+        homes = homes_of(self.__name__)
+        if not name.startswith("__"):  # what tools ask of every module that is loaded
+            for home in homes:
+                module = importlib.import_module(home)
+                if hasattr(module, name):
+                    return getattr(module, name)
+        raise AttributeError(f"module {self.__name__!r}, now {' and '.join(homes)}, has no attribute {name!r}")
+
+
+def homes_of(module: str) -> tuple[str, ...]:
+    """The modules where the contents of a module are; itself where it hasn't moved."""
+    new = MOVED.get(module, module)
+    return (new,) if isinstance(new, str) else new
+
+
+def renamed(target: str) -> str:
+    """A dotted name under a path of version 0.1 as it is called now."""
+    old = next((old for old in MOVED if target.startswith(f"{old}.")), None)
+    return target if old is None else homes_of(old)[0] + target.removeprefix(old)
 
 
 def keep_old_paths() -> None:
     """Let every old path be imported."""
-    for old, new in MOVED.items():
-        sys.modules.setdefault(old, _Moved(old, f"Moved to `{new}`."))
+    for old in MOVED:
+        sys.modules.setdefault(old, _Moved(old, f"Moved to `{'`, `'.join(homes_of(old))}`."))

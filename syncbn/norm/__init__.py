@@ -10,24 +10,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from syncbn.norm.adaptive import AdaptiveBatchNorm, domain, set_domain
     from syncbn.norm.batch import BatchNorm
-    from syncbn.norm.batch_free import GroupNorm, InstanceNorm, LayerNorm, RMSNorm
     from syncbn.norm.batch_renorm import BatchRenorm
     from syncbn.norm.core.groups import sync_group
     from syncbn.norm.core.moments import mean_over_ranks
     from syncbn.norm.core.registry import available_norms, norm_layer, register
     from syncbn.norm.cross_iteration import CrossIterationBatchNorm
     from syncbn.norm.decorrelated import DecorrelatedBatchNorm
-    from syncbn.norm.dynamic import DynamicErf, DynamicTanh
+    from syncbn.norm.dynamic_erf import DynamicErf
+    from syncbn.norm.dynamic_tanh import DynamicTanh
     from syncbn.norm.filter_response import FilterResponseNorm
     from syncbn.norm.frozen import FrozenBatchNorm
     from syncbn.norm.ghost import GhostBatchNorm
+    from syncbn.norm.group import GroupNorm
+    from syncbn.norm.instance import InstanceNorm
+    from syncbn.norm.layer import LayerNorm
     from syncbn.norm.learnable_momentum import LearnableMomentumBatchNorm
     from syncbn.norm.moving_average import MovingAverageBatchNorm
     from syncbn.norm.recurrent import RecurrentBatchNorm
-    from syncbn.norm.reparametrized import SpectralNorm, WeightNorm
+    from syncbn.norm.rms import RMSNorm
+    from syncbn.norm.spectral import SpectralNorm
     from syncbn.norm.surgery.convert import convert, revert
     from syncbn.norm.switchable import SwitchableNorm
     from syncbn.norm.sync import SyncBatchNorm
+    from syncbn.norm.weight import WeightNorm
 
 __all__ = [
     "AdaptiveBatchNorm",

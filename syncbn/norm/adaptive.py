@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from syncbn.norm.core.checks import check_count
+from syncbn.norm.adaptive_options import AdaptiveBatchNormOptions as Options
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.registry import register
 from syncbn.norm.sync import SyncBatchNorm
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _ROWS = {"running_mean": "domain_mean", "running_var": "domain_var", "num_batches_tracked": "domain_batches"}
 
 
-@register("adaptive")
+@register("adaptive", options=Options)
 class AdaptiveBatchNorm(SyncBatchNorm):
     """Synchronized batch normalization that keeps running statistics for each domain, and shares γ and β.
 
@@ -59,16 +60,16 @@ class AdaptiveBatchNorm(SyncBatchNorm):
     def __init__(
         self,
         num_features: int,
-        domains: int = 2,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
+        domains: int = Options.domains,
+        eps: float = Options.eps,
+        momentum: float | None = Options.momentum,
+        affine: bool = Options.affine,
         process_group: ProcessGroup | None = None,
-        bias: bool = True,
+        bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_count("domains", domains, least=1)
+        check_arguments(Options, locals())
         super().__init__(num_features, eps, momentum, affine, True, process_group, bias, device, dtype)
         self.domains = domains
         self._domain = 0

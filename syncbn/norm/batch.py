@@ -4,13 +4,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from syncbn.norm.batch_options import BatchNormOptions as Options
 from syncbn.norm.core.moments import Moments
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.tracking import TrackingNorm
 from syncbn.norm.kernels.plain import statistics_dtype
 
 
-@register("batch")
+@register("batch", options=Options)
 class BatchNorm(TrackingNorm, nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` that also takes (N, C), (N, C, L) and (N, C, D, H, W): moments of this rank's batch alone.
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from syncbn.norm.batch_renorm_options import BatchRenormOptions as Options
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.moments import Moments, biased_var
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.running import RunningNorm
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-@register("batch_renorm")
+@register("batch_renorm", options=Options)
 class BatchRenorm(RunningNorm, SyncBatchNorm):
     r"""Batch renormalization: training normalizes as evaluation does, up to limits, and with a batch's gradients.
 
@@ -75,24 +77,23 @@ class BatchRenorm(RunningNorm, SyncBatchNorm):
     def __init__(
         self,
         num_features: int,
-        r_max: float = 3.0,
-        d_max: float = 5.0,
-        start_step: int = 5_000,
-        r_max_step: int = 40_000,
-        d_max_step: int = 25_000,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
+        r_max: float = Options.r_max,
+        d_max: float = Options.d_max,
+        start_step: int = Options.start_step,
+        r_max_step: int = Options.r_max_step,
+        d_max_step: int = Options.d_max_step,
+        eps: float = Options.eps,
+        momentum: float | None = Options.momentum,
+        affine: bool = Options.affine,
         process_group: ProcessGroup | None = None,
-        bias: bool = True,
+        bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not r_max >= 1 or not d_max >= 0:
-            raise ValueError(f"r_max must be at least 1 and d_max at least 0, got {r_max} and {d_max}; 1 and 0 are BN")
-        if not 0 <= start_step <= min(r_max_step, d_max_step):
+        check_arguments(Options, locals())
+        if start_step > min(r_max_step, d_max_step):
             raise ValueError(
-                "start_step must be at least 0 and come before r_max_step and d_max_step, got "
+                "start_step must come before r_max_step and d_max_step, got "
                 f"{start_step}, {r_max_step} and {d_max_step}"
             )
         super().__init__(num_features, eps, momentum, affine, True, process_group, bias, device, dtype)

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.norm.core import compat
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.attachable import check_feeder
-from syncbn.norm.core.checks import check_count
 from syncbn.norm.core.exchange import PendingSum
 from syncbn.norm.core.kernels import kernels_for
 from syncbn.norm.core.linear_maps import filters, patch_products, patch_sums
 from syncbn.norm.core.moments import Moments, merge, pool
 from syncbn.norm.core.registry import register
+from syncbn.norm.cross_iteration_options import CrossIterationOptions as Options
 from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.sync import SyncBatchNorm, group_moments
 
@@ -80,7 +81,7 @@ class _Seen(NamedTuple):
         return type(None), ()  # a copy of the layer has seen nothing
 
 
-@register("cross_iteration")
+@register("cross_iteration", options=Options)
 class CrossIterationBatchNorm(SyncBatchNorm):
     r"""Batch normalization by the moments of the last `window` iterations, each carried to today's weights.
 
@@ -140,21 +141,20 @@ class CrossIterationBatchNorm(SyncBatchNorm):
     def __init__(
         self,
         num_features: int,
-        window: int = 8,
-        burn_in: int = 0,
-        sync: bool = True,
+        window: int = Options.window,
+        burn_in: int = Options.burn_in,
+        sync: bool = Options.sync,
         process_group: ProcessGroup | None = None,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        bias: bool = True,
+        eps: float = Options.eps,
+        momentum: float | None = Options.momentum,
+        affine: bool = Options.affine,
+        track_running_stats: bool = Options.track_running_stats,
+        bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         _keep_out_of_graphs()
-        check_count("window", window, least=1)
-        check_count("burn_in", burn_in, least=0)
+        check_arguments(Options, locals())
         super().__init__(num_features, eps, momentum, affine, track_running_stats, process_group, bias, device, dtype)
         self.window, self.burn_in, self.sync = window, burn_in, sync
         self._iterations = 0

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from syncbn.norm.core.arguments import check_arguments
+from syncbn.norm.core.checks import check_divides
 from syncbn.norm.core.moments import Moments, all_covariance
 from syncbn.norm.core.registry import register
+from syncbn.norm.decorrelated_options import DecorrelatedOptions as Options
 from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.sync import SyncBatchNorm
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-@register("decorrelated")
+@register("decorrelated", options=Options)
 class DecorrelatedBatchNorm(SyncBatchNorm):
     r"""Whitens groups of channels of (N, C, *): the output's channels have variance 1 and no correlation (IterNorm).
 
@@ -67,26 +70,22 @@ class DecorrelatedBatchNorm(SyncBatchNorm):
     def __init__(
         self,
         num_features: int,
-        group_size: int = 64,
-        iterations: int = 5,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
+        group_size: int = Options.group_size,
+        iterations: int = Options.iterations,
+        eps: float = Options.eps,
+        momentum: float | None = Options.momentum,
+        affine: bool = Options.affine,
+        track_running_stats: bool = Options.track_running_stats,
         process_group: ProcessGroup | None = None,
-        bias: bool = True,
+        bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if not isinstance(group_size, int) or group_size < num_features:
+            check_divides("group_size", group_size, num_features)
+        check_arguments(Options, locals())
         super().__init__(num_features, eps, momentum, affine, track_running_stats, process_group, bias, device, dtype)
         self.group_size = min(group_size, num_features)
-        if group_size < 1 or num_features % self.group_size:
-            divisors = [size for size in range(1, num_features + 1) if num_features % size == 0]
-            raise ValueError(
-                f"group_size must divide the {num_features} channels, got {group_size}; allowed: {divisors}"
-            )
-        if iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {iterations}; 5 is the usual value")
         self.iterations = iterations
         groups = num_features // self.group_size
         identity = None

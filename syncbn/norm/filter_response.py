@@ -3,14 +3,16 @@
 import torch
 from torch import Tensor, nn
 
-from syncbn.norm.core.checks import check_channels, check_eps, check_num_features
+from syncbn.norm.core.arguments import check_arguments
+from syncbn.norm.core.checks import check_channels, check_num_features
 from syncbn.norm.core.registry import register
+from syncbn.norm.filter_response_options import FilterResponseOptions as Options
 from syncbn.norm.kernels.plain import statistics_dtype
 
 _LEARNED_EPS = 1e-4  # where the paper starts it
 
 
-@register("filter_response")
+@register("filter_response", options=Options)
 class FilterResponseNorm(nn.Module):
     """Filter response normalization of (N, C, *), and the activation that belongs to it.
 
@@ -43,10 +45,15 @@ class FilterResponseNorm(nn.Module):
     """
 
     def __init__(
-        self, num_features: int, eps: float = 1e-6, affine: bool = True, learnable_eps: bool = True, tlu: bool = True
+        self,
+        num_features: int,
+        eps: float = Options.eps,
+        affine: bool = Options.affine,
+        learnable_eps: bool = Options.learnable_eps,
+        tlu: bool = Options.tlu,
     ) -> None:
         check_num_features(num_features)
-        check_eps(eps)
+        check_arguments(Options, locals())
         super().__init__()
         self.num_features = num_features
         self.eps = eps

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.tracking import TrackingNorm
+from syncbn.norm.frozen_options import FrozenBatchNormOptions as Options
 
 _AFFINE = ("weight", "bias")
 
 
-@register("frozen")
+@register("frozen", options=Options)
 class FrozenBatchNorm(TrackingNorm):
     """Batch normalization in evaluation mode, whatever `train()` says.
 
@@ -53,12 +55,13 @@ class FrozenBatchNorm(TrackingNorm):
     def __init__(
         self,
         num_features: int,
-        eps: float = 1e-5,
-        affine: bool = True,
-        bias: bool = True,
+        eps: float = Options.eps,
+        affine: bool = Options.affine,
+        bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_arguments(Options, locals())
         super().__init__(num_features, eps, affine=affine, bias=bias, device=device, dtype=dtype)
         for name in _AFFINE:
             parameter = self._parameters.pop(name)

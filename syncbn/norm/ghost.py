@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from syncbn.norm.core.checks import check_count
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.tracking import TrackingNorm
+from syncbn.norm.ghost_options import GhostBatchNormOptions as Options
 from syncbn.norm.sync import batch_norm
 
 
-@register("ghost")
+@register("ghost", options=Options)
 class GhostBatchNorm(TrackingNorm):
     """Batch normalization over ghost batches: `ghost_batch_size` consecutive samples each, by their own moments.
 
@@ -49,16 +50,16 @@ class GhostBatchNorm(TrackingNorm):
     def __init__(
         self,
         num_features: int,
-        ghost_batch_size: int = 32,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        bias: bool = True,
+        ghost_batch_size: int = Options.ghost_batch_size,
+        eps: float = Options.eps,
+        momentum: float | None = Options.momentum,
+        affine: bool = Options.affine,
+        track_running_stats: bool = Options.track_running_stats,
+        bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_count("ghost_batch_size", ghost_batch_size, least=1)
+        check_arguments(Options, locals())
         super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, device, dtype)
         self.ghost_batch_size = ghost_batch_size
 

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, unbiased_var
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.running import RunningNorm
 from syncbn.norm.kernels.interface import Affine
 from syncbn.norm.kernels.plain import PLAIN, statistics_dtype
+from syncbn.norm.learnable_momentum_options import LearnableMomentumOptions as Options
 from syncbn.norm.sync import SyncBatchNorm
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-@register("learnable_momentum")
+@register("learnable_momentum", options=Options)
 class LearnableMomentumBatchNorm(RunningNorm, SyncBatchNorm):
     """Batch normalization by the running statistics that a batch has moved, by a momentum that is a parameter.
 
@@ -65,16 +67,15 @@ class LearnableMomentumBatchNorm(RunningNorm, SyncBatchNorm):
     def __init__(
         self,
         num_features: int,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-        affine: bool = True,
+        momentum: float = Options.momentum,
+        eps: float = Options.eps,
+        affine: bool = Options.affine,
         process_group: ProcessGroup | None = None,
-        bias: bool = True,
+        bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if momentum is None or not 0 < momentum < 1:
-            raise ValueError(f"a momentum that is learned starts between 0 and 1, got {momentum}; 0.1 is a usual value")
+        check_arguments(Options, locals())
         super().__init__(num_features, eps, momentum, affine, True, process_group, bias, device, dtype)
         self.remember(2, device)
         logit = math.log(momentum / (1 - momentum))

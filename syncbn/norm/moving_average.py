@@ -9,23 +9,24 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from syncbn.norm.core import compat
-from syncbn.norm.core.checks import check_count
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.exchange import all_sum
 from syncbn.norm.core.kernels import kernels_for
 from syncbn.norm.core.linear_maps import is_transposed
 from syncbn.norm.core.moments import Moments, biased_var
 from syncbn.norm.core.registry import register
+from syncbn.norm.core.reparametrizing import Reparametrizing
 from syncbn.norm.core.running import RunningNorm
 from syncbn.norm.kernels.interface import Affine, Kernels
 from syncbn.norm.kernels.plain import PLAIN, statistics_dtype
-from syncbn.norm.reparametrized import Reparametrizing
+from syncbn.norm.moving_average_options import MovingAverageOptions as Options
 from syncbn.norm.sync import SyncBatchNorm, group_moments
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-@register("moving_average")
+@register("moving_average", options=Options)
 class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
     r"""Moving average batch normalization (MABN): averages over iterations in both directions, and no mean.
 
@@ -83,24 +84,20 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
     def __init__(
         self,
         num_features: int,
-        window: int = 16,
-        warmup: int = 100,
-        r_max: float = 5.0,
-        r_start: int = 1_000,
-        centre: bool = True,
-        eps: float = 1e-5,
-        momentum: float | None = 0.02,
-        affine: bool = True,
+        window: int = Options.window,
+        warmup: int = Options.warmup,
+        r_max: float = Options.r_max,
+        r_start: int = Options.r_start,
+        centre: bool = Options.centre,
+        eps: float = Options.eps,
+        momentum: float | None = Options.momentum,
+        affine: bool = Options.affine,
         process_group: ProcessGroup | None = None,
-        bias: bool = True,
+        bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_count("window", window, least=1)
-        check_count("warmup", warmup, least=0)
-        check_count("r_start", r_start, least=0)
-        if not r_max >= 1:
-            raise ValueError(f"r_max must be at least 1, got {r_max}; 1 leaves r out")
+        check_arguments(Options, locals())
         super().__init__(num_features, eps, momentum, affine, True, process_group, bias, device, dtype)
         self.remember(2, device)
         self.window, self.warmup, self.r_max, self.r_start, self.centre = window, warmup, r_max, r_start, centre

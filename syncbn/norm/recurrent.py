@@ -8,15 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.registry import register
 from syncbn.norm.kernels.plain import statistics_dtype
+from syncbn.norm.recurrent_options import RecurrentBatchNormOptions as Options
 from syncbn.norm.sync import SyncBatchNorm, batch_norm
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-@register("recurrent")
+@register("recurrent", options=Options)
 class RecurrentBatchNorm(SyncBatchNorm):
     """Batch normalization of a recurrent network, with statistics for each time step, over all ranks' batches.
 
@@ -59,27 +61,26 @@ class RecurrentBatchNorm(SyncBatchNorm):
     Source: Cooijmans et al., Recurrent Batch Normalization, ICLR 2017, https://arxiv.org/abs/1603.09025.
     """
 
-    gamma_init = 0.1  # for the constructor of the base, which resets the parameters
+    gamma_init = Options.gamma_init  # for the constructor of the base, which resets the parameters
 
     takes_step = True  # forward is told the time step, which no other batch normalization is
 
     def __init__(
         self,
         num_features: int,
-        max_length: int = 100,
-        gamma_init: float = 0.1,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
+        max_length: int = Options.max_length,
+        gamma_init: float = Options.gamma_init,
+        eps: float = Options.eps,
+        momentum: float | None = Options.momentum,
+        affine: bool = Options.affine,
+        track_running_stats: bool = Options.track_running_stats,
         process_group: ProcessGroup | None = None,
-        bias: bool = True,
+        bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_arguments(Options, locals())
         super().__init__(num_features, eps, momentum, affine, track_running_stats, process_group, bias, device, dtype)
-        if max_length < 1:
-            raise ValueError(f"max_length must be at least 1, got {max_length}; take the length of the sequences")
         self.max_length, self.gamma_init = max_length, gamma_init
         for name, buffer in self._buffers.items():
             if buffer is not None:

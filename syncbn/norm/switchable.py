@@ -8,17 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.exchange import communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, biased_var, merge
 from syncbn.norm.core.registry import register
 from syncbn.norm.kernels.plain import statistics_dtype
+from syncbn.norm.switchable_options import SwitchableNormOptions as Options
 from syncbn.norm.sync import SyncBatchNorm
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-@register("switchable")
+@register("switchable", options=Options)
 class SwitchableNorm(SyncBatchNorm):
     """Switchable normalization of (N, C, *): a learned mix of instance, layer and batch moments.
 
@@ -59,15 +61,16 @@ class SwitchableNorm(SyncBatchNorm):
     def __init__(
         self,
         num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
+        eps: float = Options.eps,
+        momentum: float | None = Options.momentum,
+        affine: bool = Options.affine,
+        track_running_stats: bool = Options.track_running_stats,
         process_group: ProcessGroup | None = None,
-        bias: bool = True,
+        bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_arguments(Options, locals())
         super().__init__(num_features, eps, momentum, affine, track_running_stats, process_group, bias, device, dtype)
         self.mean_logits = nn.Parameter(torch.zeros(3, device=device, dtype=dtype))
         self.var_logits = nn.Parameter(torch.zeros(3, device=device, dtype=dtype))

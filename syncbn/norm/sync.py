@@ -9,15 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.norm.core import compat
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.exchange import check_group, communicating_group
 from syncbn.norm.core.kernels import kernels_for
 from syncbn.norm.core.moments import Moments, all_means, all_reduce, attach_moments, batch_moments, biased_var
 from syncbn.norm.core.registry import register
+from syncbn.norm.core.shared_options import Memory
 from syncbn.norm.core.tracking import TrackingNorm
 from syncbn.norm.fusion.deferred import Deferred
-from syncbn.norm.fusion.fused import Memory, Normalization, ReverseMode, away_from_zero, check_memory, check_scale
+from syncbn.norm.fusion.fused import Normalization, ReverseMode, away_from_zero, check_memory, check_scale
 from syncbn.norm.kernels.interface import Affine, Kernels
 from syncbn.norm.kernels.plain import PLAIN, statistics_dtype
+from syncbn.norm.sync_options import SyncBatchNormOptions as Options
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -97,7 +100,7 @@ def _as_statistics(moments: Moments, x: Tensor) -> tuple[Tensor, Tensor]:
     return moments.mean.to(dtype), biased_var(moments).to(dtype)
 
 
-@register("sync")
+@register("sync", options=Options)
 class SyncBatchNorm(TrackingNorm):
     r"""Batch normalization by the moments of every rank's batch: exactly what one process would compute.
 
@@ -167,17 +170,18 @@ class SyncBatchNorm(TrackingNorm):
     def __init__(
         self,
         num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
+        eps: float = Options.eps,
+        momentum: float | None = Options.momentum,
+        affine: bool = Options.affine,
+        track_running_stats: bool = Options.track_running_stats,
         process_group: ProcessGroup | None = None,
-        bias: bool = True,
+        bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        fuse_activation: bool = False,
-        memory: Memory = "keep",
+        fuse_activation: bool = Options.fuse_activation,
+        memory: Memory = Options.memory,
     ) -> None:
+        check_arguments(Options, locals())
         super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, device, dtype)
         check_group(process_group)
         check_memory(memory, fuse_activation)

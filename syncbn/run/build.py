@@ -1,6 +1,5 @@
 """From a checked config to the objects it describes."""
 
-import dataclasses
 import inspect
 import json
 import sys
@@ -21,9 +20,9 @@ from syncbn.models.dcgan import DCGAN
 from syncbn.models.fcn import FCN
 from syncbn.norm import norm_layer
 from syncbn.norm.core.groups import check_size
-from syncbn.norm.core.options import suggest
+from syncbn.norm.core.options import defaults, suggest
+from syncbn.norm.core.registry import known_options
 from syncbn.run.elastic import batch_size_of_a_rank
-from syncbn.run.options import NORMS
 from syncbn.run.resume import LAST, Checkpoint
 from syncbn.run.targets import check_made, checked_object, kind_at, targets
 from syncbn.training import (
@@ -54,7 +53,7 @@ def build_network(config: DictConfig, data: Any, *, fetch_weights: bool = True) 
     checkpoint.
     """
     options = {key: value for key, value in config.norm.items() if key not in ("name", "sync_group")}
-    usual = {field.name: field.default for field in dataclasses.fields(NORMS[config.norm.name])}
+    usual = defaults(known_options()[config.norm.name])
     if options.get("keras_momentum") is not None and options["momentum"] == usual["momentum"]:
         del options["momentum"]  # which nobody asked for
     model = DictConfig(OmegaConf.to_container(config.model, resolve=True))

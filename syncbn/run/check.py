@@ -1,18 +1,22 @@
 """What `conf/` may say, checked before torch and Lightning are imported.
 
-What `config_schemas` doesn't describe, a `_target_` of another package say, is checked when it is built.
+What no options describe, a `_target_` of another package say, is checked when it is built.
 """
 
+import importlib
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import make_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from syncbn.launch.run_id import check_run_id
 from syncbn.norm.core.options import field_names, mistakes, suggest
-from syncbn.run.options import NORMS, TARGETS, Main
-from syncbn.run.targets import target_mistakes, targets
+from syncbn.norm.core.registry import known_options
+from syncbn.run.options import TARGETS, Main
+from syncbn.run.project import find_project
+from syncbn.run.targets import target_mistakes, targets, users_packages
 
 REQUIRED_GROUPS = ("norm", "model", "data", "task", "optimizer", "trainer")
 
@@ -36,21 +40,41 @@ def config_mistakes(config: Mapping[str, Any]) -> list[str]:
 
 def norm_mistakes(norm: Mapping[str, Any]) -> list[str]:
     """What is wrong in the group `norm`: an option the norm doesn't have, or one out of its range."""
-    schema = NORMS.get(str(norm.get("name")))
-    if schema is None:  # registered by the user: `norm_layer` checks name and options
-        return mistakes({"name": norm.get("name")}, make_dataclass("Named", [("name", str)]), "norm")
-    unknown = [key for key in norm if key not in field_names(schema)]
-    known = {key: value for key, value in norm.items() if key not in unknown}
-    allowed = [key for key in field_names(schema) if key != "name"]
+    name = norm.get("name")
+    if name not in known_options():
+        import_guests()
+    schema = known_options().get(name) if isinstance(name, str) else None
+    if schema is None:
+        return [f"norm.name: got {name!r}; {suggest(str(name), known_options())}"]
+    unknown = [key for key in norm if key not in ("name", *field_names(schema))]
+    known = {key: value for key, value in norm.items() if key not in ("name", *unknown)}
     return mistakes(known, schema, "norm") + [
-        f"norm.{key}: no such key of norm={norm['name']}; {suggest(key, allowed)}{norms_with(key)}" for key in unknown
+        f"norm.{key}: no such key of norm={name}; {suggest(key, field_names(schema))}{norms_with(key)}"
+        for key in unknown
     ]
 
 
 def norms_with(option: str) -> str:
     """The end of a message about an option that other norms have; empty where none has it."""
-    owners = [name for name, schema in NORMS.items() if option in field_names(schema)]
+    owners = [name for name, schema in known_options().items() if option in field_names(schema)]
     return f" ({option!r} is an option of norm={', norm='.join(owners)})" if owners else ""
+
+
+@cache
+def import_guests() -> None:
+    """Import the user's packages, which register their norms: where a norm is asked for that isn't one of ours.
+
+    Raises:
+        ValueError: one of them can't be imported.
+    """
+    if (project := find_project()) is not None:
+        project.make_importable()
+    for package in users_packages():
+        if importlib.util.find_spec(package.partition(".")[0]):
+            try:
+                importlib.import_module(package)
+            except Exception as error:
+                raise ValueError(f"importing your package {package!r} fails: {error!r}") from error
 
 
 def conf_dir() -> Path:

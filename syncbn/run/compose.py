@@ -14,9 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.norm.core.options import suggest
-from syncbn.run.check import REQUIRED_GROUPS, conf_dir, config_mistakes, norms_with, unknown_choice
+from syncbn.norm.core.registry import known_options
+from syncbn.run.check import REQUIRED_GROUPS, conf_dir, config_mistakes, import_guests, norms_with, unknown_choice
 from syncbn.run.errors import UserError
 from syncbn.run.search_path import conf_dirs
+from syncbn.run.store import store_options
+
+store_options()
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,18 @@ def checked_configs(line: CommandLine) -> list[dict[str, Any]]:
     Raises:
         UserError: a group, choice, key or value that isn't allowed, in any job.
     """
+    try:
+        return _checked_configs(line)
+    except UserError:
+        known = len(known_options())
+        import_guests()
+        store_options()
+        if len(known_options()) == known:
+            raise
+    return _checked_configs(line)
+
+
+def _checked_configs(line: CommandLine) -> list[dict[str, Any]]:
     groups = config_groups([*conf_dirs(), *line.extra_dirs])
     ours = [o for o in _parse(line.overrides) if not _is_hydras(o)]
     if not is_sweep(line):
@@ -75,13 +91,14 @@ def _is_hydras(override: Override) -> bool:
 
 
 def config_groups(folders: Iterable[Path]) -> dict[str, list[str]]:
-    """The groups in folders of configs and their choices."""
+    """The groups in folders of configs and their choices; every registered norm is one."""
     groups: dict[str, set[str]] = {}
     for folder in folders:
         for file in folder.rglob("*.yaml"):
             group = file.parent.relative_to(folder).as_posix()
             if group != "." and not group.startswith("hydra"):
                 groups.setdefault(group, set()).add(file.stem)
+    groups.setdefault("norm", set()).update(known_options())
     return {group: sorted(choices) for group, choices in groups.items()}
 
 

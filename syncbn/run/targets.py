@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from syncbn.moved import MOVED
+from syncbn.moved import renamed
 from syncbn.norm.core.options import suggest
 from syncbn.run.project import find_project
 
@@ -124,7 +124,7 @@ def target_mistakes(where: str, node: Mapping[str, Any]) -> list[str]:
     if not isinstance(target, str):
         return [f"{where}._target_: expected the dotted name of {kind.what}, got {target!r}"]
     allowed = (*kind.packages, *users_packages())
-    if not _is_in(_renamed(target), allowed):
+    if not _is_in(renamed(target), allowed):
         packages = f"{kind.what} ({', '.join(allowed)})"
         return [f"{where}._target_: {target!r} is not in an allowed package for {packages}; {_ADVICE}"]
     if node.get("_partial_") and kind is not PART and not kind.built_later:
@@ -248,12 +248,6 @@ def _returned(function: Any) -> list[type] | None:
         hints = [hint]
     classes = [get_origin(one) or one for one in hints]
     return None if any(one is Any or not inspect.isclass(one) for one in classes) else classes
-
-
-def _renamed(target: str) -> str:
-    """A name under a path of version 0.1 as it is called now."""
-    old = next((old for old in MOVED if target.startswith(f"{old}.")), None)
-    return target if old is None else MOVED[old] + target.removeprefix(old)
 
 
 def _is_in(name: str, packages: Iterable[str]) -> bool:

@@ -8,7 +8,7 @@ from torch import nn
 
 from syncbn.norm import convert, norm_layer, revert
 from syncbn.norm.core import groups
-from syncbn.norm.core.groups import Size
+from syncbn.norm.core.shared_options import Size
 
 
 class SyncBatchNormPlugin(LayerSync):

@@ -1,6 +1,5 @@
 """Every file under conf/ is composed, checked and instantiated."""
 
-import dataclasses
 import os
 from pathlib import Path
 
@@ -9,13 +8,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn.launch.world import World
+from syncbn.norm.core.options import defaults
+from syncbn.norm.core.registry import available_norms, known_options, norm_options, our_options
 from syncbn.run.check import conf_dir
 from syncbn.run.compose import CommandLine, checked_configs, config_groups
 from syncbn.run.errors import UserError, user_mistakes
-from syncbn.run.options import NORMS
 from tests.data.image_files import write_images
 
 GROUPS = {group: choices for group, choices in config_groups([conf_dir()]).items() if group != "wandb"}
+OURS = sorted(our_options())
 ALL = [(group, choice) for group, choices in GROUPS.items() for choice in choices]
 COMPANIONS = {
     ("model", "dcgan"): ["task=gan"],
@@ -86,14 +87,20 @@ def test_the_gpu_trainer_is_built_on_a_gpu_and_elsewhere_says_that_there_is_none
 
 
 def test_every_norm_has_a_config_with_its_options() -> None:
-    from syncbn.norm.core.registry import available_norms, norm_options
-
-    assert set(available_norms()) == set(GROUPS["norm"]) == set(NORMS)
+    assert set(available_norms()) == set(GROUPS["norm"])
     for name in available_norms():
-        keys = set(OmegaConf.load(conf_dir() / "norm" / f"{name}.yaml"))
-        assert keys == {field.name for field in dataclasses.fields(NORMS[name])}
+        options = compose_with([f"norm={name}"]).norm
+        assert options == {"name": name, **defaults(known_options()[name])}
         groups = {"sync_group"} if "process_group" in norm_options(name) else set()
-        assert keys - {"name"} == set(norm_options(name)) - {"process_group", "device", "dtype"} | groups
+        assert set(options) - {"name"} == set(norm_options(name)) - {"process_group", "device", "dtype"} | groups
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_file_of_a_norm_names_it_says_what_it_is_and_repeats_nothing(name: str) -> None:
+    file = conf_dir() / "norm" / f"{name}.yaml"
+    comment = " ".join(line.removeprefix("# ") for line in file.read_text().splitlines() if line.startswith("#"))
+    assert comment == known_options()[name].__doc__
+    assert OmegaConf.load(file) == {"defaults": [f"/hydra/options/norm/{name}@_here_", "_self_"], "name": name}
 
 
 def test_the_sweep_file_names_keys_of_the_config() -> None:

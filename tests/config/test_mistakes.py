@@ -18,7 +18,7 @@ MISTAKES = {
     "data.batch_size=0": r"data.batch_size: expected an integer at least 1, got 0",
     "optimizer.lr=-1": r"optimizer.lr: expected a number above 0, got -1",
     "trainer.precision=bf17": r"trainer.precision: got 'bf17'; .*allowed: .*bf16-mixed",
-    "norm=group norm.groups=-4": r"norm.groups: expected an integer at least 1, got -4",
+    "norm=group norm.groups=-4": r"norm.groups: expected an integer at least 1 or auto, got -4",
     "norm=sync norm.groups=4": r"norm.groups: no such key; .*'groups' is an option of norm=group",
     "+norm.groups=4": r"norm.groups: no such key of norm=sync.*option of norm=group",
     "~norm": r"a run needs a norm; choose one: adaptive, batch",

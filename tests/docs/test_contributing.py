@@ -1,4 +1,4 @@
-"""The five steps of CONTRIBUTING.md, followed in a copy of the repository."""
+"""The steps of CONTRIBUTING.md, followed in a copy of the repository."""
 
 import os
 import re
@@ -35,7 +35,7 @@ print(syncbn.__file__)
 
 
 def steps() -> list[str]:
-    return re.split(r"^\*\*\d\. ", PAGE.split("## Add a norm in five steps")[1], flags=re.MULTILINE)[1:]
+    return re.split(r"^\*\*\d\. ", PAGE.split("## Add a norm")[1], flags=re.MULTILINE)[1:]
 
 
 def follow(step: str, repository: Path) -> None:
@@ -75,8 +75,8 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return repository
 
 
-def test_there_are_five_steps() -> None:
-    assert len(steps()) == 5
+def test_a_norm_is_a_layer_its_options_its_test_and_its_card() -> None:
+    assert len(steps()) == 4
 
 
 def test_the_norm_is_known_to_the_registry_convert_and_the_models(extended: Path) -> None:
@@ -97,8 +97,8 @@ def test_the_linters_have_nothing_to_say(extended: Path) -> None:
 
 @pytest.mark.slow
 def test_the_tests_that_go_over_every_norm_pass(extended: Path) -> None:
-    files = ["tests/norm/core/test_registry.py", "tests/config/test_conf.py"]
+    files = ["tests/norm/core", "tests/config/test_conf.py"]
     options = ["-v", "-p", "no:cacheprovider", "-k", "pixel or every_norm_has"]
     report = run(extended, sys.executable, "-m", "pytest", *options, *files)
-    for test in ("by_name[pixel]", "torch[pixel-", "instantiated[norm-pixel]", "has_a_config_with_its_options"):
+    for test in ("by_name[pixel]", "torch[pixel-", "their_defaults[pixel]", "has_a_config_with_its_options"):
         assert re.search(f"{re.escape(test)}.* PASSED", report), report

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import syncbn
-from syncbn.norm.dynamic import DynamicErf, DynamicTanh
+from syncbn.norm.dynamic_erf import DynamicErf
+from syncbn.norm.dynamic_tanh import DynamicTanh
 
 SHAPES = [(3, 4), (3, 4, 5), (3, 4, 5, 2), (2, 4, 3, 2, 2)]
 

@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 import syncbn
 from syncbn.models.resnet import resnet18
 from syncbn.norm.core.registry import has_bias
-from syncbn.norm.reparametrized import SpectralNorm, WeightNorm
+from syncbn.norm.spectral import SpectralNorm
 from syncbn.norm.surgery.feeding import attach_norms
+from syncbn.norm.weight import WeightNorm
 
 NAMES = ["weight", "spectral"]
 FEEDERS = [

@@ -3,23 +3,25 @@
 from torch import Tensor
 
 
-def check_eps(eps: float) -> None:
-    """Raise `ValueError` unless `eps` is greater than 0."""
-    if not eps > 0:
-        raise ValueError(f"eps must be greater than 0, got {eps}; 1e-5 is the usual value")
-
-
-def check_count(name: str, value: int, least: int) -> None:
-    """Raise `TypeError` for what isn't a number of things, and `ValueError` for fewer than `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
 def check_num_features(num_features: int) -> None:
     """Raise `TypeError` or `ValueError` for what isn't a number of channels."""
-    check_count("num_features", num_features, least=1)
+    if isinstance(num_features, bool) or not isinstance(num_features, int):
+        raise TypeError(f"num_features must be an int, got {num_features!r}")
+    if num_features < 1:
+        raise ValueError(f"num_features must be at least 1, got {num_features}")
+
+
+def divisors(number: int) -> list[int]:
+    """The numbers that divide a number of channels, 1 and itself among them."""
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def check_divides(name: str, value: object, num_features: int) -> None:
+    """Raise `ValueError` for a whole number, called `name`, that doesn't divide the channels."""
+    check_num_features(num_features)
+    if isinstance(value, int) and value not in divisors(num_features):
+        allowed = divisors(num_features)
+        raise ValueError(f"{name} must divide the {num_features} channels, got {value}; allowed: {allowed}")
 
 
 def check_channels(input: Tensor, num_features: int, channel_dim: int = 1) -> None:

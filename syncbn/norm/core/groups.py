@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 from torch import nn
 
+from syncbn.norm.core.shared_options import Size
 from syncbn.norm.core.tracking import TrackingNorm
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-Size = int | Literal["node", "world"]
 
 
 def sync_group(size: Size) -> ProcessGroup | None:

@@ -8,6 +8,9 @@
 Either way the statistics are those of about the last 1 / momentum batches (of torch's convention).
 """
 
+from syncbn.norm.core.arguments import check_arguments
+from syncbn.norm.core.shared_options import Running
+
 
 def from_keras(keras_momentum: float) -> float:
     """The momentum, as torch and this package count it, that Keras calls `keras_momentum`.
@@ -15,12 +18,10 @@ def from_keras(keras_momentum: float) -> float:
     Raises:
         ValueError: it isn't in [0, 1].
     """
-    if not 0 <= keras_momentum <= 1:
-        raise ValueError(f"keras_momentum must be in [0, 1], got {keras_momentum}; Keras's own default is 0.99")
+    check_arguments(Running, {"keras_momentum": keras_momentum})
     return 1 - keras_momentum
 
 
 def check_momentum(momentum: float | None) -> None:
     """Raise `ValueError` unless `momentum` is in [0, 1] or None."""
-    if momentum is not None and not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must be in [0, 1], or None for the average of all batches, got {momentum}")
+    check_arguments(Running, {"momentum": momentum})

@@ -1,64 +1,89 @@
-"""Name -> layer: what `norm=` of a model, `conf/norm/*.yaml` and `syncbn.convert` accept."""
+"""Name -> layer: what `norm=` of a model, of a config and of `syncbn.convert` accept. Imports no torch by itself."""
 
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from syncbn.norm.core.momentum import from_keras
-from syncbn.norm.core.options import suggest
+from syncbn.norm.core.options import field_names, suggest
+from syncbn.norm.core.signatures import arguments_of, options_from_signature, takes_more
 
-NormFactory = Callable[[int], nn.Module]
+if TYPE_CHECKING:
+    from torch import nn
 
-_LAYERS: dict[str, Callable[..., nn.Module]] = {}
+NormFactory = Callable[[int], "nn.Module"]
+
+_LAYERS: dict[str, Callable[..., "nn.Module"]] = {}
+_OPTIONS: dict[str, type] = {}
 _HOME = __package__.removesuffix(".core")  # where the layers are
 
 
-@cache
-def layer_modules() -> tuple[ModuleType, ...]:
-    """The modules of `syncbn.norm` that are no packages: each registers its layers when it is imported."""
-    home = importlib.import_module(_HOME)
-    found = sorted(module.name for module in pkgutil.iter_modules(home.__path__) if not module.ispkg)
-    return tuple(importlib.import_module(f"{_HOME}.{name}") for name in found)
-
-
-def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+def register(
+    name: str, options: type | None = None
+) -> Callable[[Callable[..., "nn.Module"]], Callable[..., "nn.Module"]]:
     """Decorate a layer class, or a function that returns a layer, so that `name` builds it.
 
     The first argument is `num_features`; every other one is an option with a default, which
     `norm_layer(name, option=...)`, `convert(model, name, option=...)` and `norm.option=...` on the command line set.
 
+    Args:
+        name: the norm's name.
+        options: a dataclass of its options (see `syncbn.norm.core.options`); without one, the signature says their
+            names, defaults and types.
+
     Raises:
         ValueError: the name is taken.
     """
 
-    def add(layer: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        if not layer.__module__.startswith(f"{_HOME}."):
-            layer_modules()  # whose names are taken
-        if name in _LAYERS:
-            raise ValueError(f"the norm {name!r} is registered already, by {_LAYERS[name]}; choose another name")
+    def add(layer: Callable[..., "nn.Module"]) -> Callable[..., "nn.Module"]:
+        ours = layer.__module__.startswith(f"{_HOME}.")
+        if name in _LAYERS or (not ours and name in our_options()):
+            raise ValueError(f"the norm {name!r} is registered already, by {_lookup(name)}; choose another name")
         _LAYERS[name] = layer
+        _OPTIONS[name] = options or options_from_signature(layer)
         return layer
 
     return add
 
 
+@cache
+def our_options() -> dict[str, type]:
+    """The options of each norm of this package, by its name; no layer is imported."""
+    modules = (importlib.import_module(f"{_HOME}.{name}") for name in _modules() if name.endswith("_options"))
+    return {name: options for module in modules for name, options in module.OPTIONS.items()}
+
+
+def known_options() -> dict[str, type]:
+    """The options of each norm, of this package or registered by another one, by its name; no layer is imported."""
+    return {**our_options(), **_OPTIONS}
+
+
+@cache
+def layer_modules() -> tuple[ModuleType, ...]:
+    """The modules of `syncbn.norm` that are no packages: each registers its layers when it is imported."""
+    return tuple(importlib.import_module(f"{_HOME}.{name}") for name in _modules())
+
+
+def _modules() -> list[str]:
+    home = importlib.import_module(_HOME)
+    return sorted(module.name for module in pkgutil.iter_modules(home.__path__) if not module.ispkg)
+
+
 def available_norms() -> tuple[str, ...]:
     """The names that `norm_layer`, `convert` and every model's `norm=` accept, sorted."""
-    layer_modules()
-    return tuple(sorted(_LAYERS))
+    return tuple(sorted(known_options()))
 
 
 def norm_options(name: str) -> tuple[str, ...]:
-    """The options of a norm: the arguments of its layer after `num_features`, and where one is `momentum`, Keras's."""
-    arguments = tuple(inspect.signature(_lookup(name)).parameters)[1:]
-    return (*arguments, "keras_momentum") if "momentum" in arguments else arguments
+    """The options that `norm_layer` takes: the layer's arguments after the first, and those that all norms share."""
+    layer = _lookup(name)
+    named = [argument.name for argument in arguments_of(layer)]
+    declared = [option for option in field_names(_OPTIONS[name]) if option not in (*named, "sync_group")]
+    return (*named, *(option for option in declared if takes_more(layer) or option == "keras_momentum"))
 
 
 @dataclass(frozen=True)
@@ -68,7 +93,7 @@ class _Named:
     name: str
     options: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self, num_features: int) -> nn.Module:
+    def __call__(self, num_features: int) -> "nn.Module":
         return _lookup(self.name)(num_features, **self.options)
 
     def __repr__(self) -> str:
@@ -81,8 +106,9 @@ def norm_layer(norm: str | NormFactory, **options: Any) -> NormFactory:
 
     Args:
         norm: one of `available_norms()`, or a function of `num_features`, which is returned as it is.
-        options: arguments of the layer beside `num_features`, for example `groups=32` of `"group"`. A layer with a
-            `momentum` takes it as `keras_momentum` instead, too: see `syncbn.norm.core.momentum`.
+        options: arguments of the layer beside `num_features`, for example `groups=32` of `"group"`; `syncbn options`
+            lists them. A layer with a `momentum` takes it as `keras_momentum` instead, too: see
+            `syncbn.norm.core.momentum`.
 
     Raises:
         ValueError: no such norm, or no such option; both `momentum` and `keras_momentum`.
@@ -115,8 +141,8 @@ def unusual_options(norm: str | NormFactory) -> tuple[str, dict[str, Any]]:
     named = norm_layer(norm)
     if not isinstance(named, _Named):
         raise TypeError(f"expected a norm's name, or norm_layer(name, ...), got the function {norm!r}")
-    usual = {p.name: p.default for p in inspect.signature(_lookup(named.name)).parameters.values()}
-    return named.name, {key: value for key, value in named.options.items() if value != usual[key]}
+    usual = {argument.name: argument.default for argument in arguments_of(_lookup(named.name))}
+    return named.name, {key: value for key, value in named.options.items() if value != usual.get(key)}
 
 
 def has_bias(norm: NormFactory, num_features: int) -> bool:
@@ -124,7 +150,7 @@ def has_bias(norm: NormFactory, num_features: int) -> bool:
     return getattr(norm(num_features), "bias", None) is not None
 
 
-def _lookup(name: str) -> Callable[..., nn.Module]:
+def _lookup(name: str) -> Callable[..., "nn.Module"]:
     layer_modules()
     if name not in _LAYERS:
         raise ValueError(f"unknown norm {name!r}; {suggest(name, available_norms())}")

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from syncbn.norm.core import compat
-from syncbn.norm.core.checks import check_channels, check_eps, check_num_features
+from syncbn.norm.core.arguments import check_arguments
+from syncbn.norm.core.checks import check_channels, check_num_features
 from syncbn.norm.core.moments import Moments, biased_var, unbiased_var
-from syncbn.norm.core.momentum import check_momentum
+from syncbn.norm.core.shared_options import Tracking
 from syncbn.norm.kernels.plain import statistics_dtype
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -26,15 +27,16 @@ class TrackingNorm(compat.BatchNormBase):
     def __init__(
         self,
         num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        bias: bool = True,
+        eps: float = Tracking.eps,
+        momentum: float | None = Tracking.momentum,
+        affine: bool = Tracking.affine,
+        track_running_stats: bool = Tracking.track_running_stats,
+        bias: bool = Tracking.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _check_arguments(num_features, eps, momentum)
+        check_num_features(num_features)
+        check_arguments(Tracking, locals())
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         if not bias:  # torch's own argument of this name is there from 2.12 on
             self.register_parameter("bias", None)
@@ -185,9 +187,3 @@ _OPERATOR = torch.library.custom_op(
         "Tensor[] targets) -> ()"
     ),
 )
-
-
-def _check_arguments(num_features: int, eps: float, momentum: float | None) -> None:
-    check_num_features(num_features)
-    check_eps(eps)
-    check_momentum(momentum)

@@ -2,7 +2,8 @@
 
 import lightning.pytorch as L
 
-from syncbn.norm.core.groups import Size, check_size, set_process_group, sync_group
+from syncbn.norm.core.groups import check_size, set_process_group, sync_group
+from syncbn.norm.core.shared_options import Size
 
 
 class SyncGroup(L.Callback):

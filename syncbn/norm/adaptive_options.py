@@ -1,0 +1,18 @@
+"""The options of `adaptive`."""
+
+from dataclasses import dataclass
+
+from syncbn.norm.core.options import Count, option
+from syncbn.norm.core.shared_options import Running, Synchronized
+
+
+@dataclass
+class AdaptiveBatchNormOptions(Synchronized, Running):
+    """Batch normalization with statistics of each domain (AdaBN, Li et al. 2018), one scale and shift for all."""
+
+    domains: Count = option(
+        2, "number of domains; syncbn.norm.set_domain(model, i) chooses, and training starts in domain 0"
+    )
+
+
+OPTIONS = {"adaptive": AdaptiveBatchNormOptions}

@@ -1,0 +1,35 @@
+"""What the layers share that squash every number by itself."""
+
+import torch
+from torch import Tensor, nn
+
+from syncbn.norm.core.checks import check_channels, check_num_features
+
+
+class PointwiseNorm(nn.Module):
+    """y = squash(x) · γ + β, with γ (`weight`) and β (`bias`) per channel."""
+
+    def __init__(self, num_features: int, alpha_init: float, affine: bool, channel_dim: int) -> None:
+        check_num_features(num_features)
+        super().__init__()
+        self.num_features = num_features
+        self.alpha_init = alpha_init
+        self.channel_dim = channel_dim
+        self.alpha = nn.Parameter(torch.full((1,), float(alpha_init)))
+        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
+
+    def squash(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_channels(input, self.num_features, self.channel_dim)
+        output = self.squash(input)
+        if self.weight is not None and self.bias is not None:
+            shape = [-1] if self.channel_dim == -1 else [-1, *[1] * (input.dim() - 2)]
+            output = output * self.weight.view(shape) + self.bias.view(shape)
+        return output.to(input.dtype)
+
+    def extra_repr(self) -> str:
+        options = f"affine={self.weight is not None}, channel_dim={self.channel_dim}"
+        return f"{self.num_features}, alpha_init={self.alpha_init}, {options}"

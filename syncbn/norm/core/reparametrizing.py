@@ -1,0 +1,93 @@
+"""What the layers share that norm the weights before them instead of their input."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from syncbn.norm.core.attachable import check_feeder
+from syncbn.norm.core.checks import check_channels, check_num_features
+
+
+class Reparametrizing(nn.Module):
+    """A layer that parametrizes the weight of the convolution or linear layer before it."""
+
+    num_features: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._feeder: list[Any] = []  # in a list, since a module of its own would be in `state_dict` twice
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the weight of a layer is parametrized."""
+        return bool(self._feeder)
+
+    def attach(self, feeder: nn.Module) -> None:
+        """Parametrize the weight of `feeder`, the convolution or linear layer whose output comes here.
+
+        Raises:
+            TypeError: `feeder` is neither a convolution nor linear.
+            ValueError: it returns another number of channels, or its weight is parametrized already.
+        """
+        check_feeder(feeder, self.num_features)
+        self.detach()
+        if parametrize.is_parametrized(feeder, "weight"):
+            raise ValueError(
+                f"the weight of {feeder} is parametrized already; a layer that feeds two norms is normalized once, so "
+                "exclude one of them, or call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first"
+            )
+        self._parametrize(feeder)
+        self._feeder.append(feeder)
+
+    def detach(self) -> None:
+        """Take the parametrization off again."""
+        for feeder in self._feeder:
+            if parametrize.is_parametrized(feeder, "weight"):
+                self._restore(feeder)
+                for name in [name for name in feeder._parameters if name != "weight"]:  # the order that it had
+                    feeder._parameters[name] = feeder._parameters.pop(name)
+        self._feeder.clear()
+
+    def _parametrize(self, feeder: Any) -> None:
+        raise NotImplementedError
+
+    def _restore(self, feeder: Any) -> None:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_feeder": []}  # torch pickles no parametrized layer
+
+
+class Reparametrized(Reparametrizing):
+    """Stands where a norm stood: the identity plus β, once the layer before it has its weight normalized."""
+
+    def __init__(self, num_features: int, bias: bool) -> None:
+        check_num_features(num_features)
+        super().__init__()
+        self.num_features = num_features
+        self.bias = nn.Parameter(torch.zeros(num_features)) if bias else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_channels(input, self.num_features)
+        if self.training and not self._feeder:
+            raise ValueError(
+                "this layer normalizes the weights of the layer before it, which it doesn't know: call "
+                "norm.attach(conv), or syncbn.norm.surgery.feeding.attach_norms(model), as syncbn.convert does"
+            )
+        if self.bias is None:
+            return input
+        return (input + self.bias.view(-1, *[1] * (input.dim() - 2))).to(input.dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reparametrized:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, bias={self.bias is not None}"

@@ -1,0 +1,18 @@
+"""The options of `cross_iteration`."""
+
+from dataclasses import dataclass
+
+from syncbn.norm.core.options import Count, Natural, option
+from syncbn.norm.core.shared_options import Synchronized, Tracking
+
+
+@dataclass
+class CrossIterationOptions(Synchronized, Tracking):
+    """Cross-iteration batch normalization (Yao et al. 2021): moments of the last iterations, at today's weights."""
+
+    window: Count = option(8, "iterations to take moments over, this one included; 1 is sync")
+    burn_in: Natural = option(0, "first iterations with the current batch's moments alone")
+    sync: bool = option(True, "whether moments are of all ranks' batches, or of this rank's")
+
+
+OPTIONS = {"cross_iteration": CrossIterationOptions}

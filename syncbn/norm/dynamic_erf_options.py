@@ -1,0 +1,16 @@
+"""The options of `dynamic_erf`."""
+
+from dataclasses import dataclass
+
+from syncbn.norm.core.options import option
+from syncbn.norm.core.shared_options import Pointwise
+
+
+@dataclass
+class DynamicErfOptions(Pointwise):
+    """Dynamic erf (Chen et al. 2025): erf(α·x + s), without statistics."""
+
+    shift_init: float = option(0.0, "where s starts")
+
+
+OPTIONS = {"dynamic_erf": DynamicErfOptions}

@@ -1,0 +1,24 @@
+"""The options of `filter_response`."""
+
+from dataclasses import dataclass
+
+from syncbn.norm.core.options import Positive, option
+from syncbn.norm.core.shared_options import Affine
+
+
+@dataclass
+class FilterResponseOptions(Affine):
+    """Filter response normalization (Singh & Krishnan 2020), with the activation that belongs to it."""
+
+    eps: Positive = option(
+        1e-6, "added to the mean square; 1.0 for images so small that the last maps have a single position"
+    )
+    learnable_eps: bool = option(
+        True, "whether there is a learned ε beside it, which a channel of a single position needs"
+    )
+    tlu: bool = option(
+        True, "whether the layer is max(y, τ) with a learned τ; without, the network's own activation is all there is"
+    )
+
+
+OPTIONS = {"filter_response": FilterResponseOptions}

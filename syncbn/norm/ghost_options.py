@@ -1,0 +1,16 @@
+"""The options of `ghost`."""
+
+from dataclasses import dataclass
+
+from syncbn.norm.core.options import Count, option
+from syncbn.norm.core.shared_options import Tracking
+
+
+@dataclass
+class GhostBatchNormOptions(Tracking):
+    """Ghost batch normalization (Hoffer et al. 2017): each rank's batch in small parts, each by its own moments."""
+
+    ghost_batch_size: Count = option(32, "samples of a ghost batch; the last one of a batch may be smaller")
+
+
+OPTIONS = {"ghost": GhostBatchNormOptions}

@@ -1,0 +1,46 @@
+"""Group normalization: moments of a sample's groups of channels."""
+
+from typing import Literal
+
+from torch import nn
+
+from syncbn.norm.core.arguments import check_arguments
+from syncbn.norm.core.checks import check_divides, divisors
+from syncbn.norm.core.registry import register
+from syncbn.norm.group_options import GroupNormOptions as Options
+
+_USUAL_GROUPS = 32  # the paper's
+
+
+@register("group", options=Options)
+class GroupNorm(nn.GroupNorm):
+    """`torch.nn.GroupNorm` over (N, C, *): moments of each sample over C / groups channels and all positions.
+
+    The affine parameters are per channel. Train and eval are the same.
+
+    Args:
+        num_features: C.
+        groups: a divisor of C; "auto" for the largest one up to 32, the paper's number of groups.
+        eps: added to the variance; greater than 0.
+        affine: whether there are γ (`weight`) and β (`bias`).
+
+    Raises:
+        ValueError: `groups` isn't a positive divisor of `num_features`; an argument out of its range.
+
+    Source: Wu & He, Group Normalization, ECCV 2018, https://arxiv.org/abs/1803.08494.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        groups: int | Literal["auto"] = Options.groups,
+        eps: float = Options.eps,
+        affine: bool = Options.affine,
+    ) -> None:
+        check_divides("groups", groups, num_features)
+        check_arguments(Options, locals())
+        number = max(g for g in divisors(num_features) if g <= _USUAL_GROUPS) if groups == "auto" else groups
+        super().__init__(number, num_features, eps=eps, affine=affine)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_channels}, groups={self.num_groups}, eps={self.eps}, affine={self.affine}"

@@ -1,0 +1,11 @@
+"""The options of `none`."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class NoNormOptions:
+    """No normalization: the baseline."""
+
+
+OPTIONS = {"none": NoNormOptions}

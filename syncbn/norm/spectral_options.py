@@ -1,0 +1,16 @@
+"""The options of `spectral`."""
+
+from dataclasses import dataclass
+
+from syncbn.norm.core.options import Count, option
+
+
+@dataclass
+class SpectralNormOptions:
+    """Spectral normalization (Miyato et al. 2018): the convolution before, by its largest singular value."""
+
+    n_power_iterations: Count = option(1, "steps of the power iteration at each forward pass in training")
+    bias: bool = option(True, "whether there is β, per channel")
+
+
+OPTIONS = {"spectral": SpectralNormOptions}

@@ -1,0 +1,23 @@
+"""The options of `sync`."""
+
+from dataclasses import dataclass
+
+from syncbn.norm.core.options import option
+from syncbn.norm.core.shared_options import Memory, Synchronized, Tracking
+
+
+@dataclass
+class SyncBatchNormOptions(Synchronized, Tracking):
+    """Batch normalization over the batches of all ranks: the one-process answer for any split."""
+
+    fuse_activation: bool = option(
+        False, "whether a norm and the activation after it, with a shortcut or not, are one function"
+    )
+    memory: Memory = option(
+        "keep",
+        "what that function keeps for its gradient; recompute: less; invert: least, with model.activation=leaky_relu",
+        refusal="unknown memory={value!r}; allowed: 'keep', 'recompute', 'invert'",
+    )
+
+
+OPTIONS = {"sync": SyncBatchNormOptions}

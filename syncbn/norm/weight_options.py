@@ -1,0 +1,15 @@
+"""The options of `weight`."""
+
+from dataclasses import dataclass
+
+from syncbn.norm.core.options import option
+
+
+@dataclass
+class WeightNormOptions:
+    """Weight normalization (Salimans & Kingma 2016) of the convolution before: length and direction apart."""
+
+    bias: bool = option(True, "whether there is β, per channel")
+
+
+OPTIONS = {"weight": WeightNormOptions}
