@@ -23,6 +23,10 @@ from syncbn.run.store import store_options
 store_options()
 
 
+class UnknownNorm(UserError):
+    """A choice of `norm=` that isn't known yet."""
+
+
 @dataclass(frozen=True)
 class CommandLine:
     """The arguments of a Hydra command that matter to the check."""
@@ -41,12 +45,9 @@ def checked_configs(line: CommandLine) -> list[dict[str, Any]]:
     """
     try:
         return _checked_configs(line)
-    except UserError:
-        known = len(known_options())
+    except UnknownNorm:  # it may be one of the user's packages, which are imported for that alone: they may need torch
         import_guests()
         store_options()
-        if len(known_options()) == known:
-            raise
     return _checked_configs(line)
 
 
@@ -135,7 +136,8 @@ def _check_choices(overrides: Iterable[Override], groups: Mapping[str, list[str]
         for value in _values(override):
             for choice in value if isinstance(value, list) else [value]:
                 if str(choice) not in groups[group]:
-                    raise UserError(unknown_choice(group, str(choice), groups[group]))
+                    error = UnknownNorm if group == "norm" else UserError
+                    raise error(unknown_choice(group, str(choice), groups[group]))
 
 
 def _values(override: Override) -> list[Any]:
@@ -184,7 +186,8 @@ def composed(overrides: Sequence[str], line: CommandLine, *, with_hydra: bool = 
             return compose(line.config_name, overrides=[*search, *overrides], return_hydra_config=with_hydra)
     except HydraException as error:
         causes = [error, error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else [error]
-        raise UserError(": ".join(str(cause).strip().splitlines()[0] for cause in causes)) from error
+        kind = UnknownNorm if str(getattr(error, "missing_cfg_file", "")).startswith("norm/") else UserError
+        raise kind(": ".join(str(cause).strip().splitlines()[0] for cause in causes)) from error
 
 
 def _check_key(key: str, base: DictConfig, groups: Mapping[str, list[str]]) -> None:

@@ -65,8 +65,10 @@ def test_paths_in_the_text_exist(page: Path) -> None:
 def test_names_of_the_package_exist(page: Path) -> None:
     text = page.read_text()
     code = "".join(block.text for block in blocks(text) if block.language != "diff")  # a diff makes names
+    made_later = tuple(path.removesuffix(".py").replace("/", ".") for path in MADE_LATER)
     for name in sorted(set(NAME.findall(prose(text) + code))):
-        resolve(name)
+        if not name.startswith(made_later):
+            resolve(name)
 
 
 def test_an_unknown_name_would_be_found() -> None:

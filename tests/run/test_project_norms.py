@@ -1,0 +1,107 @@
+"""Norms of the user's own project are choices of `norm=`, imported when one of them is asked for."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from syncbn.norm.core.registry import _LAYERS, _OPTIONS
+from syncbn.run.check import import_guests, norm_mistakes
+from syncbn.run.compose import CommandLine, checked_configs
+from syncbn.run.errors import UserError
+
+NORMS = '''
+from torch import nn
+from syncbn.norm.core.options import Positive, option
+from syncbn.norm.core.registry import register
+from dataclasses import dataclass
+
+@dataclass
+class Declared:
+    """Of a dataclass."""
+    eps: Positive = option(1e-8, "added")
+
+@register("declared", options=Declared)
+class DeclaredNorm(nn.Identity):
+    def __init__(self, num_features, eps=Declared.eps):
+        super().__init__()
+        self.eps = eps
+
+@register("plain")
+class PlainNorm(nn.Identity):
+    """Of a signature."""
+    def __init__(self, num_features: int, factor: float = 0.5, mode: str | None = None):
+        super().__init__()
+        self.factor = factor
+'''
+
+
+@pytest.fixture(autouse=True)
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The module of a project."""
+    (tmp_path / "with_norms.py").write_text(NORMS)
+    (tmp_path / "pyproject.toml").write_text('[tool.syncbn]\npackages = ["with_norms"]\n')
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "plain.yaml").write_text(
+        "# @package _global_\ndefaults: [override /norm: plain]\nnorm: {factor: 0.25}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SYNCBN_RUN_ID", "test")
+    monkeypatch.delenv("SYNCBN_PROJECT", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    import_guests.cache_clear()
+    yield tmp_path / "with_norms.py"
+    import_guests.cache_clear()
+    sys.modules.pop("with_norms", None)
+    for name in ("declared", "plain"):
+        _LAYERS.pop(name, None)
+        _OPTIONS.pop(name, None)
+
+
+def test_its_norms_are_choices_with_their_options_checked() -> None:
+    line = CommandLine(["norm=declared,plain,sync"], multirun=True)
+    assert [config["norm"] for config in checked_configs(line)][:2] == [
+        {"name": "declared", "eps": 1e-8},
+        {"name": "plain", "factor": 0.5, "mode": None},
+    ]
+    assert checked_configs(CommandLine(["experiment=plain"]))[0]["norm"]["factor"] == 0.25
+    with pytest.raises(UserError, match=r"norm.eps: expected a number above 0, got 0"):
+        checked_configs(CommandLine(["norm=declared", "norm.eps=0"]))
+    with pytest.raises(UserError, match=r"norm.fctor: no such key; did you mean 'factor'\? allowed: factor, mode"):
+        checked_configs(CommandLine(["norm=plain", "norm.fctor=0"]))
+    with pytest.raises(UserError, match=r"norm=declard: no such choice; did you mean 'declared'"):
+        checked_configs(CommandLine(["norm=declard"]))
+
+
+def test_an_experiment_may_choose_its_norm() -> None:
+    (config,) = checked_configs(CommandLine(["experiment=plain", "norm.mode=x"]))
+    assert config["norm"] == {"name": "plain", "factor": 0.25, "mode": "x"}
+
+
+def test_a_config_that_names_its_norm_is_checked() -> None:
+    assert norm_mistakes({"name": "plain", "factor": 1}) == []
+    assert norm_mistakes({"name": "plain", "factor": "a"}) == ["norm.factor: expected a number, got 'a'"]
+    assert "did you mean 'plain'?" in norm_mistakes({"name": "plian"})[0]
+
+
+def test_a_package_that_cannot_be_imported_says_why(package: Path) -> None:
+    package.write_text("import torch\nimport no_such_package_at_all\n")
+    with pytest.raises(ValueError, match=r"importing your package 'with_norms' fails: .*no_such_package_at_all"):
+        checked_configs(CommandLine(["norm=declared"]))
+
+
+def test_what_asks_for_none_of_them_is_answered_without_importing_them() -> None:
+    program = (
+        "import sys\n"
+        "sys.argv = ['train.py', 'norm=sync', 'norm.epss=1']\n"
+        "from syncbn.cli import run\n"
+        "try:\n"
+        "    run('train')\n"
+        "finally:\n"
+        "    print('torch' in sys.modules, 'with_norms' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout.split() == ["False", "False"]
