@@ -1,4 +1,7 @@
-"""Every use of torch's private API, in one place; `tests/norm/core/test_compat.py` fails when torch changes one."""
+"""Every use of torch's private API, over `private`, which refuses what a torch lacks.
+
+`tests/norm/core/test_compat.py` fails when torch changes one.
+"""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -7,8 +10,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup, distributed_c10d
+from torch.distributed import ProcessGroup
 from torch.nn.utils import parametrizations
+
+from syncbn.norm.core import private
 
 # The base that DDP, FSDP and Lightning know as "a batch norm". Not `nn.SyncBatchNorm`: DDP refuses that class on CPU.
 BatchNormBase = nn.modules.batchnorm._BatchNorm
@@ -50,14 +55,14 @@ def in_backward() -> bool:
 
     It must be asked when a layer runs, not when it is traced, so a compiled layer asks inside a custom operator.
     """
-    return torch._C._current_graph_task_id() != -1
+    return private.graph_task_id() != -1
 
 
 def functorch_transforms() -> tuple[str, ...]:
     """The `torch.func` transforms that are active, outermost first: "grad" (also vjp, jacrev), "vmap", "jvp", ..."""
     if torch.compiler.is_compiling():
         return ()  # asking can't be traced
-    stack = torch._C._functorch.get_interpreter_stack() or []
+    stack = private.interpreter_stack() or []
     return tuple(interpreter.key().name.lower() for interpreter in stack)
 
 
@@ -68,18 +73,23 @@ def is_tracing() -> bool:
 
 def is_transformed() -> bool:
     """Whether a `torch.func` transform, or `torch.jit.trace`, sees every operation that runs. Can't be compiled."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch._C._is_tracing()
+    return private.peek_interpreter_stack() is not None or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def in_dispatch_mode() -> bool:
-    """Whether some mode (a flop counter, `FakeTensorMode`, `make_fx`) wants to see every operation."""
-    return torch._C._len_torch_dispatch_stack() > 0
+    """Whether some mode (a flop counter, `FakeTensorMode`, `make_fx`) wants to see every operation.
+
+    Where it can't be told, it is taken for granted: ATen's kernels are right everywhere.
+    """
+    return not private.dispatch_stack_length.is_usable() or private.dispatch_stack_length() > 0
 
 
 def group_by_name(name: str) -> ProcessGroup:
     """The process group of a `group_name`: operators take names, since a graph can't hold a group."""
-    resolve: Any = distributed_c10d.__dict__["_resolve_process_group"]
-    return resolve(name)
+    group: ProcessGroup = private.resolve_process_group(name)
+    if group.group_name != name:
+        raise RuntimeError(f"torch {torch.__version__} answers the group {group.group_name!r} for {name!r}")
+    return group
 
 
 class SpectralNorm(parametrizations._SpectralNorm):
@@ -149,15 +159,17 @@ def has_hooks(module: nn.Module) -> bool:
 
 def empty_shell(cls: type[Tensor], like: Tensor) -> Any:
     """A leaf of a subclass with the shape, strides, dtype and device of another, and no memory behind it."""
-    make: Any = torch.Tensor._make_wrapper_subclass
-    return make(cls, like.shape, strides=like.stride(), dtype=like.dtype, device=like.device, requires_grad=True)
+    strides, dtype, device = like.stride(), like.dtype, like.device
+    return private.make_wrapper_subclass(
+        cls, like.shape, strides=strides, dtype=dtype, device=device, requires_grad=True
+    )
 
 
 def plain_tensors() -> Any:
     """A context in which subclasses of tensors are treated as what they are in memory."""
-    return torch._C.DisableTorchFunctionSubclass()
+    return private.disable_torch_function()
 
 
 def saved_tensor_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
     """The innermost `torch.autograd.graph.saved_tensors_hooks` that is active: (pack, unpack)."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return private.top_saved_tensor_hooks(False)

@@ -1,5 +1,8 @@
 """What `compat` takes from torch's private API: each test fails when torch changes it."""
 
+import re
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from syncbn.norm.core import compat
+import syncbn
+from syncbn.norm.core import compat, private
 from syncbn.norm.surgery.convert import _HOOKS
 
 
@@ -176,3 +180,57 @@ def test_the_innermost_hooks_of_saved_tensors() -> None:
     with saved_tensors_hooks(unpack, pack), saved_tensors_hooks(pack, unpack):
         assert compat.saved_tensor_hooks() == (pack, unpack)
     assert compat.saved_tensor_hooks() is None
+
+
+PRIVATE = [value for value in vars(private).values() if isinstance(value, private.Private)]
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """As if none had been probed yet, before and after."""
+    for name in PRIVATE:
+        name.__dict__.pop("function", None)
+    yield
+    for name in PRIVATE:
+        name.__dict__.pop("function", None)
+
+
+@pytest.mark.parametrize("name", PRIVATE, ids=lambda name: name.name)
+def test_a_private_name_means_what_is_taken_from_it(name: private.Private) -> None:
+    assert name.is_usable()
+
+
+@pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize("name", PRIVATE, ids=lambda name: name.name)
+def test_a_missing_name_and_one_that_means_something_else_are_refused(
+    name: private.Private, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, _, leaf = name.name.rpartition(".")
+    monkeypatch.setattr(f"{owner}.{leaf}", lambda *args, **kwargs: None)
+    if name is not private.resolve_process_group:
+        with pytest.raises(
+            RuntimeError, match=re.escape(f"needs {name.name}, which torch {torch.__version__} uses otherwise")
+        ):
+            name()
+    if name is private.make_wrapper_subclass:  # a base class in C++ has it, which can't be taken from there
+        return
+    monkeypatch.delattr(f"{owner}.{leaf}")
+    with pytest.raises(RuntimeError, match=f"needs {name.name}, which torch .* doesn't have: .*docs/versions.md"):
+        name()
+    assert not name.is_usable()
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_what_doesnt_need_a_missing_name_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    monkeypatch.delattr("torch._C._len_torch_dispatch_stack")
+    monkeypatch.delattr("torch._C._autograd._top_saved_tensors_default_hooks")
+    expected = nn.BatchNorm1d(3)(x)
+    torch.testing.assert_close(syncbn.SyncBatchNorm(3)(x), expected)
+    torch.testing.assert_close(torch.relu(syncbn.SyncBatchNorm(3, fuse_activation=True)(x)), torch.relu(expected))
+    monkeypatch.delattr("torch._C._current_graph_task_id")
+    del private.graph_task_id.function  # which the forward pass before has found
+    torch.testing.assert_close(syncbn.SyncBatchNorm(3, track_running_stats=False)(x), expected)
+    torch.testing.assert_close(syncbn.SyncBatchNorm(3).eval()(x), nn.BatchNorm1d(3).eval()(x))
+    with pytest.raises(RuntimeError, match=r"a batch norm that is trained, .* needs torch._C._current_graph_task_id"):
+        syncbn.SyncBatchNorm(3)(x)
