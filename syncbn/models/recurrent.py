@@ -1,6 +1,7 @@
 """Recurrent networks with normalized gates (Cooijmans et al., ICLR 2017), for padded sequences of any length."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +10,9 @@ from torch.nn import functional as F
 from syncbn.models.common import Norm, check_images, check_sizes
 from syncbn.norm.core import compat
 from syncbn.norm.core.attachable import Attachable
-from syncbn.norm.core.exchange import largest_over_ranks
+from syncbn.norm.core.capabilities import synchronizes, takes_step
+from syncbn.norm.core.exchange import communicating_group, largest_over_ranks
 from syncbn.norm.core.registry import has_bias, norm_layer
-from syncbn.norm.recurrent import RecurrentBatchNorm
 
 State = tuple[Tensor, ...]
 
@@ -63,8 +64,9 @@ class _Recurrent(nn.Module):
     def _padded(self, input: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The input with as many steps as any rank's, 0 where a sequence has ended, and where it hasn't (N, T)."""
         longest = length = input.shape[1]
-        if self.training and isinstance(self.input_norm, RecurrentBatchNorm):
-            longest = largest_over_ranks(length, input.device, self.input_norm.communicating_group())
+        norm: Any = self.input_norm
+        if self.training and synchronizes(norm):
+            longest = largest_over_ranks(length, input.device, communicating_group(norm.process_group))
         if lengths is None and longest == length:
             return input, None
         if lengths is None:
@@ -219,13 +221,13 @@ def gru(
 
 
 def _normalized(norm: nn.Module, x: Tensor, step: int, mask: Tensor | None) -> Tensor:
-    return norm(x, step, mask) if isinstance(norm, RecurrentBatchNorm) else norm(x)
+    return norm(x, step, mask) if takes_step(norm) else norm(x)
 
 
 def _checked(norm: nn.Module) -> nn.Module:
     """A norm that is right inside a recurrent network."""
     allowed = "take norm=recurrent, norm=none, or one that normalizes each sample by itself, as norm=layer"
-    if isinstance(norm, compat.BatchNormBase) and not isinstance(norm, RecurrentBatchNorm):
+    if isinstance(norm, compat.BatchNormBase) and not takes_step(norm):
         raise ValueError(f"all time steps would share the running statistics of {norm}; {allowed}")
     if isinstance(norm, Attachable):
         raise ValueError(f"{norm} acts on the layer before it, which is called at every time step; {allowed}")

@@ -40,6 +40,9 @@ class BatchNorm(TrackingNorm, nn.BatchNorm2d):
     Source: Ioffe & Szegedy, Batch Normalization, ICML 2015, https://arxiv.org/abs/1502.03167.
     """
 
+    normalizes_by_batch = True
+    is_per_channel = True
+
     def forward(self, input: Tensor) -> Tensor:
         self.check_input(input, None)
         if not self.training and self.running_mean is not None:

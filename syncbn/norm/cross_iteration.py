@@ -138,6 +138,8 @@ class CrossIterationBatchNorm(SyncBatchNorm):
         Yao et al., Cross-Iteration Batch Normalization, CVPR 2021, https://arxiv.org/abs/2002.05712.
     """
 
+    is_per_channel = True  # without the window, which `clear_window` empties
+
     def __init__(
         self,
         num_features: int,
@@ -223,6 +225,11 @@ class CrossIterationBatchNorm(SyncBatchNorm):
         if mask is not None:
             raise NotImplementedError("cross-iteration moments take no mask: use SyncBatchNorm for masked samples")
         return super().forward(input)
+
+    @property
+    def synchronizes(self) -> bool:  # type: ignore[override]  # an option of this layer
+        """Whether moments are of all ranks' batches."""
+        return self.sync
 
     def communicating_group(self) -> ProcessGroup | None:
         return super().communicating_group() if self.sync else None

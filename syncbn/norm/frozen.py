@@ -52,6 +52,9 @@ class FrozenBatchNorm(TrackingNorm):
         He et al., Mask R-CNN, ICCV 2017, https://arxiv.org/abs/1703.06870, whose backbones are trained so.
     """
 
+    is_per_channel = True
+    tracks_batch = False
+
     def __init__(
         self,
         num_features: int,

@@ -47,6 +47,8 @@ class GhostBatchNorm(TrackingNorm):
         Hoffer et al., Train longer, generalize better, NeurIPS 2017, https://arxiv.org/abs/1705.08741, algorithm 1.
     """
 
+    is_per_channel = True
+
     def __init__(
         self,
         num_features: int,

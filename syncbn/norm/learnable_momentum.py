@@ -63,6 +63,7 @@ class LearnableMomentumBatchNorm(RunningNorm, SyncBatchNorm):
     """
 
     own_state = ("momentum_logit",)
+    learns_momentum = True
 
     def __init__(
         self,

@@ -63,7 +63,7 @@ class RecurrentBatchNorm(SyncBatchNorm):
 
     gamma_init = Options.gamma_init  # for the constructor of the base, which resets the parameters
 
-    takes_step = True  # forward is told the time step, which no other batch normalization is
+    takes_step = True
 
     def __init__(
         self,

@@ -167,6 +167,10 @@ class SyncBatchNorm(TrackingNorm):
         CVPR 2018, https://arxiv.org/abs/1712.02616.
     """
 
+    normalizes_by_batch = True
+    is_per_channel = True
+    synchronizes: bool = True
+
     def __init__(
         self,
         num_features: int,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from syncbn.norm.core import compat
+from syncbn.norm.core.capabilities import normalizes_by_batch
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import mean_over_ranks
 from syncbn.norm.core.options import suggest
@@ -17,7 +18,6 @@ from syncbn.norm.surgery.select import Globs, select_layers
 from syncbn.norm.surgery.trace import modes_kept
 from syncbn.policy import batches as passes
 from syncbn.policy.freeze import has_frozen_statistics
-from syncbn.policy.layers import is_plain
 from syncbn.policy.recalibrate import recalibrate
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def _layers(model: nn.Module, include: Globs, exclude: Globs) -> list[nn.Module]
     if not moving:
         raise ValueError("the model has no batch normalization layer to adapt, or all of them are frozen")
     for path, layer in moving:
-        if not is_plain(layer):
+        if not normalizes_by_batch(layer):
             raise ValueError(
                 f"{path or 'the layer'} is a {type(layer).__name__}, which doesn't normalize by its batch alone: leave "
                 'it out with exclude=, take method="adabn", or syncbn.convert(model, "sync") first'

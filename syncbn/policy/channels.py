@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from syncbn.norm.cross_iteration import CrossIterationBatchNorm
+from syncbn.norm.core.capabilities import is_per_channel
 from syncbn.norm.surgery.trace import Operation, Trace, tensors_in
-from syncbn.policy.layers import is_plain
 
 Labels = list[int]
 
@@ -153,7 +152,7 @@ def _keeps_channels(operation: Operation) -> bool:
 
 def is_prunable_norm(module: nn.Module) -> bool:
     """Whether channels can be taken out of a norm: all it has is one number for each."""
-    return is_plain(module) or type(module) is CrossIterationBatchNorm
+    return is_per_channel(module)
 
 
 def is_depthwise(layer: nn.Module) -> bool:

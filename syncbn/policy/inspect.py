@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.norm.core.attachable import FEEDERS
+from syncbn.norm.core.capabilities import synchronizes, tracks_batch
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, biased_var, pool
 from syncbn.norm.surgery.trace import modes_kept, trace
@@ -61,9 +62,8 @@ def inspect(
     watches = watches_of(model, group)
     if not watches:
         raise ValueError("the model has no batch normalization layer with running statistics to inspect")
-    wrong_mode = {
-        w.layer for w in watches if w.layer.training and not model.training and not has_frozen_statistics(w.layer)
-    }
+    moving = {w.layer for w in watches if tracks_batch(w.layer) and not has_frozen_statistics(w.layer)}
+    wrong_mode = {layer for layer in moving if layer.training and not model.training}
     biases: dict[nn.Module, str] = {}
     if reference is not None:
         _watch(model, watches, reference, max_batches, group)
@@ -101,8 +101,8 @@ class Watch:
         self.name = name
         self.layer = layer
         self.pool = pool  # whose batches the statistics are compared with
-        synchronized = getattr(layer, "sync", hasattr(layer, "process_group"))
-        self.group = communicating_group(layer.process_group) if synchronized else None  # whose batch is one batch
+        # The ranks whose batches are one batch to the layer.
+        self.group = communicating_group(layer.process_group) if synchronizes(layer) else None
         self.mean = layer.running_mean.to(torch.float64, copy=True)  # training moves the layer's own
         self.std = (layer.running_var.double() + layer.eps).sqrt()
         self.reference: Moments | None = None

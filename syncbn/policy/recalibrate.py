@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from syncbn.norm.core.capabilities import clear_window, synchronizes
 from syncbn.norm.core.exchange import communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, pool, unbiased_var
 from syncbn.norm.surgery.select import Globs, select_layers
@@ -75,7 +76,7 @@ def recalibrate(
         for layer in sums:
             layer.training = True
         handles = [layer.register_forward_pre_hook(s.add, with_kwargs=True) for layer, s in sums.items()]
-        synchronized = any(hasattr(layer, "process_group") for layer in sums)
+        synchronized = any(synchronizes(layer) for layer in sums)
         count = 0
         try:
             for inputs in passes.in_step(batches, max_batches, device, group):
@@ -90,8 +91,7 @@ def recalibrate(
             raise ValueError(f"no sample of the {count} batches reaches a layer to recalibrate")
         for layer, moments in totals.items():
             sums[layer].write(layer, moments, count)
-            if clear_window := getattr(layer, "clear_window", None):  # cross-iteration norms: moments of other batches
-                clear_window()
+            clear_window(layer)
     return model
 
 

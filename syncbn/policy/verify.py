@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from syncbn.norm.core.capabilities import synchronizes
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import mean_over_ranks
 from syncbn.norm.surgery.trace import tensors_in
@@ -182,7 +183,7 @@ def _first_above(values: list[tuple[str, float]], tolerance: float) -> str | Non
 
 def _why(model: nn.Module, name: str, calls: list[str]) -> str:
     layer = dict(model.named_modules()).get("" if name == "the model" else name, model)
-    if is_batch_norm(layer) and not hasattr(layer, "process_group"):
+    if is_batch_norm(layer) and not synchronizes(layer):
         return (
             f'it is a {type(layer).__name__} that takes its rank\'s batch alone: model = syncbn.convert(model, "sync")'
         )

@@ -70,8 +70,8 @@ def check_size(size: Size, world_size: int) -> None:
 def set_process_group(model: nn.Module, group: ProcessGroup | None) -> None:
     """Let every norm of `model` that synchronizes do so over `group`."""
     for layer in model.modules():
-        if isinstance(layer, TrackingNorm) and hasattr(layer, "process_group"):
-            layer.process_group = group  # type: ignore[assignment]  # an attribute of some norms
+        if isinstance(layer, TrackingNorm) and layer.synchronizes:
+            layer.process_group = group  # type: ignore[assignment]  # an attribute of those norms
 
 
 def _node() -> str:

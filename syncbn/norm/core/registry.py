@@ -78,6 +78,11 @@ def available_norms() -> tuple[str, ...]:
     return tuple(sorted(known_options()))
 
 
+def registered_layers() -> tuple[type["nn.Module"], ...]:
+    """The classes that have been registered so far. Whatever made an instance of one has imported it."""
+    return tuple(layer for layer in _LAYERS.values() if isinstance(layer, type))
+
+
 def norm_options(name: str) -> tuple[str, ...]:
     """The options that `norm_layer` takes: the layer's arguments after the first, and those that all norms share."""
     layer = _lookup(name)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from syncbn.norm.core import compat
 from syncbn.norm.core.arguments import check_arguments
+from syncbn.norm.core.capabilities import Capabilities
 from syncbn.norm.core.checks import check_channels, check_num_features
 from syncbn.norm.core.moments import Moments, biased_var, unbiased_var
 from syncbn.norm.core.shared_options import Tracking
@@ -17,7 +18,7 @@ from syncbn.norm.kernels.plain import statistics_dtype
 _HALF = (torch.float16, torch.bfloat16)
 
 
-class TrackingNorm(compat.BatchNormBase):
+class TrackingNorm(Capabilities, compat.BatchNormBase):
     """Parameters, running statistics and input checks of a batch normalization over (N, C, *).
 
     Running statistics stay out of half precision, whatever becomes of the parameters: through `.half()`,

@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from syncbn.norm.core import compat
+from syncbn.norm.core.capabilities import takes_step
+from syncbn.norm.core.registry import registered_layers
 from syncbn.norm.core.tracking import TrackingNorm
 
 
@@ -49,7 +51,7 @@ def register_adapter(adapter: Adapter) -> None:
 
 def looks_like_batch_norm(module: nn.Module) -> bool:
     """Whether a module is a batch normalization, convertible or not; a recurrent one, which is told the step, isn't."""
-    if getattr(module, "takes_step", False):
+    if takes_step(module):
         return False
     return isinstance(module, compat.BatchNormBase) or any(a.matches(module) for a in _ADAPTERS)
 
@@ -66,13 +68,14 @@ def _refusal(module: nn.Module) -> str:
     )
 
 
-def _is_plain(module: nn.Module) -> bool:
+def _has_known_forward(module: nn.Module) -> bool:
     if not isinstance(module, compat.BatchNormBase) or hasattr(module, "parametrizations"):
         return False
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) or "forward" in module.__dict__:
         return False
-    ours = isinstance(module, TrackingNorm) and type(module).__module__.startswith("syncbn.")
-    return ours or type(module).forward in (compat.BatchNormBase.forward, nn.SyncBatchNorm.forward)
+    # The options of a registered norm are all that makes it: another norm takes its place as it would by name.
+    by_name = isinstance(module, TrackingNorm) and type(module) in registered_layers()
+    return by_name or type(module).forward in (compat.BatchNormBase.forward, nn.SyncBatchNorm.forward)
 
 
 def _plain_arguments(module: Any) -> dict[str, Any]:
@@ -135,5 +138,5 @@ def _has_class(module: nn.Module, name: str) -> bool:
 _ADAPTERS = [
     Adapter(_is_frozen, _frozen_arguments),
     Adapter(_is_activated, _plain_arguments, _finish_activated),
-    Adapter(_is_plain, _plain_arguments),
+    Adapter(_has_known_forward, _plain_arguments),
 ]

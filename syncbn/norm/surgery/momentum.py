@@ -3,6 +3,7 @@
 from torch import nn
 
 from syncbn.norm.core import compat
+from syncbn.norm.core.capabilities import learns_momentum
 from syncbn.norm.core.momentum import check_momentum, from_keras
 from syncbn.norm.surgery.select import Globs, select_layers
 
@@ -39,4 +40,4 @@ def set_momentum(
 
 def _has_momentum(module: nn.Module) -> bool:
     tracks = isinstance(module, compat.NORMS) and getattr(module, "running_mean", None) is not None
-    return tracks and hasattr(module, "momentum") and not hasattr(module, "momentum_logit")
+    return tracks and hasattr(module, "momentum") and not learns_momentum(module)
