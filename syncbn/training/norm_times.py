@@ -7,7 +7,8 @@ from typing import Any
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # public, and not in __all__
 
 FORWARD, BACKWARD = "norm forward: ", "norm backward: "  # names of ranges, before that of the layer
-_COMMUNICATION = ("c10d::", "gloo:", "nccl", "mpi:")  # of torch's events: the call, and the work it waits for
+# Of torch's events: the call, and the work it waits for; and of ours.
+_COMMUNICATION = ("c10d::", "gloo:", "nccl", "mpi:", "syncbn::one_shot")
 
 
 @dataclass

@@ -12,10 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from syncbn.norm.core import exchange
+
 _TORCH = str(Path(torch.__file__).parent)
 _LIGHTNING = str(Path(lightning.__file__).parent)
 _DDP = f"{_TORCH}/nn/parallel/distributed.py"
 _COLLECTIVES = (f"{_TORCH}/distributed/", _DDP)
+_EXCHANGE = str(Path(exchange.__file__).with_name("one_shot.py"))
 _OPERATORS = f"{_TORCH}/_ops.py"
 _ENGINE = f"{_TORCH}/autograd/graph.py"
 _FETCHERS = f"{_LIGHTNING}/pytorch/loops/fetchers.py"
@@ -80,6 +83,8 @@ def _collective(frames: list[FrameType]) -> str | None:
         return "a backward pass, for DDP's reduction of the gradients"
     if innermost.f_code.co_filename == _DDP:
         return "DDP, before a forward pass"
+    if innermost.f_code.co_filename == _EXCHANGE:
+        return "a sum over ranks"
     if not innermost.f_code.co_filename.startswith(_COLLECTIVES):
         return f"a collective, at {_code(innermost)}" if _has_work(innermost) else None
     depth = next((i for i, f in enumerate(frames) if not f.f_code.co_filename.startswith(_COLLECTIVES)), len(frames))

@@ -5,6 +5,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -90,6 +91,23 @@ def group_by_name(name: str) -> ProcessGroup:
     if group.group_name != name:
         raise RuntimeError(f"torch {torch.__version__} answers the group {group.group_name!r} for {name!r}")
     return group
+
+
+def is_registered(group: ProcessGroup) -> bool:
+    """Whether a process group hasn't been destroyed."""
+    return group in distributed_c10d._world.pg_map
+
+
+def group_timeout(group: ProcessGroup) -> timedelta:
+    """How long a collective of the group may take, on CPU."""
+    backend: Any = group._get_backend(torch.device("cpu"))
+    backend = getattr(backend, "wrapped_pg", backend)  # with TORCH_DISTRIBUTED_DEBUG=DETAIL
+    return backend.options._timeout
+
+
+def is_profiling() -> bool:
+    """Whether torch's profiler is on."""
+    return torch.autograd.profiler._is_profiler_enabled
 
 
 class SpectralNorm(parametrizations._SpectralNorm):

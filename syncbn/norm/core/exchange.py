@@ -1,14 +1,16 @@
 """Sums over the ranks of a process group: the one place where layers talk to each other."""
 
+import weakref
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from syncbn.norm.core import compat
+from syncbn.norm.core.choice import agree
 
 
 class Pending(Protocol):
@@ -45,9 +47,20 @@ class Collective:
         return work
 
 
-def exchange_for(group: ProcessGroup) -> Exchange:
-    """The fastest way to sum over a group."""
-    return Collective(group)
+def exchange_for(group: ProcessGroup, buffer: Tensor) -> Exchange:
+    """The fastest way to sum such a buffer over a group. Its ranks agree on it when they first ask."""
+    numbers = buffer.is_cpu and buffer.dtype in _DTYPES and type(buffer) in (Tensor, nn.Parameter)
+    if not numbers or not compat.is_registered(group):
+        return Collective(group)
+    agreed = _AGREED.get(group)
+    if agreed is None:
+        agreed = _AGREED[group] = agree(group) or "collective"
+    return Collective(group) if agreed == "collective" else agreed
+
+
+_DTYPES = (torch.float64, torch.float32)
+# Not a `Collective`: it holds its group, which is to be forgotten when nothing else does.
+_AGREED: weakref.WeakKeyDictionary[ProcessGroup, Exchange | Literal["collective"]] = weakref.WeakKeyDictionary()
 
 
 def all_sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -58,7 +71,7 @@ def all_sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
         return torch.ops.syncbn.all_sum(tensor, group.group_name)
     if compat.functorch_transforms() or (torch.is_grad_enabled() and tensor.requires_grad):
         return _AllSum.apply(tensor, group)
-    exchange_for(group).sum(tensor)
+    exchange_for(group, tensor).sum(tensor)
     return tensor
 
 
@@ -72,7 +85,7 @@ class PendingSum:
             flat = torch.cat([tensor.flatten() for tensor in tensors])
             parts = flat.split([tensor.numel() for tensor in tensors])
             self._tensors = [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
-            self._sent = exchange_for(group).send(flat)
+            self._sent = exchange_for(group, flat).send(flat)
 
     def wait(self) -> list[Tensor]:
         """The sums; the first call waits for them."""

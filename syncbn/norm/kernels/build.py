@@ -1,4 +1,4 @@
-"""Compile native.cpp where it first runs, and keep the library for the next time."""
+"""Compile native.cpp and one_shot.cpp where they first run, and keep the library for the next time."""
 
 import ctypes
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cpp", "one_shot.cpp"))
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 _LOG = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def cache_folder() -> Path:
 def _compile(compiler: str, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # ranks may compile at once: the last one stays
         output = Path(folder) / library.name
-        command = [compiler, *_FLAGS, *_openmp(), str(SOURCE), "-o", str(output)]
+        command = [compiler, *_FLAGS, *_openmp(), *map(str, SOURCES), "-o", str(output)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
         os.replace(output, library)
     _LOG.debug("compiled %s", library)
@@ -63,7 +63,14 @@ def _openmp() -> list[str]:
 def _fingerprint(compiler: str) -> str:
     """Changes with whatever the library depends on: a home folder may be shared by machines of several kinds."""
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
-    parts = [SOURCE.read_text(), *_FLAGS, *_openmp(), version, platform.machine(), _processor()]
+    parts = [
+        *(source.read_text() for source in SOURCES),
+        *_FLAGS,
+        *_openmp(),
+        version,
+        platform.machine(),
+        _processor(),
+    ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 

@@ -1,0 +1,119 @@
+"""Ranks that agree on an exchange, or can't: what a rank says it took, for groups that are made one after the other."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+
+from syncbn.norm.core import choice, one_shot, segment
+from syncbn.norm.core.exchange import all_sum, exchange_for
+from tests.norm.core.shared import asked_for
+
+
+def taken(asked: list[str | None]) -> str:
+    """The exchange of a new group whose ranks have these values of SYNCBN_EXCHANGE, or the error; its sum is right."""
+    group = dist.new_group()
+    rank, world = dist.get_rank(), dist.get_world_size()
+    with asked_for(asked[rank]):
+        try:
+            name = type(exchange_for(group, torch.zeros(1))).__name__
+        except (ValueError, RuntimeError) as error:
+            return f"{type(error).__name__}: {error}"
+    total = all_sum(torch.full((3,), 1.0 + rank), group)
+    assert total.tolist() == [world * (world + 1) / 2] * 3
+    return name
+
+
+def on_rank(number: int, how: Callable[[], Any], asked: str | None) -> tuple[str, list[str]]:
+    """The same twice, where one rank is in another situation; and what it logs."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger(choice.__name__)
+    logger.addHandler(handler)
+    choice._said.clear()
+    try:
+        with how() if dist.get_rank() == number else patch.dict({}):
+            first, second = (taken([asked] * dist.get_world_size()) for _ in range(2))
+    finally:
+        logger.removeHandler(handler)
+    assert first.split()[0] == second.split()[0]
+    return first, messages
+
+
+def no_compiler() -> Any:
+    return patch.object(one_shot, "functions", lambda: "no C++ compiler was found")
+
+
+def not_linux() -> Any:
+    return patch.object(choice.sys, "platform", "darwin")
+
+
+def another_host() -> Any:
+    return patch.object(segment, "host_id", lambda: "another")
+
+
+def no_folder() -> Any:
+    return patch.object(segment, "FOLDER", "/nowhere")
+
+
+@contextmanager
+def another_process_by_that_number() -> Iterator[None]:
+    """As on a machine with the same boot id, a copy of a running one, where the file is another."""
+    invite = segment.Segment.invitation
+    other = segment.Segment.create(one_shot.segment_size(dist.get_world_size()))
+
+    def lie(self: segment.Segment) -> segment.Invitation:
+        return invite(self)._replace(file=invite(other).file)
+
+    with patch.object(segment.Segment, "invitation", lie):
+        yield
+
+
+@contextmanager
+def a_file_that_cant_be_opened() -> Iterator[None]:
+    def refuse(path: str) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", path)
+
+    with patch.object(segment.os, "stat", refuse):
+        yield
+
+
+def kinds_of_buffers() -> dict[str, str]:
+    """The exchange of buffers that aren't floats in this process's memory, in a group that has agreed on one-shot."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    class Shell(torch.Tensor):
+        pass
+
+    group = dist.new_group()
+    buffers = {
+        "float64": torch.zeros(2, dtype=torch.float64),
+        "float32": torch.zeros(2),
+        "parameter": torch.nn.Parameter(torch.zeros(2)),
+        "bfloat16": torch.zeros(2, dtype=torch.bfloat16),
+        "int64": torch.zeros(2, dtype=torch.int64),
+        "meta": torch.zeros(2, device="meta"),
+        "subclass": torch.zeros(2).as_subclass(Shell),
+        "fake": FakeTensorMode().from_tensor(torch.zeros(2)),
+    }
+    kinds = {name: type(exchange_for(group, buffer)).__name__ for name, buffer in buffers.items()}
+    mode = FlopCounterMode(display=False) if dist.get_rank() == 0 else patch.dict({})
+    with mode:  # on one rank alone: it must not wait in another kind of sum than the others
+        assert all_sum(torch.ones(2), group).tolist() == [dist.get_world_size()] * 2
+    for name in ("bfloat16", "int64"):
+        exchange_for(group, buffers[name]).sum(buffers[name])
+    return kinds
+
+
+def destroyed_group() -> str:
+    group = dist.new_group()
+    assert all_sum(torch.ones(1), group).item() == 2
+    dist.destroy_process_group(group)
+    return type(exchange_for(group, torch.ones(1))).__name__

@@ -1,0 +1,75 @@
+"""The ranks of a group agree on one exchange, whatever single ranks can do or ask for."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.norm.core import choices
+from tests.ranks import Ranks
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ([None, None], "OneShot"),
+        (["one_shot", "one_shot"], "OneShot"),
+        (["collective", "collective"], "Collective"),
+        (["collective", None], "ValueError: SYNCBN_EXCHANGE must be the same on all ranks"),
+        (["one_shot", "x"], "ValueError: SYNCBN_EXCHANGE must be collective or one_shot, or unset"),
+    ],
+)
+def test_the_environment_decides(ranks: Callable[[int], Ranks], asked: list[str | None], expected: str) -> None:
+    for answer in ranks(2).run(choices.taken, asked):
+        assert answer.startswith(expected)
+        assert answer == expected or str(asked[1] or "") in answer
+
+
+@pytest.mark.parametrize(
+    ("rank", "how", "why", "said"),
+    [
+        (1, choices.no_compiler, "rank 1: no C++ compiler was found", ""),
+        (0, choices.no_compiler, "rank 0: no C++ compiler was found", ""),
+        (1, choices.not_linux, "rank 1: it takes Linux", ""),
+        (1, choices.another_host, "the ranks are on several hosts, or in containers that don't see each other", ""),
+        (0, choices.no_folder, "rank 0: [Errno 2] No such file or directory: '/nowhere'", "/nowhere"),
+        (0, choices.another_process_by_that_number, "isn't the memory that was meant", ""),
+        (1, choices.a_file_that_cant_be_opened, "[Errno 13] Permission denied: '/proc/", "Permission denied"),
+    ],
+)
+def test_all_take_the_collective_where_one_rank_needs_it(
+    ranks: Callable[[int], Ranks], rank: int, how: Callable[[], object], why: str, said: str
+) -> None:
+    results = ranks(2).run(choices.on_rank, rank, how, None)
+    assert [name for name, _ in results] == ["Collective"] * 2
+    if said:
+        assert [said in message for message in results[rank][1]] == [True], "once, by the rank that it concerns"
+        assert "SYNCBN_EXCHANGE=collective" in results[rank][1][0]
+    for text, _ in ranks(2).run(choices.on_rank, rank, how, "one_shot"):
+        assert text.startswith("RuntimeError: SYNCBN_EXCHANGE=one_shot, but the ranks can't share memory: ")
+        assert why in text
+
+
+def test_what_is_summed_by_the_collective_in_any_case(ranks: Callable[[int], Ranks]) -> None:
+    expected = dict.fromkeys(["float64", "float32", "parameter"], "OneShot")
+    expected |= dict.fromkeys(["bfloat16", "int64", "meta", "subclass", "fake"], "Collective")
+    assert ranks(2).run(choices.kinds_of_buffers) == [expected] * 2
+
+
+def test_a_destroyed_group_is_left_to_torch(ranks: Callable[[int], Ranks]) -> None:
+    assert ranks(2).run(choices.destroyed_group) == ["Collective"] * 2
+
+
+@pytest.mark.parametrize(("size", "expected"), [("64k", "Collective"), ("8m", "OneShot")])
+def test_a_small_dev_shm_and_what_is_left_in_it_after_kill_9(size: str, expected: str) -> None:
+    """A real one, in a mount namespace of its own."""
+    command = f"mount -t tmpfs -o size={size} tmpfs /dev/shm && exec {sys.executable} -m tests.norm.core.small_memory"
+    unshare = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
+    result = subprocess.run([*unshare, "sh", "-c", command], capture_output=True, text=True, check=False)
+    assert result.stdout.splitlines() == [f"{[expected] * 3} []"] * 2 + ["[] 0 blocks"], result.stderr
+    said = ["No space left on device" in line for line in result.stderr.splitlines()]
+    assert said.count(True) == (expected == "Collective"), "once, though three groups fell back"
