@@ -6,10 +6,11 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import compiled, importing, layers, memory, norms, report, step, trainer
-from benchmarks.rows import Row
+from benchmarks import compiled, exchange, importing, layers, memory, norms, report, step, trainer
+from benchmarks.rows import Row, shown
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
+    "exchange": exchange.measure,
     "layers": layers.measure,
     "step": step.measure,
     "trainer": trainer.measure,
@@ -33,20 +34,20 @@ def main(parts: list[str]) -> None:
 
 def table(rows: list[Row]) -> Table:
     """What is printed of the rows."""
-    shown = Table()
+    printed = Table()
     for column in ("ours", "beside", "ours takes", "theirs", "ratio", "at most", ""):
-        shown.add_column(column, justify="left" if column in ("ours", "beside") else "right")
+        printed.add_column(column, justify="left" if column in ("ours", "beside") else "right")
     area = None
     for row in rows:
         if row.area != area:
             area = row.area
-            shown.add_section()
-            shown.add_row(f"[bold]{area}")
-        spread = f" ({row.low:.2f}-{row.high:.2f})" if row.low != row.high else ""
+            printed.add_section()
+            printed.add_row(f"[bold]{area}")
+        spread = f" ({shown(row.low)}-{shown(row.high)})" if row.low != row.high else ""
         limit = "" if row.limit is None else f"{row.limit:.3g}"
         ours, theirs = (f"{value:.4g} {row.unit}" for value in (row.ours, row.theirs))
-        shown.add_row(row.what, row.beside, ours, theirs, f"{row.ratio:.2f}{spread}", limit, row.verdict)
-    return shown
+        printed.add_row(row.what, row.beside, ours, theirs, f"{shown(row.ratio)}{spread}", limit, row.verdict)
+    return printed
 
 
 if __name__ == "__main__":

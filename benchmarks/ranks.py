@@ -11,8 +11,16 @@ import torch.distributed as dist
 from syncbn.launch.scheduling import let_threads_finish
 
 
-def on_ranks(measurement: Callable[..., Any], *arguments: Any, world_size: int = 2) -> Any:
+def on_ranks(
+    measurement: Callable[..., Any], *arguments: Any, world_size: int = 2, batch_scheduling: bool = True
+) -> Any:
     """What `measurement(*arguments)` returns on rank 0 of a group of spawned processes.
+
+    Args:
+        measurement: an importable function.
+        arguments: of the function.
+        world_size: number of ranks.
+        batch_scheduling: whether they run under SCHED_BATCH, as the trainer's do, or under Linux's default policy.
 
     Raises:
         RuntimeError: a rank ended with an exit code.
@@ -22,7 +30,11 @@ def on_ranks(measurement: Callable[..., Any], *arguments: Any, world_size: int =
     with tempfile.TemporaryDirectory() as folder:
         store = f"{folder}/store"
         ranks = [
-            context.Process(target=_rank, args=(rank, world_size, store, answers, measurement, arguments), daemon=True)
+            context.Process(
+                target=_rank,
+                args=(rank, world_size, store, answers, batch_scheduling, measurement, arguments),
+                daemon=True,
+            )
             for rank in range(world_size)
         ]
         for process in ranks:
@@ -35,10 +47,17 @@ def on_ranks(measurement: Callable[..., Any], *arguments: Any, world_size: int =
 
 
 def _rank(
-    rank: int, world_size: int, store: str, answers: Any, measurement: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int,
+    world_size: int,
+    store: str,
+    answers: Any,
+    batch_scheduling: bool,
+    measurement: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
-    let_threads_finish()  # as the trainer does
+    if batch_scheduling:
+        let_threads_finish()
     dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size)
     answer = measurement(*arguments)
     if rank == 0:

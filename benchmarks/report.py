@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.rows import Row
+from benchmarks.rows import Row, shown
 
 FOLDER = Path(__file__).parent.parent / "docs" / "results"
 HEAD = """# Performance
@@ -98,11 +98,11 @@ def _page(results: list[Result]) -> str:
             area = row.area
             lines += ["", f"## {row.area[0].upper()}{row.area[1:]}", "", f"{result.date}, {result.machine}", ""]
             lines += ["| ours | beside | ours | theirs | ratio | target | |", "|---|---|--:|--:|--:|--:|---|"]
-        spread = f" ({row.low:.2f}–{row.high:.2f})" if row.low != row.high else ""
+        spread = f" ({shown(row.low)}–{shown(row.high)})" if row.low != row.high else ""
         target = "" if row.limit is None else f"≤ {row.limit:.3g}"
         lines.append(
             f"| {row.what} | {row.beside} | {row.ours:.4g} {row.unit} | {row.theirs:.4g} {row.unit} | "
-            f"{row.ratio:.2f}{spread} | {target} | {row.verdict} |"
+            f"{shown(row.ratio)}{spread} | {target} | {row.verdict} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -120,7 +120,7 @@ def _draw(results: list[Result], png: Path) -> None:
         axes.barh(place, row.ratio, color=color, alpha=0.75)
         axes.plot([row.low, row.high], [place, place], color="black")
         axes.plot([row.limit, row.limit], [place - 0.45, place + 0.45], color="black", linewidth=2.5)
-        axes.annotate(f" {row.ratio:.2f}", (max(row.ratio, row.high, row.limit), place), va="center")
+        axes.annotate(f" {shown(row.ratio)}", (max(row.ratio, row.high, row.limit), place), va="center")
     axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
     axes.axvline(1, color="gray", linewidth=0.8)
     axes.set_xlabel("ours ÷ theirs; the thick mark is the target, to the left of it is better")

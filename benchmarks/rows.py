@@ -41,6 +41,11 @@ class Row:
         return "met" if self.ratio <= self.limit else "MISSED"
 
 
+def shown(ratio: float) -> str:
+    """A ratio, to two decimals, or to two digits where there are fewer."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
+
+
 def paired(
     area: str,
     what: str,

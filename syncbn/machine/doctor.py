@@ -18,7 +18,7 @@ import torch.distributed as dist
 from syncbn.launch.world import World, current_world
 from syncbn.machine import facts
 from syncbn.machine.report import DoctorReport, Finding, Timing
-from syncbn.norm.core.exchange import exchange_for
+from syncbn.norm.core.exchange import describe
 
 LOST_S = 30.0  # a rank that others wait for so long has gone
 
@@ -90,7 +90,7 @@ def examine(device: torch.device, model: str | None, images: int | None, deadlin
     layers = list(times.layers(place, device, images))
     found: dict[str, Any] = {
         "place": place,
-        "exchange": type(exchange_for(group)).__name__,
+        "exchange": describe(group, torch.zeros(1, device=device)),
         "proof": [dataclasses.asdict(finding) for finding in proof],
         "times": [dataclasses.asdict(timing) for timing in (*messages, *layers)],
     }

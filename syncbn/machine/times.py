@@ -23,8 +23,9 @@ def messages(place: str, device: torch.device) -> Iterator[Timing]:
     group = dist.group.WORLD
     assert group is not None
     ways: dict[str, Callable[[Tensor], object]] = {"all-reduce": partial(dist.all_reduce, group=group)}
-    if type(exchange_for(group)).__name__ != "Collective" and device.type == "cpu":
-        ways["one-shot exchange"] = exchange_for(group).sum
+    exchange = exchange_for(group, torch.zeros(1, device=device))
+    if exchange.name == "one_shot":
+        ways["one-shot exchange"] = exchange.sum
     for channels in MESSAGES:
         buffer = torch.zeros(2 * channels + 1, dtype=torch.float64, device=device)
         for name, send in ways.items():

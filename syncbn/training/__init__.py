@@ -2,6 +2,7 @@
 
 from syncbn.training.callbacks.epoch_lines import EpochLines
 from syncbn.training.callbacks.exact_resume import ExactResume
+from syncbn.training.callbacks.exchange_record import ExchangeRecord
 from syncbn.training.callbacks.finetune import FreezeNorm, GradualUnfreezing, TrainOnly
 from syncbn.training.callbacks.loader_watch import LoaderWatch
 from syncbn.training.callbacks.momentum_schedule import MomentumSchedule
@@ -32,6 +33,7 @@ __all__ = [
     "ClassificationTask",
     "EpochLines",
     "ExactResume",
+    "ExchangeRecord",
     "FreezeNorm",
     "GANTask",
     "GradualUnfreezing",

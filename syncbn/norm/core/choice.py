@@ -37,8 +37,8 @@ class _Offer(NamedTuple):
     invitation: Invitation | None = None
 
 
-def agree(group: ProcessGroup) -> OneShot | None:
-    """The exchange through shared memory where all ranks can have it, and none where the collective is to serve.
+def agree(group: ProcessGroup) -> OneShot | str:
+    """The exchange through shared memory, where all ranks can have it, or else why the collective serves.
 
     Every rank of the group calls it at the same place. The environment variable SYNCBN_EXCHANGE forces a choice:
     `collective`, or `one_shot` to fail where there is none.
@@ -50,26 +50,23 @@ def agree(group: ProcessGroup) -> OneShot | None:
     choice = os.environ.get(VARIABLE, "")
     if "cpu:gloo" not in dist.get_backend_config(group).split(","):
         # Backends that only pretend to communicate would pretend to agree. They are the same on all ranks.
-        _refuse(choice, f"the group's backend is {dist.get_backend_config(group)}, and it takes gloo")
-        return None
+        return _refused(choice, f"the group's backend is {dist.get_backend_config(group)}, and it takes gloo")
     offer, segment = _offer(choice, group)
     offers = _gather(offer, group)
     _check_choices([offer.choice for offer in offers], group)
     if choice == "collective":
-        return None
+        return f"{VARIABLE}=collective"
     obstacles = [offer.obstacle for offer in offers]
     if not any(obstacles):
         if len({offer.host for offer in offers}) > 1:
-            _refuse(choice, "the ranks are on several hosts, or in containers that don't see each other")
-            return None
+            return _refused(choice, "the ranks are on several hosts, or in containers that don't see each other")
         assert offers[0].invitation is not None
         segment, obstacle = _join(segment, offers[0].invitation, group)
         obstacles = _gather(obstacle, group)
     if any(obstacles):
         ranks = dist.get_process_group_ranks(group)
-        why = "; ".join(f"rank {rank}: {text}" for rank, text in zip(ranks, obstacles, strict=True) if text)
-        _refuse(choice, why)
-        return None
+        found = [f"rank {rank}: {text}" for rank, text in zip(ranks, obstacles, strict=True) if text]
+        return _refused(choice, "; ".join(found))
     assert segment is not None
     from syncbn.norm.core.one_shot import OneShot
 
@@ -120,10 +117,11 @@ def _check_choices(choices: list[str], group: ProcessGroup) -> None:
         raise ValueError(f"{VARIABLE} must be the same on all ranks; in the order of ranks {ranks} it is {choices}")
 
 
-def _refuse(choice: str, why: str) -> None:
+def _refused(choice: str, why: str) -> str:
     if choice == "one_shot":
         raise RuntimeError(f"{VARIABLE}=one_shot, but the ranks can't share memory: {why}")
     _LOG.debug("sums over ranks go by the process group's all-reduce: %s", why)
+    return why
 
 
 def _say_once(why: str) -> str:

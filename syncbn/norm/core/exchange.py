@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,13 @@ class Pending(Protocol):
 
 
 class Exchange(Protocol):
-    """A way to sum over the ranks of one group. Every rank makes the same calls, in the same order."""
+    """A way to sum over the ranks of one group. Every rank makes the same calls, in the same order.
+
+    Attributes:
+        name: as SYNCBN_EXCHANGE knows it.
+    """
+
+    name: str
 
     def sum(self, buffer: Tensor) -> None:
         """Put the sum of all ranks' buffers in the place of each."""
@@ -32,6 +38,8 @@ class Exchange(Protocol):
 
 class Collective:
     """The process group's own all-reduce: any device, any group."""
+
+    name = "collective"
 
     def __init__(self, group: ProcessGroup) -> None:
         self.group = group
@@ -49,18 +57,36 @@ class Collective:
 
 def exchange_for(group: ProcessGroup, buffer: Tensor) -> Exchange:
     """The fastest way to sum such a buffer over a group. Its ranks agree on it when they first ask."""
-    numbers = buffer.is_cpu and buffer.dtype in _DTYPES and type(buffer) in (Tensor, nn.Parameter)
-    if not numbers or not compat.is_registered(group):
-        return Collective(group)
+    agreed = _agreed(group, buffer)
+    exchange = Collective(group) if isinstance(agreed, str) else agreed
+    USED.add(exchange.name)
+    return exchange
+
+
+def describe(group: ProcessGroup, buffer: Tensor) -> str:
+    """The same in words, with the reason where it isn't the one-shot exchange; every rank calls it."""
+    agreed = _agreed(group, buffer)
+    return f"collective: {agreed}" if isinstance(agreed, str) else agreed.name
+
+
+def _agreed(group: ProcessGroup, buffer: Tensor) -> Exchange | str:
+    """The one-shot exchange, or why it doesn't serve."""
+    if not (buffer.is_cpu and buffer.dtype in _DTYPES and type(buffer) in _TYPES):
+        return f"a {type(buffer).__name__} of {buffer.dtype} on {buffer.device.type}"
+    if not compat.is_registered(group):
+        return "the process group was destroyed"
     agreed = _AGREED.get(group)
     if agreed is None:
-        agreed = _AGREED[group] = agree(group) or "collective"
-    return Collective(group) if agreed == "collective" else agreed
+        agreed = _AGREED[group] = agree(group)
+    return agreed
 
 
+# Numbers in this process's memory: not a GPU's, not a tracer's, and nothing that torch handles in a way of its own.
 _DTYPES = (torch.float64, torch.float32)
-# Not a `Collective`: it holds its group, which is to be forgotten when nothing else does.
-_AGREED: weakref.WeakKeyDictionary[ProcessGroup, Exchange | Literal["collective"]] = weakref.WeakKeyDictionary()
+_TYPES = (Tensor, nn.Parameter)
+_AGREED: weakref.WeakKeyDictionary[ProcessGroup, Exchange | str] = weakref.WeakKeyDictionary()
+# Names of the exchanges that this process has summed by.
+USED: set[str] = set()
 
 
 def all_sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:

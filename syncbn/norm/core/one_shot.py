@@ -69,6 +69,8 @@ class OneShot:
             ended, or has sent something else. The group is of no use any more.
     """
 
+    name = "one_shot"
+
     def __init__(self, segment: Segment, group: ProcessGroup, in_flight: int = IN_FLIGHT) -> None:
         """Take part in a segment of `segment_size` bytes, which the group's other ranks have, too."""
         self._segment = segment

@@ -2,6 +2,7 @@
 
 from syncbn.training.callbacks.epoch_lines import EpochLines
 from syncbn.training.callbacks.exact_resume import ExactResume
+from syncbn.training.callbacks.exchange_record import ExchangeRecord
 from syncbn.training.callbacks.loader_watch import LoaderWatch
 from syncbn.training.callbacks.norm_statistics import NormStatisticsRecorder
 from syncbn.training.callbacks.plots import Plots
@@ -13,6 +14,7 @@ from syncbn.training.callbacks.watchdog import Watchdog
 __all__ = [
     "EpochLines",
     "ExactResume",
+    "ExchangeRecord",
     "LoaderWatch",
     "NormStatisticsRecorder",
     "Plots",

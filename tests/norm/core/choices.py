@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from syncbn.norm.core import choice, one_shot, segment
-from syncbn.norm.core.exchange import all_sum, exchange_for
+from syncbn.norm.core.exchange import all_sum, describe, exchange_for
 from tests.norm.core.shared import asked_for
 
 
@@ -21,7 +21,7 @@ def taken(asked: list[str | None]) -> str:
     rank, world = dist.get_rank(), dist.get_world_size()
     with asked_for(asked[rank]):
         try:
-            name = type(exchange_for(group, torch.zeros(1))).__name__
+            name = exchange_for(group, torch.zeros(1)).name
         except (ValueError, RuntimeError) as error:
             return f"{type(error).__name__}: {error}"
     total = all_sum(torch.full((3,), 1.0 + rank), group)
@@ -103,7 +103,8 @@ def kinds_of_buffers() -> dict[str, str]:
         "subclass": torch.zeros(2).as_subclass(Shell),
         "fake": FakeTensorMode().from_tensor(torch.zeros(2)),
     }
-    kinds = {name: type(exchange_for(group, buffer)).__name__ for name, buffer in buffers.items()}
+    with asked_for("one_shot"):
+        kinds = {name: exchange_for(group, buffer).name for name, buffer in buffers.items()}
     mode = FlopCounterMode(display=False) if dist.get_rank() == 0 else patch.dict({})
     with mode:  # on one rank alone: it must not wait in another kind of sum than the others
         assert all_sum(torch.ones(2), group).tolist() == [dist.get_world_size()] * 2
@@ -116,4 +117,4 @@ def destroyed_group() -> str:
     group = dist.new_group()
     assert all_sum(torch.ones(1), group).item() == 2
     dist.destroy_process_group(group)
-    return type(exchange_for(group, torch.ones(1))).__name__
+    return describe(group, torch.ones(1))

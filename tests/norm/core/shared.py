@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from syncbn.norm.core import one_shot
+from syncbn.norm.core import exchange, one_shot
 from syncbn.norm.core.choice import VARIABLE
 from syncbn.norm.core.exchange import exchange_for
 from syncbn.norm.core.one_shot import OneShot
@@ -22,13 +22,15 @@ from syncbn.norm.core.segment import Segment
 
 @contextmanager
 def asked_for(choice: str | None) -> Iterator[None]:
-    """Groups that are made and first summed over in here use the exchange that SYNCBN_EXCHANGE=`choice` asks for."""
+    """Groups use the exchange that SYNCBN_EXCHANGE=`choice` asks for, whatever they used before."""
     before = os.environ.pop(VARIABLE, None)
     if choice is not None:
         os.environ[VARIABLE] = choice
+    exchange._AGREED.clear()
     try:
         yield
     finally:
+        exchange._AGREED.clear()
         os.environ.pop(VARIABLE, None)
         if before is not None:
             os.environ[VARIABLE] = before
@@ -41,11 +43,11 @@ def new_one_shot() -> tuple[ProcessGroup, OneShot]:
 
 
 def one_shot_of(group: ProcessGroup) -> OneShot:
-    """The exchange of a group that hasn't summed yet."""
+    """The exchange of a group."""
     with asked_for("one_shot"):
-        exchange = exchange_for(group, torch.zeros(1))
-    assert isinstance(exchange, OneShot)
-    return exchange
+        found = exchange_for(group, torch.zeros(1))
+    assert isinstance(found, OneShot)
+    return found
 
 
 def with_in_flight(in_flight: int) -> OneShot:
