@@ -64,6 +64,11 @@ def _count_collectives(group: dist.ProcessGroup) -> dict[str, Counter[str]]:
     frozen_input = x.detach()
     y = layer(frozen_input)
     seen["backward of an input without gradient"] = collectives(lambda: y.sum().backward())
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    compiled(x)
+    seen["compiled forward"] = collectives(lambda: compiled(x))
+    y = compiled(x)
+    seen["compiled backward"] = collectives(lambda: y.sum().backward())
     return seen
 
 
@@ -78,6 +83,8 @@ def test_one_message_forward_and_one_backward(ranks: Callable[[int], Ranks], exc
         "eval": 0,
         "eval without running statistics": 0,
         "backward of an input without gradient": 0,
+        "compiled forward": 1,
+        "compiled backward": 1,
     }
     for seen in ranks(2).run(count_collectives, exchange):
         assert {what: dict(counter) for what, counter in seen.items()} == {

@@ -26,8 +26,8 @@
 
 namespace {
 
-constexpr int64_t LINE = 128;         // bytes that no two writers share: x86 fetches cache lines in pairs
-constexpr int64_t YIELDING_US = 1000;  // of a wait before it sleeps: waking up takes 50 us and more
+constexpr int64_t LINE = 128;        // bytes that no two writers share: x86 fetches cache lines in pairs
+constexpr int64_t YIELDING_US = 300;  // of a wait before it sleeps: waking up takes 50 us and more
 
 enum State : int64_t { DONE = 0, WAITING = 1, MISMATCH = 2, FULL = 3 };
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -60,6 +61,16 @@ def another_host() -> Any:
 
 def no_folder() -> Any:
     return patch.object(segment, "FOLDER", "/nowhere")
+
+
+@contextmanager
+def a_limit_on_the_size_of_files() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ def test_the_environment_decides(ranks: Callable[[int], Ranks], asked: list[str 
         (1, choices.not_linux, "rank 1: it takes Linux", ""),
         (1, choices.another_host, "the ranks are on several hosts, or in containers that don't see each other", ""),
         (0, choices.no_folder, "rank 0: [Errno 2] No such file or directory: '/nowhere'", "/nowhere"),
+        (0, choices.a_limit_on_the_size_of_files, "rank 0: [Errno 27] File too large", "File too large"),
         (0, choices.another_process_by_that_number, "isn't the memory that was meant", ""),
         (1, choices.a_file_that_cant_be_opened, "[Errno 13] Permission denied: '/proc/", "Permission denied"),
     ],
