@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
+from syncbn.norm.core import compat
+
 if TYPE_CHECKING:
     from syncbn.norm.core.one_shot import OneShot
     from syncbn.norm.core.segment import Invitation, Segment
@@ -48,9 +50,13 @@ def agree(group: ProcessGroup) -> OneShot | str:
         RuntimeError: SYNCBN_EXCHANGE=one_shot, and it can't be had.
     """
     choice = os.environ.get(VARIABLE, "")
-    if "cpu:gloo" not in dist.get_backend_config(group).split(","):
+    try:
+        backends = dist.get_backend_config(group)
+    except (KeyError, TypeError, ValueError):
+        return _refused(choice, "the process group was destroyed, or isn't torch's")
+    if "cpu:gloo" not in backends.split(","):
         # Backends that only pretend to communicate would pretend to agree. They are the same on all ranks.
-        return _refused(choice, f"the group's backend is {dist.get_backend_config(group)}, and it takes gloo")
+        return _refused(choice, f"the group's backend is {backends}, and it takes gloo")
     offer, segment = _offer(choice, group)
     offers = _gather(offer, group)
     _check_choices([offer.choice for offer in offers], group)
@@ -84,6 +90,7 @@ def _offer(choice: str, group: ProcessGroup) -> tuple[_Offer, Segment | None]:
     if isinstance(why := one_shot.functions(), str):
         return _Offer(choice, why), None
     try:
+        compat.group_timeout(group)  # without it a wait could have no end
         host = segment.host_id()
         if group.rank() != 0:
             return _Offer(choice, host=host), None
@@ -91,6 +98,8 @@ def _offer(choice: str, group: ProcessGroup) -> tuple[_Offer, Segment | None]:
         return _Offer(choice, host=host, invitation=made.invitation()), made
     except OSError as error:
         return _Offer(choice, _say_once(str(error))), None
+    except RuntimeError as error:
+        return _Offer(choice, str(error)), None
 
 
 def _join(segment: Segment | None, invitation: Invitation, group: ProcessGroup) -> tuple[Segment | None, str]:

@@ -93,21 +93,26 @@ def group_by_name(name: str) -> ProcessGroup:
     return group
 
 
-def is_registered(group: ProcessGroup) -> bool:
-    """Whether a process group hasn't been destroyed."""
-    return group in distributed_c10d._world.pg_map
-
-
 def group_timeout(group: ProcessGroup) -> timedelta:
-    """How long a collective of the group may take, on CPU."""
-    backend: Any = group._get_backend(torch.device("cpu"))
-    backend = getattr(backend, "wrapped_pg", backend)  # with TORCH_DISTRIBUTED_DEBUG=DETAIL
-    return backend.options._timeout
+    """How long a collective of the group may take, on CPU.
+
+    Raises:
+        RuntimeError: this torch doesn't show it.
+    """
+    try:
+        backend: Any = group._get_backend(torch.device("cpu"))
+        backend = getattr(backend, "wrapped_pg", backend)  # with TORCH_DISTRIBUTED_DEBUG=DETAIL
+        timeout = backend.options._timeout
+    except AttributeError as error:
+        raise RuntimeError(f"torch {torch.__version__} doesn't show a group's time-out: {error}") from error
+    if not isinstance(timeout, timedelta):
+        raise RuntimeError(f"torch {torch.__version__} shows {timeout!r} as a group's time-out")
+    return timeout
 
 
 def is_profiling() -> bool:
-    """Whether torch's profiler is on."""
-    return torch.autograd.profiler._is_profiler_enabled
+    """Whether torch's profiler is on; taken for granted where it can't be told."""
+    return getattr(torch.autograd.profiler, "_is_profiler_enabled", True)
 
 
 class SpectralNorm(parametrizations._SpectralNorm):

@@ -73,8 +73,6 @@ def _agreed(group: ProcessGroup, buffer: Tensor) -> Exchange | str:
     """The one-shot exchange, or why it doesn't serve."""
     if not (buffer.is_cpu and buffer.dtype in _DTYPES and type(buffer) in _TYPES):
         return f"a {type(buffer).__name__} of {buffer.dtype} on {buffer.device.type}"
-    if not compat.is_registered(group):
-        return "the process group was destroyed"
     agreed = _AGREED.get(group)
     if agreed is None:
         agreed = _AGREED[group] = agree(group)

@@ -34,6 +34,7 @@ def test_the_environment_decides(ranks: Callable[[int], Ranks], asked: list[str 
     [
         (1, choices.no_compiler, "rank 1: no C++ compiler was found", ""),
         (0, choices.no_compiler, "rank 0: no C++ compiler was found", ""),
+        (1, choices.no_time_out, "rank 1: torch 3.0 doesn't show a group's time-out", ""),
         (1, choices.not_linux, "rank 1: it takes Linux", ""),
         (1, choices.another_host, "the ranks are on several hosts, or in containers that don't see each other", ""),
         (0, choices.no_folder, "rank 0: [Errno 2] No such file or directory: '/nowhere'", "/nowhere"),
@@ -61,8 +62,11 @@ def test_what_is_summed_by_the_collective_in_any_case(ranks: Callable[[int], Ran
     assert ranks(2).run(choices.kinds_of_buffers) == [expected] * 2
 
 
-def test_a_destroyed_group_is_left_to_torch(ranks: Callable[[int], Ranks]) -> None:
-    assert ranks(2).run(choices.destroyed_group) == ["collective: the process group was destroyed"] * 2
+def test_a_destroyed_group_and_one_that_pretends_are_left_to_torch(ranks: Callable[[int], Ranks]) -> None:
+    assert (
+        ranks(2).run(choices.destroyed_group) == ["collective: the process group was destroyed, or isn't torch's"] * 2
+    )
+    assert choices.fake_backend().startswith("collective: the group's backend is cpu:fake")
 
 
 @pytest.mark.parametrize(("size", "expected"), [("64k", "collective"), ("8m", "one_shot")])

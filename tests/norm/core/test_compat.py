@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
@@ -234,3 +237,20 @@ def test_what_doesnt_need_a_missing_name_goes_on(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(syncbn.SyncBatchNorm(3).eval()(x), nn.BatchNorm1d(3).eval()(x))
     with pytest.raises(RuntimeError, match=r"a batch norm that is trained, .* needs torch._C._current_graph_task_id"):
         syncbn.SyncBatchNorm(3)(x)
+
+
+def test_the_profiler_is_seen() -> None:
+    assert not compat.is_profiling()
+    with torch.profiler.profile():
+        assert compat.is_profiling()
+    assert not compat.is_profiling()
+
+
+def test_the_time_out_of_a_group(tmp_path: Path) -> None:
+    timeout = timedelta(seconds=77)
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timeout)
+    try:
+        assert compat.group_timeout(dist.group.WORLD) == timeout
+    finally:
+        dist.destroy_process_group()
