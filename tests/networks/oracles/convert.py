@@ -40,6 +40,8 @@ def judge_sync(spec: Spec) -> Facts:
 
 def judge_frozen(spec: Spec) -> Facts:
     """A frozen norm is a norm in evaluation mode, whatever the network's mode."""
+    if "functional_call" in spec.kinds():  # the network itself counts on γ and β being parameters
+        return Facts()
     network, reference = build(spec), build(spec).model
     converted = _converted(network, "frozen")
     frozen = [name for name, m in converted.named_modules() if isinstance(m, FrozenBatchNorm)]
@@ -96,7 +98,7 @@ def judge_group(spec: Spec) -> Facts:
     return Facts()
 
 
-_READERS = {"functional_norm", "norm_read_by_python"}
+_READERS = {"functional_norm", "norm_read_by_python", "functional_call"}
 
 
 def _converted(network: Network, name: str, **options: Any) -> nn.Module:

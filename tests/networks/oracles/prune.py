@@ -56,7 +56,7 @@ def _tell_scales_apart(model: nn.Module) -> None:
     """Make all scales different, also those of new layers."""
     generator = torch.Generator().manual_seed(0)
     for layer in model.modules():
-        if isinstance(getattr(layer, "running_mean", None), Tensor) and isinstance(layer.weight, Tensor):
+        if _is_batch_norm(layer) and isinstance(layer.weight, Tensor):
             factors = 1 + 1e-3 * torch.rand(layer.weight.shape, generator=generator, dtype=torch.float64)
             layer.weight.data.mul_(factors).add_((layer.weight.data == 0) * 1e-3 * factors)
 
@@ -79,7 +79,7 @@ def _zero_removed(reference: nn.Module, pruned: nn.Module) -> set[str]:
     removed = set()
     for name, layer in reference.named_modules():
         weight = getattr(layer, "weight", None)
-        if not isinstance(getattr(layer, "running_mean", None), Tensor) or not isinstance(weight, Tensor):
+        if not _is_batch_norm(layer) or not isinstance(weight, Tensor):
             continue
         small = pruned.get_submodule(name).weight
         if small.shape == weight.shape:
@@ -94,6 +94,13 @@ def _zero_removed(reference: nn.Module, pruned: nn.Module) -> set[str]:
             if isinstance(tensor, Tensor):
                 tensor.data[gone] = 0
     return removed
+
+
+def _is_batch_norm(layer: nn.Module) -> bool:
+    """Whether a layer has γ and β that count; one without running statistics has them, too."""
+    return isinstance(layer, nn.modules.batchnorm._BatchNorm) or isinstance(
+        getattr(layer, "running_mean", None), Tensor
+    )
 
 
 def _places(small: Tensor, large: Tensor) -> Tensor | None:

@@ -45,8 +45,10 @@ def judge_inspect(spec: Spec) -> Facts:
     check_unchanged(network.model, before)
     rows = {row.layer: row for row in report.rows}
     for name, values in _inputs(reference, batches, train=False).items():
-        row, layer = rows[name], reference.model.get_submodule(name)
-        if not values:
+        row, layer = rows.get(name), reference.model.get_submodule(name)
+        if row is None and hasattr(layer, "momentum"):
+            raise WrongError(f"{name} isn't in the report")
+        if not values or row is None:  # a norm that never moves its statistics needs none
             continue
         mean, variance = _moments(values, unbiased=False)
         deviation = (variance + layer.eps).sqrt()
