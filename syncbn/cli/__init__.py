@@ -1,24 +1,89 @@
-"""The commands behind scripts/: one file each."""
+"""The commands of `syncbn`: each file here that has a `main()` is one, named as the file.
 
+The first line of its docstring is what `syncbn --help` says of it. Nothing that a command needs is imported before it
+is chosen. A command that does without the trainer's packages says so by `NEEDS = ()`.
+"""
+
+import ast
 import importlib
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
+import syncbn
 from syncbn.launch.secrets import guard_the_screen
+from syncbn.norm.core.options import suggest
 from syncbn.run.errors import fail
 
-_NEEDED = ("hydra", "lightning", "torchmetrics", "sklearn", "matplotlib", "rich")
+TRAINER = ("hydra", "lightning", "torchmetrics", "sklearn", "matplotlib", "rich")
+_SCRIPTS = ("reproduce", "scaling")  # over what a wheel doesn't hold: science/ and benchmarks/
+_HELP = """\
+usage: syncbn <command> [key=value] ...
+
+{commands}
+
+syncbn <command> --help says what a command takes. `python -m syncbn` is the same as `syncbn`."""
 
 
-def run(command: str, package: str = "syncbn.cli") -> None:
-    """Run `<package>.<command>`, or say which packages it lacks."""
+def main() -> None:
+    """Run the command that the command line names first."""
+    name, *rest = sys.argv[1:] or [""]
+    if name in ("-h", "--help", "help"):
+        print(overview())
+    elif name in ("-V", "--version"):
+        print(f"syncbn {syncbn.__version__}")
+    elif not name:
+        print(overview(), file=sys.stderr)
+        raise SystemExit(2)
+    elif name not in (known := commands()):
+        fail(_unknown(name, known))
+    else:
+        sys.argv = [sys.argv[0], *rest]
+        run(name)
+
+
+def commands() -> dict[str, str]:
+    """Each command, and what it does in a line; read from the files, without importing one."""
+    found = {}
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
+            found[file.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    del found["__init__"]
+    return found
+
+
+def overview() -> str:
+    """What `syncbn --help` prints."""
+    known = commands()
+    width = max(map(len, known))
+    return _HELP.format(commands="\n".join(f"  {name:<{width}}  {summary}" for name, summary in known.items()))
+
+
+def run(command: str, package: str = __name__) -> None:
+    """Call the `main()` of `<package>.<command>`, which reads `sys.argv[1:]`, or say which packages it lacks."""
     guard_the_screen()
     sys.path[:] = [place for place in sys.path if not _is_scripts(place)]
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    try:
+        module = importlib.import_module(f"{package}.{command}")
+        needed = getattr(module, "NEEDS", TRAINER)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in TRAINER:
+            raise
+        needed = TRAINER
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        fail(f'scripts need the trainer\'s packages ({", ".join(missing)} not found): pip install "syncbn[train]"')
-    importlib.import_module(f"{package}.{command}").main()
+        fail(f'{command} needs the trainer\'s packages ({", ".join(missing)} not found): pip install "syncbn[train]"')
+    module.main()
+
+
+def _unknown(name: str, known: dict[str, str]) -> str:
+    if name in _SCRIPTS:
+        return f"{name} is a script of the repository, not of the package: in a checkout, python scripts/{name}.py"
+    if "=" in name or name.startswith("-"):
+        return f"{name}: which command? syncbn train {name}, say; commands: {', '.join(known)}"
+    return f"{name}: no such command; {suggest(name.removesuffix('.py'), known)}"
 
 
 def _is_scripts(place: str) -> bool:

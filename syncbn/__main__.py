@@ -1,0 +1,5 @@
+"""`python -m syncbn` is `syncbn`."""
+
+from syncbn.cli import main
+
+main()
