@@ -1,7 +1,7 @@
 """Our trainer beside a plain loop over `DistributedDataParallel`, on two ranks.
 
 Both train the same network on the same batches with the same optimizer, schedule and clipping. The trainer is that of
-`scripts/train.py` with all its default callbacks and its CSV logger. An epoch is what lies between two starts of one:
+`syncbn train` with all its default callbacks and its CSV logger. An epoch is what lies between two starts of one:
 for the plain loop its steps, its validation, and a checkpoint of network and optimizer.
 """
 
@@ -27,9 +27,9 @@ from syncbn.data import GlobalBatchDataModule
 from syncbn.launch.leave import ends_at_once
 from syncbn.launch.world import current_world
 from syncbn.norm.core import compat
-from syncbn.run import build
-from syncbn.run import screen as output
-from syncbn.run.check import conf_dir
+from syncbn.run import build, screen
+from syncbn.run.compose import config_of
+from syncbn.run.fit import fit, prepare
 from syncbn.training.loggers import finish
 from syncbn.training.optim import parameter_groups
 
@@ -112,31 +112,21 @@ def _on_two_ranks(name: str) -> list[tuple[tuple[float, float], tuple[float, flo
 def main(name: str, answer: Path) -> None:
     """One rank: blocks of epochs by the trainer and by the plain loop, in turns; rank 0 writes their seconds."""
     torch.set_num_threads(1)
-    output.quiet()
+    screen.quiet()
     setting = SETTINGS[name]
     overrides = ["trainer=ddp", f"trainer.max_epochs={setting.epochs}", f"output_root={answer.parent}"]
-    overrides += ["trainer.enable_progress_bar=false", f"paths.output_dir={answer.parent}", *setting.overrides]
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = hydra.compose("train", overrides)
+    config = config_of([*overrides, "trainer.enable_progress_bar=false", "threads=1", *setting.overrides])
     pairs = []
-    for _ in range(setting.blocks):
-        data = build.build_data(config) if name == "digits" else Noise()
-        pairs += zip(_fit(config, data), _plain(config, data, setting.epochs), strict=True)
+    for block in range(setting.blocks):
+        config.paths.output_dir = str(answer.with_name(f"block-{block}"))
+        clock = Clock()
+        run = prepare(config, current_world(), data=None if name == "digits" else Noise(), callbacks=[clock])
+        fit(run)
+        finish(run.loggers)
+        pairs += zip(clock.seconds(), _plain(config, run.data, setting.epochs), strict=True)
     if current_world().rank == 0:
         answer.write_text(json.dumps(pairs))
     torch.distributed.barrier()
-
-
-def _fit(config: DictConfig, data: GlobalBatchDataModule) -> list[tuple[float, float]]:
-    torch.manual_seed(0)
-    task = build.build_task(config, build.build_network(config, data), data)
-    loggers = build.build_loggers(config)
-    clock = Clock()
-    callbacks = [clock, *build.build_callbacks(config, loggers, task)]
-    trainer = build.build_trainer(config, callbacks, loggers, current_world())
-    trainer.fit(task, data)
-    finish(loggers)
-    return clock.seconds()
 
 
 def _plain(config: DictConfig, data: GlobalBatchDataModule, epochs: int) -> list[tuple[float, float]]:

@@ -30,7 +30,7 @@ class Grid:
     Attributes:
         title: what the table shows.
         metrics: what of a run's metrics is kept, by name.
-        overrides: of `scripts/train.py`, for all cells.
+        overrides: of `syncbn train`, for all cells.
         axes: by name; of each choice its own overrides. Those that begin with "measure." are the measure's options.
         measure: a name of `science.measures`.
         smoke: more overrides, for the smoke size.

@@ -1,4 +1,4 @@
-"""The runs of a plan: each one a config of `scripts/train.py`, and what is measured of it."""
+"""The runs of a plan: each one a config of `syncbn train`, and what is measured of it."""
 
 import functools
 import hashlib
@@ -11,14 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from science.plan import SMOKE_SEEDS, Cell, Plan
 from science.records import Record, Records
 from syncbn.launch.world import World
-from syncbn.run.check import conf_dir
-from syncbn.run.compose import CommandLine, checked_configs
+from syncbn.run.command_line import CommandLine
+from syncbn.run.compose import checked_configs, config_of
 from syncbn.run.errors import UserError
 
 # Every run ends with its last weights: nothing is chosen by a validation, and nothing is written but the record.
@@ -82,8 +81,7 @@ def carry_out(
 
     for run in runs:
         measure: Callable[[Setting], dict[str, float]] = find(plan.grids[run.cell.grid].measure)
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = compose("train", _overrides(run.cell, run.seed, world.world_size))
+        config = config_of(_overrides(run.cell, run.seed, world.world_size))
         options = OmegaConf.to_container(OmegaConf.from_dotlist(list(run.cell.options)))
         assert isinstance(options, dict)
         started, used = time.monotonic(), time.process_time()

@@ -8,7 +8,10 @@ from typing import Any
 MOVED: dict[str, str | tuple[str, ...]] = {
     "syncbn.cli.build": "syncbn.run.build",
     "syncbn.cli.callbacks": "syncbn.training.callbacks.throughput",
+    "syncbn.cli.command": "syncbn.cli.train",
     "syncbn.cli.errors": "syncbn.run.errors",
+    "syncbn.cli.finished": "syncbn.run.finished",
+    "syncbn.cli.launchers": "syncbn.run.launchers",
     "syncbn.cli.loggers": "syncbn.training.loggers",
     "syncbn.cli.output": "syncbn.run.screen",
     "syncbn.cli.overrides": "syncbn.run.compose",

@@ -30,7 +30,7 @@ FLOORS = (
     {"syncbn.training", "syncbn.machine"},
     {"syncbn.run"},
     {"syncbn.cli"},
-    {"syncbn"},
+    {"syncbn", "syncbn.__main__"},
     {"science", "benchmarks"},
 )
 

@@ -1,9 +1,9 @@
-"""scripts/scaling.py: measure, fit, predict, and write docs/scaling.md with its pictures and tables anew."""
+"""Measure, fit, predict, and write docs/scaling.md with its pictures and tables anew."""
 
-import argparse
 import csv
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from benchmarks.scaling.model import Costs, fit, predict
 from benchmarks.scaling.page import page
 from benchmarks.scaling.pictures import draw_collectives, draw_gpus
 from benchmarks.scaling.tables import GPUS, errors_table, held_out
+from syncbn.cli.arguments import Parser, option
 from syncbn.machine.scaling import Kind, step_cost
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -22,11 +23,19 @@ MESSAGE_COLUMNS = ("design", "direction", "channels", "collective", "bytes", "ra
 TIME_COLUMNS = ("q1_s", "median_s", "q3_s", "model_s", "in_fit")
 
 
+@dataclass
+class Options:
+    """Of `scripts/scaling.py`."""
+
+    docs: Path = option("the folder that gets scaling.md and scaling/", DOCS)
+
+
+PARSER = Parser("python scripts/scaling.py", __doc__, Options)
+
+
 def main() -> None:
     """Read the command line, and say where the page is."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--docs", type=Path, default=DOCS, help="the folder that gets scaling.md and scaling/")
-    print(write(parser.parse_args().docs))
+    PARSER.main(lambda words: print(write(PARSER.read(words).docs)))
 
 
 def write(docs: Path, worlds: Sequence[int] = WORLDS, channels: Sequence[int] = CHANNELS) -> str:

@@ -8,6 +8,7 @@ from science.measures.evaluation import whole
 from science.measures.training import fit
 from science.runs import Setting
 from syncbn.run import build
+from syncbn.run.fit import test
 
 
 class Movements(Callback):
@@ -47,4 +48,4 @@ def inputs(setting: Setting) -> dict[str, float]:
     images, _ = whole(build.build_data(setting.config), "val")
     movements = Movements(images)
     fitted = fit(setting.config, setting.world, [movements])
-    return {"movement": float(torch.stack(movements.found).mean()), **fitted.test()}
+    return {"movement": float(torch.stack(movements.found).mean()), **test(fitted)}

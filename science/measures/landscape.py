@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from science.measures.training import fit
 from science.runs import Setting
+from syncbn.run.fit import test
 
 STEPS = (0.5, 1.0, 2.0, 4.0)  # of the learning rate
 
@@ -68,4 +69,4 @@ def landscape(setting: Setting) -> dict[str, float]:
     walks = Walks(int(setting.options["every"]), setting.config.optimizer.lr)
     fitted = fit(setting.config, setting.world, [walks])
     variation, difference = (torch.tensor(found).median() for found in (walks.variations, walks.differences))
-    return {"variation": float(variation), "difference": float(difference), **fitted.test()}
+    return {"variation": float(variation), "difference": float(difference), **test(fitted)}

@@ -4,6 +4,7 @@ import matplotlib.image
 
 from science.measures.training import fit
 from science.runs import Setting
+from syncbn.run.fit import test
 from syncbn.training.callbacks import sample_grids
 
 _ROWS = 8
@@ -15,4 +16,4 @@ def samples(setting: Setting) -> dict[str, float]:
     if setting.picture is not None:
         setting.picture.parent.mkdir(parents=True, exist_ok=True)
         matplotlib.image.imsave(setting.picture, sample_grids.samples(fitted.task, _ROWS).numpy())
-    return fitted.test()
+    return test(fitted)

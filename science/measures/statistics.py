@@ -13,6 +13,7 @@ from science.runs import Setting
 from syncbn.norm import CrossIterationBatchNorm
 from syncbn.norm.core.moments import Moments, batch_moments, biased_var, pool
 from syncbn.run import build
+from syncbn.run.fit import test
 
 
 class Used(NamedTuple):
@@ -96,7 +97,7 @@ def statistics(setting: Setting) -> dict[str, float]:
     errors = Errors(images, int(setting.options["every"]), int(setting.options["first"]))
     fitted = fit(setting.config, setting.world, [errors], change=_probe)
     found = {name: float(torch.stack(values).mean()) for name, values in errors.found.items()}
-    return {**found, **fitted.test()}
+    return {**found, **test(fitted)}
 
 
 def _probe(net: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from science.measures.training import fit
 from science.runs import Setting
+from syncbn.run.fit import test
 
 
 class ValidationCurve(Callback):
@@ -32,4 +33,4 @@ def steps(setting: Setting) -> dict[str, float]:
         first = [step for step, accuracy in curve.points if 100 * accuracy >= level]
         found[f"steps_to_{level}"] = first[0] if first else fitted.trainer.global_step
         found[f"reached_{level}"] = bool(first)
-    return {**{name: float(value) for name, value in found.items()}, **fitted.test()}
+    return {**{name: float(value) for name, value in found.items()}, **test(fitted)}

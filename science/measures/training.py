@@ -1,40 +1,23 @@
-"""Training as `scripts/train.py` does it, from the same configs and through the same functions."""
+"""Training as `syncbn train` does it, from the same configs and through the same functions."""
 
 import copy
 import functools
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from science.runs import Setting
-from syncbn.launch.relaunch import threads_of_a_rank
 from syncbn.launch.world import World
-from syncbn.run import build
-
-
-class Fitted(NamedTuple):
-    """A network after its training, with what trained it."""
-
-    net: nn.Module
-    data: Any
-    task: LightningModule
-    trainer: Trainer
-
-    def test(self) -> dict[str, float]:
-        """The metrics of the fit and of the test set."""
-        metrics: dict[str, Any] = dict(self.trainer.callback_metrics)
-        metrics |= self.trainer.test(self.task, self.data, verbose=False)[0]
-        return {name: float(value) for name, value in metrics.items()}
+from syncbn.run import fit as story
+from syncbn.run.fit import Run
 
 
 def train(setting: Setting) -> dict[str, float]:
     """Fit and test; every metric that the task logs."""
-    return fit(setting.config, setting.world).test()
+    return story.test(fit(setting.config, setting.world))
 
 
 def fit(
@@ -42,26 +25,18 @@ def fit(
     world: World,
     callbacks: Sequence[Callback] = (),
     change: Callable[[nn.Module], nn.Module] | None = None,
-) -> Fitted:
+) -> Run:
     """Everything that a config describes, after the fit.
 
     Args:
-        config: of `scripts/train.py`.
+        config: of `syncbn train`.
         world: this process among the ranks.
         callbacks: beside the config's.
         change: from the config's network to the one to train.
     """
-    torch.set_num_threads(threads_of_a_rank(config.threads, world))
-    seed_everything(config.seed, workers=True, verbose=False)
-    data: Any = build.build_data(config)
-    net = build.build_network(config, data)
-    net = net if change is None else change(net)
-    task = build.build_task(config, net, data)
-    every = [*build.build_callbacks(config, [], task), *callbacks]
-    trainer = build.build_trainer(config, every, [], world)
-    build.check_start(config, task, data, trainer)
-    trainer.fit(task, data)
-    return Fitted(net, data, task, trainer)
+    run = story.prepare(config, world, callbacks=callbacks, change=change)
+    story.fit(run)
+    return run
 
 
 def trained(setting: Setting) -> nn.Module:

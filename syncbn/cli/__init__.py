@@ -11,9 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-import syncbn
 from syncbn.launch.secrets import guard_the_screen
-from syncbn.norm.core.options import suggest
 from syncbn.run.errors import fail
 
 TRAINER = ("hydra", "lightning", "torchmetrics", "sklearn", "matplotlib", "rich")
@@ -32,7 +30,9 @@ def main() -> None:
     if name in ("-h", "--help", "help"):
         print(overview())
     elif name in ("-V", "--version"):
-        print(f"syncbn {syncbn.__version__}")
+        from importlib.metadata import version
+
+        print(f"syncbn {version('syncbn')}")
     elif not name:
         print(overview(), file=sys.stderr)
         raise SystemExit(2)
@@ -83,6 +83,9 @@ def _unknown(name: str, known: dict[str, str]) -> str:
         return f"{name} is a script of the repository, not of the package: in a checkout, python scripts/{name}.py"
     if "=" in name or name.startswith("-"):
         return f"{name}: which command? syncbn train {name}, say; commands: {', '.join(known)}"
+    # Imports inspect, which `run` first has to keep apart from scripts/inspect.py.
+    from syncbn.norm.core.options import suggest
+
     return f"{name}: no such command; {suggest(name.removesuffix('.py'), known)}"
 
 

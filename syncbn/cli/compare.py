@@ -1,26 +1,36 @@
-"""scripts/compare.py outputs/*: finished runs side by side, as a table and as curves, without W&B."""
+"""Compare finished runs, as a table and as curves, without W&B.
+
+Folders of runs, or of sweeps, whose jobs are taken: syncbn compare outputs/*. The table has what differs between the
+runs' configs and their metrics; the plot has their validation curves.
+"""
 
 import csv
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from syncbn.run.errors import fail
+from syncbn import cli
+from syncbn.cli.arguments import Parser, option
+from syncbn.run.errors import UserError, user_mistakes
 
-USAGE = """\
-Compare finished runs: python scripts/compare.py outputs/* [plot=compare.png]
-
-Folders of runs, or of sweeps, whose jobs are taken. The table has what differs between the runs' configs and their
-metrics; the plot has their validation curves.
-"""
 _METRICS = ("val/acc", "test/acc", "test/loss")
 
 
+@dataclass
+class Options:
+    """Of `syncbn compare`."""
+
+    folders: list[str] = option("of runs and of sweeps")
+    plot: Path = option("the picture of the curves", Path("compare.png"))
+
+
+PARSER = Parser("syncbn compare", __doc__, Options, words="folders")
+
+
 @dataclass(frozen=True)
-class Run:
+class Finished:
     """What a run's folder says: its name, its overrides of the defaults, and its metrics by epoch."""
 
     name: str
@@ -41,33 +51,32 @@ class Run:
 
 def main() -> None:
     """Read folders from the command line, print the table and save the plot."""
-    arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return
-    plot = Path("compare.png")
-    folders = []
-    for argument in arguments:
-        if argument.startswith("plot="):
-            plot = Path(argument.removeprefix("plot="))
-        else:
-            folders.append(Path(argument))
-    runs = find_runs(folders)
+    PARSER.main(compare)
+
+
+def compare(arguments: list[str]) -> None:
+    """Print the table of runs, and save the plot.
+
+    Args:
+        arguments: folders, and what `PARSER` says.
+    """
+    with user_mistakes():
+        options = PARSER.read(arguments)
+    runs = find_runs(map(Path, options.folders))
     if not runs:
-        places = ", ".join(str(folder) for folder in folders) or "no folders"
-        fail(f"no finished run in {places}; usage: scripts/compare.py outputs/*")
+        raise UserError(f"no finished run in {', '.join(options.folders) or 'no folders'}: syncbn compare outputs/*")
     print_table(runs)
-    plot_curves(runs, plot)
-    print(f"plot: {plot}")
+    plot_curves(runs, options.plot)
+    print(f"plot: {options.plot}")
 
 
-def find_runs(folders: Iterable[Path]) -> list[Run]:
+def find_runs(folders: Iterable[Path]) -> list[Finished]:
     """The runs in folders, and in the numbered folders of sweeps; what isn't a run is passed over."""
     places = [(place, folder) for folder in folders for place in [folder, *sorted(folder.glob("*/"))]]
     return [_read(place, folder) for place, folder in places if _is_run(place)]
 
 
-def print_table(runs: list[Run]) -> None:
+def print_table(runs: list[Finished]) -> None:
     """A row for each run: what was set on its command line, where runs differ in it, and its metrics."""
     from rich.console import Console
     from rich.table import Table
@@ -81,7 +90,7 @@ def print_table(runs: list[Run]) -> None:
     (console if console.is_terminal else Console(width=400)).print(table)
 
 
-def plot_curves(runs: list[Run], path: Path) -> None:
+def plot_curves(runs: list[Finished], path: Path) -> None:
     """Validation accuracy and loss of all runs over epochs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -103,14 +112,18 @@ def _is_run(place: Path) -> bool:
     return (place / ".hydra" / "overrides.yaml").is_file() and (place / "metrics.csv").is_file()
 
 
-def _read(place: Path, folder: Path) -> Run:
+def _read(place: Path, folder: Path) -> Finished:
     overrides = [str(item) for item in OmegaConf.load(place / ".hydra" / "overrides.yaml")]
     settings = dict(item.lstrip("+~").split("=", 1) for item in overrides if "=" in item)
     with (place / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return Run(place.name if place == folder else f"{folder.name}/{place.name}", settings, rows)
+    return Finished(place.name if place == folder else f"{folder.name}/{place.name}", settings, rows)
 
 
-def _differing(runs: list[Run]) -> list[str]:
+def _differing(runs: list[Finished]) -> list[str]:
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     return [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
+
+
+if __name__ == "__main__":
+    cli.run("compare")

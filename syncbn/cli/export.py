@@ -1,60 +1,64 @@
-"""scripts/export.py run=<folder>: a finished run's network, fused, as files that other programs read."""
+"""Write a finished run's network, fused, as files that other programs read.
+
+Batch norms are folded into the convolutions before them. safetensors holds the weights, torch a torch.export program.
+Every file is read back and compared with the network on test images. Existing files are not overwritten.
+"""
 
 import importlib.util
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from syncbn.cli import finished
-from syncbn.norm.core.options import suggest
+from syncbn import cli
+from syncbn.cli.arguments import OnRun, Parser, option
 from syncbn.run.errors import UserError, user_mistakes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-USAGE = """\
-Export a finished run for inference: python scripts/export.py run=outputs/<run_id> [key=value] ...
-
-run=<folder>          the run's folder
-checkpoint=<path>     another checkpoint than checkpoints/best.ckpt
-format=<name>         safetensors: the weights; torch: a torch.export program; onnx; all (default)
-output=<folder>       where to write model.safetensors, model.pt2 and model.onnx; <run>/export by default
-key.key=value         anything of the run's config
-
-Batch norms are folded into the convolutions before them. Every file is read back and compared with the network on
-test images. Existing files are not overwritten.
-"""
 _FILES = {"safetensors": "model.safetensors", "torch": "model.pt2", "onnx": "model.onnx"}
 _TOLERANCE = 1e-4  # of the largest logit, in float32
 
 
+@dataclass
+class Options(OnRun):
+    """Of `syncbn export`."""
+
+    format: Literal["safetensors", "torch", "onnx", "all"] = option("which of the files", "all")
+    output: Path | None = option("the folder of model.safetensors, model.pt2 and model.onnx; else <run>/export", None)
+
+
+PARSER = Parser("syncbn export", __doc__, Options, overrides="overrides")
+
+
 def main() -> None:
     """Read `run=<folder>` and write the files."""
-    finished.main(USAGE, export)
+    PARSER.main(export)
 
 
 def export(arguments: list[str]) -> list[Path]:
     """Write the run's network in each format, and print how far each file's logits are from the network's.
 
     Args:
-        arguments: `run=<folder>` and what `USAGE` says.
+        arguments: `run=<folder>`, and what `PARSER` says.
     """
     with user_mistakes():
-        read = finished.read_arguments(arguments, "export", ("format", "output"))
-        chosen = read.options.get("format", "all")
-        if chosen not in (*_FILES, "all"):
-            raise ValueError(f"format={chosen}: no such format; {suggest(chosen, (*_FILES, 'all'))}")
-        formats = list(_FILES) if chosen == "all" else [chosen]
+        options = PARSER.read(arguments)
+        formats: list[str] = list(_FILES) if options.format == "all" else [options.format]
         _check_packages(formats)
-        folder = Path(read.options.get("output") or read.run / "export")
+        folder = options.output or options.run / "export"
         paths = [folder / _FILES[name] for name in formats]
         if existing := [str(path) for path in paths if path.exists()]:
             raise ValueError(f"{', '.join(existing)} would be overwritten: give another folder by output=<folder>")
-        run = finished.open_run(read)
-    images = next(iter(run.data.test_dataloader()))[0]
-    fused = _fused(run.net, images)
+
+        from syncbn.run.finished import open_run
+
+        finished = open_run(options.run, options.checkpoint, options.data, options.overrides)
+    images = next(iter(finished.data.test_dataloader()))[0]
+    fused = _fused(finished.net, images)
     folder.mkdir(parents=True, exist_ok=True)
-    expected = run.net(images).detach()
+    expected = finished.net(images).detach()
     for name, path in zip(formats, paths, strict=True):
         difference = float((_WRITERS[name](fused, images, path) - expected).detach().abs().max())
         print(f"{name + ':':<14} {path}   largest difference of a logit: {difference:.1e}")
@@ -127,3 +131,7 @@ def _check_packages(formats: list[str]) -> None:
         raise ValueError(
             f'{", ".join(missing)} not found: pip install "syncbn[export]", or choose format=torch, which needs none'
         )
+
+
+if __name__ == "__main__":
+    cli.run("export")

@@ -1,56 +1,59 @@
-"""scripts/inspect.py run=<folder>: a finished run's batch norms, measured on its training data or on another domain."""
+"""Measure the batch norms of a finished run, on its training data or on another domain.
 
-from dataclasses import replace
+Prints a table and the warnings, each with a page in docs/warnings, and writes norm_report/report.md and norms.png into
+the run's folder. With data=<choice> it measures another domain, and its drift from the run's own.
+"""
+
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from syncbn.cli import finished
+from syncbn import cli
+from syncbn.cli.arguments import OnRun, Parser, option
 from syncbn.run.errors import user_mistakes
+from syncbn.run.options import Count
 
 if TYPE_CHECKING:
     from syncbn.policy import NormReport
 
-USAGE = """\
-Measure the batch norms of a finished run: python scripts/inspect.py run=outputs/<run_id> [key=value] ...
 
-run=<folder>          the run's folder
-data=<choice>         inspect another domain, a choice of conf/data, and its drift from the run's own
-checkpoint=<path>     another checkpoint than checkpoints/best.ckpt
-max_batches=<n>       training batches to measure; 20 by default
-key.key=value         anything of the run's config
+@dataclass
+class Options(OnRun):
+    """Of `syncbn inspect`."""
 
-Prints a table and the warnings, each with a page in docs/warnings, and writes norm_report/report.md and norms.png into
-the run's folder.
-"""
+    max_batches: Count = option("training batches to measure", 20)
+
+
+PARSER = Parser("syncbn inspect", __doc__, Options, overrides="overrides")
 
 
 def main() -> None:
     """Read `run=<folder>` and print the report."""
-    finished.main(USAGE, inspect)
+    PARSER.main(inspect)
 
 
 def inspect(arguments: list[str]) -> "NormReport":
     """Print and write the report of a run.
 
     Args:
-        arguments: `run=<folder>` and what `USAGE` says.
+        arguments: `run=<folder>`, and what `PARSER` says.
     """
     with user_mistakes():
-        read = finished.read_arguments(arguments, "inspect", ("max_batches",))
-        max_batches = finished.positive_count("max_batches", read.options.get("max_batches", "20"))
-        run = finished.open_run(read)
-        reference = finished.open_run(replace(read, choices={})).data.train_dataloader() if read.choices else None
+        options = PARSER.read(arguments)
 
         from syncbn.policy import inspect as measure
+        from syncbn.run.finished import open_run
         from syncbn.training.checkpoint import load_checkpoint
 
+        finished = open_run(options.run, options.checkpoint, options.data, options.overrides)
+        own = open_run(options.run, options.checkpoint, None, options.overrides) if options.data else None
         report = measure(
-            run.net,
-            run.data.train_dataloader(),
-            reference=reference,
-            max_batches=max_batches,
-            steps=load_checkpoint(run.checkpoint).get("global_step"),
+            finished.net,
+            finished.data.train_dataloader(),
+            reference=own.data.train_dataloader() if own else None,
+            max_batches=options.max_batches,
+            steps=load_checkpoint(finished.checkpoint).get("global_step"),
         )
-    folder = run.folder / "norm_report"
+    folder = finished.folder / "norm_report"
     report.plot(folder / "norms.png")
     (folder / "report.md").write_text(report.to_markdown())
     _print(report)
@@ -66,3 +69,7 @@ def _print(report: "NormReport") -> None:
     for warning in report.warnings:
         print(f"warning: {warning} (docs/warnings/{warning.identifier}.md)")
     print(f"{len(report.warnings)} warning(s)")
+
+
+if __name__ == "__main__":
+    cli.run("inspect")

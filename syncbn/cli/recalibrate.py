@@ -1,63 +1,65 @@
-"""scripts/recalibrate.py run=<folder>: running statistics measured anew, as a new checkpoint."""
+"""Measure the running statistics of a finished run anew, as a new checkpoint.
 
+Training data is taken without augmentation unless data.augment=true is given. No labels are used.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 
-from syncbn.cli import finished
+from syncbn import cli
+from syncbn.cli.arguments import OnRun, Parser, option
 from syncbn.run.errors import user_mistakes
+from syncbn.run.options import Count
 
-USAGE = """\
-Measure the running statistics of a run anew: python scripts/recalibrate.py run=outputs/<run_id> [key=value] ...
 
-run=<folder>          the run's folder
-data=<choice>         the domain to measure them on, a choice of conf/data; the run's own data by default
-checkpoint=<path>     another checkpoint than checkpoints/best.ckpt
-max_batches=<n>       training batches to use; all by default
-output=<path>         the new checkpoint, which must not exist; checkpoints/recalibrated.ckpt by default
-key.key=value         anything of the run's config, for example data.batch_size=64
+@dataclass
+class Options(OnRun):
+    """Of `syncbn recalibrate`."""
 
-Training data is taken without augmentation unless you add data.augment=true. No labels are used.
-"""
-_OPTIONS = ("max_batches", "output")
+    max_batches: Count | None = option("training batches to use; all by default", None)
+    output: Path | None = option("the new checkpoint, which must not exist; else checkpoints/recalibrated.ckpt", None)
+
+
+PARSER = Parser("syncbn recalibrate", __doc__, Options, overrides="overrides")
 
 
 def main() -> None:
     """Read `run=<folder>` and write the new checkpoint."""
-    finished.main(USAGE, recalibrate)
+    PARSER.main(recalibrate)
 
 
 def recalibrate(arguments: list[str]) -> Path:
     """Write a checkpoint with new running statistics, and print the test accuracy before and after.
 
     Args:
-        arguments: `run=<folder>` and what `USAGE` says.
+        arguments: `run=<folder>`, and what `PARSER` says.
     """
     with user_mistakes():
-        read = finished.read_arguments(arguments, "recalibrate", _OPTIONS)
-        max_batches = None
-        if "max_batches" in read.options:
-            max_batches = finished.positive_count("max_batches", read.options["max_batches"])
-        output = Path(read.options.get("output") or read.run / "checkpoints" / "recalibrated.ckpt")
+        options = PARSER.read(arguments)
+        output = options.output or options.run / "checkpoints" / "recalibrated.ckpt"
         if output.exists():
             raise ValueError(f"{str(output)!r} exists and is not overwritten: give another name by output=<path>")
-        if not any(override.startswith("data.augment=") for override in read.overrides):
-            read.overrides.append("data.augment=false")
-        run = finished.open_run(read)
+        overrides = options.overrides
+        if not any(override.startswith("data.augment=") for override in overrides):
+            overrides = [*overrides, "data.augment=false"]
 
         from rich.progress import track
 
         from syncbn.launch.world import current_world
         from syncbn.policy import recalibrate as measure
         from syncbn.run import build
+        from syncbn.run.finished import open_run
         from syncbn.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 
-        task = build.build_task(run.config, run.net, run.data)
-        trainer = build.build_trainer(run.config, callbacks=[], loggers=[], world=current_world())
-        before = trainer.test(task, run.data, verbose=False)[0]
-        loader = run.data.train_dataloader()
-        total = len(loader) if max_batches is None else min(max_batches, len(loader))
-        measure(run.net, track(loader, "recalibrating", total), max_batches=max_batches)
-        checkpoint = load_checkpoint(run.checkpoint)
-    after = trainer.test(task, run.data, verbose=False)[0]
+        finished = open_run(options.run, options.checkpoint, options.data, overrides)
+        task = build.build_task(finished.config, finished.net, finished.data)
+        trainer = build.build_trainer(finished.config, callbacks=[], loggers=[], world=current_world())
+        before = trainer.test(task, finished.data, verbose=False)[0]
+        loader = finished.data.train_dataloader()
+        total = len(loader) if options.max_batches is None else min(options.max_batches, len(loader))
+        measure(finished.net, track(loader, "recalibrating", total), max_batches=options.max_batches)
+        checkpoint = load_checkpoint(finished.checkpoint)
+    after = trainer.test(task, finished.data, verbose=False)[0]
     checkpoint["state_dict"] = {**checkpoint["state_dict"], **task.state_dict()}
     AtomicCheckpointIO().save_checkpoint(checkpoint, output)
     for when, metrics in (("before:", before), ("after:", after)):
@@ -65,3 +67,7 @@ def recalibrate(arguments: list[str]) -> Path:
         print(f"{when:<14} test accuracy {accuracy:.2f} %   test loss {loss:.4f}")
     print(f"checkpoint:    {output}")
     return output
+
+
+if __name__ == "__main__":
+    cli.run("recalibrate")

@@ -1,127 +1,165 @@
-"""scripts/train.py: one training run, or with -m several, from `conf/train.yaml`."""
+"""Train a network, or several with -m: any norm, model and data of the configs, on one process or many.
 
-import subprocess
+From the command line to the jobs that it stands for; `syncbn.run.fit` tells what becomes of each.
+"""
+
+import os
 import sys
-import time
+import tempfile
+from argparse import Namespace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from omegaconf import DictConfig
+from hydra import version
+from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
-from syncbn.cli.command import run_with_hydra
+from syncbn import cli
 from syncbn.launch import stop
-from syncbn.launch.leave import ends_at_once
-from syncbn.launch.secrets import learn, redacted
-from syncbn.launch.world import World
-from syncbn.run.check import inside
-from syncbn.run.compose import plain
-from syncbn.run.folder import write_config
+from syncbn.launch.faults import Fault
+from syncbn.launch.leave import ends_at_once, leave_together
+from syncbn.launch.relaunch import ranks_to_start, run_under_torchrun
+from syncbn.launch.run_id import ensure_run_id
+from syncbn.launch.world import World, current_world, devices_and_nodes
+from syncbn.run.check import conf_dir
+from syncbn.run.command_line import CommandLine, read
+from syncbn.run.compose import jobs_of
+from syncbn.run.errors import UserError, fail
+from syncbn.run.launchers import submitted_job, submitted_world, waiting
 
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
-
-    from syncbn.run.resume import Checkpoint
+_HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # runs jobs in this process
 
 
 def main() -> None:
-    """Check the command line, then train."""
+    """Name the run, check the command line, start the ranks it asks for, and let Hydra go through its jobs."""
     with ends_at_once():
         stop.install()
-        run_with_hydra(train, "train")
-
-
-def train(config: DictConfig, world: World) -> None:
-    """One run, from its config to the accuracy on the test set."""
-    import torch
-    from hydra.core.hydra_config import HydraConfig
-    from lightning.pytorch import seed_everything
-
-    from syncbn.launch.relaunch import threads_of_a_rank
-    from syncbn.run import build
-    from syncbn.run import screen as output
-    from syncbn.run.errors import lightnings_refusals, user_mistakes
-    from syncbn.run.resume import resume_from
-    from syncbn.run.stoppable import stoppable
-    from syncbn.training.loggers import RunFolderCSVLogger, finish, log_config
-
-    stop.obey()
-    output.quiet()
-    hydra_config = HydraConfig.get()
-    _name_the_job(config, hydra_config)
-    folder = Path(config.paths.output_dir)
-    learn(plain(config))
-    sys.argv[1:] = redacted(sys.argv[1:])  # W&B notes them
-    torch.set_num_threads(threads_of_a_rank(config.threads, world))
-    seed_everything(config.seed, workers=True, verbose=False)
-
-    with user_mistakes():
-        _check_folder(config)
-        checkpoint = resume_from(config.resume, folder)
-        data = build.build_data(config)
-        net = build.build_network(config, data, fetch_weights=not (checkpoint or config.model.get("weights")))
-        weights = None if checkpoint else build.load_pretrained(config, net)
-        task = build.build_task(config, net, data)
-        loggers = build.build_loggers(config)
-        callbacks = build.build_callbacks(config, loggers, task)
-        trainer = build.build_trainer(config, callbacks, loggers, world)
-        if config.train:
-            build.fit_batches_to_ranks(config, data, trainer, checkpoint)
-        build.check_start(config, task, data, trainer)
-
-    # Only a run that can start leaves a folder: one refused above must not touch the config of a run that is there.
-    if trainer.is_global_zero:
-        write_config(folder, config, hydra_config)
-        output.print_start(config, net, trainer, folder, checkpoint, weights)
-        for logger in loggers:
-            log_config(logger, redacted(plain(config)), _git_commit())
-    training = None
-    if config.train:
-        for logger in loggers:
-            if checkpoint and isinstance(logger, RunFolderCSVLogger):
-                logger.cut_at(checkpoint.logged_steps)
-        started = time.monotonic()
-        with lightnings_refusals(), stoppable(trainer):
-            trainer.fit(task, data, ckpt_path=checkpoint.path if checkpoint else None)
-        training = output.describe_training(trainer, time.monotonic() - started, checkpoint.step if checkpoint else 0)
-    metrics: dict[str, Any] = dict(trainer.callback_metrics)
-    if config.test:
-        with stoppable(trainer):
-            metrics |= trainer.test(task, data, ckpt_path=_to_test(trainer, checkpoint), verbose=False)[0]
-    if trainer.is_global_zero:
-        finish(loggers)
-        output.print_results(metrics, folder, training)
-
-
-def _name_the_job(config: DictConfig, hydra_config: Any) -> None:
-    """Give a job of a sweep its numbered folder and an id of its own."""
-    config.paths.output_dir = hydra_config.runtime.output_dir
-    if hydra_config.mode.name == "MULTIRUN":
-        config.run_id = f"{config.run_id}-{hydra_config.job.num}"
-
-
-def _check_folder(config: DictConfig) -> None:
-    """hydra.run.dir and hydra.sweep, which the check of the config didn't see, don't lead out of the output root."""
-    if not inside(config.paths.output_dir, config.output_root):
-        raise ValueError(
-            f"the run's folder {config.paths.output_dir!r} is outside of output_root={config.output_root}; leave "
-            "hydra.run.dir and hydra.sweep as they are, and set output_root=<folder>"
-        )
-
-
-def _to_test(trainer: "Trainer", resumed: "Checkpoint | None") -> str | Path | None:
-    """The best checkpoint of this fit; else, without a fit, the one to resume from; else the network as it is."""
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if best or trainer.fit_loop.total_batch_idx >= 0 or not resumed:
-        return best or None
-    return resumed.path
-
-
-def _git_commit() -> str | None:
-    """The commit of the repository that this code, or else the user, is in; None where neither is in one."""
-    for place in (Path(__file__).parent, Path.cwd()):
+        world = current_world()
         try:
-            answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=place, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            continue
-        return answer.stdout.strip()
-    return None
+            line, flags = read(sys.argv[1:])
+            ensure_run_id(os.environ, line.overrides)
+            plan = _plan(line, flags, world)
+        except (UserError, ValueError) as error:
+            fail(str(error), prints=world.rank == 0, after_others=world.rank > 0)
+        if plan.ranks > 1:
+            run_under_torchrun(plan.ranks, ["-m", "syncbn", "train", *sys.argv[1:]])
+        _run_jobs(plan, flags)
+        leave_together(world)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a command line comes to.
+
+    Attributes:
+        overrides: as Hydra reads them.
+        ranks: the processes to start here.
+        jobs: the number of its jobs.
+        submitted: the ranks of each job, where a launcher starts them elsewhere.
+    """
+
+    overrides: tuple[str, ...]
+    ranks: int = 1
+    jobs: int = 1
+    submitted: World | None = None
+
+
+def _plan(line: CommandLine, flags: Namespace, world: World) -> _Plan:
+    if flags.experimental_rerun:
+        raise UserError(
+            "--experimental-rerun reads a pickle, which may run anything; a run's config is given again by "
+            "--config-path outputs/<run_id>/.hydra --config-name config run_id=<another>"
+        )
+    shows = flags.help or flags.hydra_help or flags.info or flags.cfg
+    if flags.shell_completion or (shows and not line.overrides):
+        return _Plan(tuple(line.overrides))
+    jobs = jobs_of(line)
+    overrides = tuple(jobs.line.overrides)
+    if shows:
+        return _Plan(overrides)
+    submitted = submitted_world(jobs.hydra, world) if jobs.is_sweep else None
+    for config in jobs.configs:
+        devices_and_nodes(config["trainer"]["devices"], config["trainer"]["num_nodes"], submitted or world)
+    wanted = {ranks_to_start(config["trainer"], submitted or world) for config in jobs.configs}
+    if len(wanted) > 1:
+        raise UserError(f"the jobs of one sweep run on the same processes, got {sorted(wanted)}: sweep them separately")
+    ranks = wanted.pop()
+    if jobs.is_sweep and not submitted and ranks > 1 and jobs.hydra.launcher._target_ != _HERE:
+        raise UserError(
+            f"hydra/launcher={jobs.hydra.runtime.choices['hydra/launcher']} starts one process a job, and each job "
+            f"asks for {ranks}: leave it out, or take launcher=local"
+        )
+    for config in jobs.configs:
+        _check_output_root(Path(config["output_root"]))
+    # The job writes .hydra, when nothing was wrong.
+    overrides = (*_folders(jobs.hydra), *overrides, "hydra.output_subdir=null")
+    return _Plan(overrides, ranks, len(jobs.configs), submitted)
+
+
+def _folders(hydra: DictConfig) -> list[str]:
+    """Our folders, where another primary config than ours leaves Hydra's, which each rank would name by its clock."""
+    if "${now:" not in str(OmegaConf.to_container(hydra.run, resolve=False)):
+        return []
+    quiet = [
+        group for group in ("hydra/job_logging", "hydra/hydra_logging") if hydra.runtime.choices[group] == "default"
+    ]
+    return [
+        *(f"{group}=none" for group in quiet),
+        "hydra.run.dir=${output_root}/${run_id}",
+        "hydra.sweep.dir=${output_root}/${run_id}",
+        "hydra.sweep.subdir=${hydra.job.num}",
+    ]
+
+
+def _check_output_root(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()
+    except OSError as error:
+        raise UserError(
+            f"can't write to output_root={root} ({error.strerror}): set output_root=<folder>, or export "
+            "SYNCBN_OUTPUT_ROOT=<folder>"
+        ) from error
+
+
+def _run_jobs(plan: _Plan, flags: Namespace) -> None:
+    submits = plan.submitted is not None
+
+    def job(config: DictConfig) -> float | None:  # in another process than this one, where a launcher runs it
+        with submitted_job() if submits else nullcontext():
+            result = _job(config, current_world())
+            if submits:
+                leave_together(current_world())
+        return result
+
+    version.setbase("1.3")
+    flags.overrides = list(plan.overrides)
+    with waiting(plan.submitted, plan.jobs) if plan.submitted else nullcontext():
+        _run_hydra(flags, get_args_parser(), job, str(conf_dir()), "train")
+
+
+def _job(config: DictConfig, world: World) -> float | None:
+    """One job, in the folder that Hydra names; what it came to, for a sweeper that looks for the best."""
+    from syncbn.run.fit import train  # imports torch and Lightning, which the checks don't wait for
+
+    hydra: Any = HydraConfig.get()
+    config.paths.output_dir = hydra.runtime.output_dir
+    if hydra.mode is RunMode.MULTIRUN:
+        config.run_id = f"{config.run_id}-{hydra.job.num}"
+    try:
+        return train(config, world, hydra)
+    except UserError as error:
+        with suppress(OSError):  # a folder that holds something is a run's, and stays
+            Path(config.paths.output_dir).rmdir()
+        # A mistake on one rank only, a file missing on its node say, no other can tell.
+        fail(f"rank {world.rank}: {error}" if world.rank else str(error), after_others=world.rank > 0)
+    except Fault as fault:
+        fail(str(fault), prints=world.rank == 0, after_others=world.rank > 0, code=1)
+
+
+if __name__ == "__main__":  # python -m syncbn.cli.train
+    cli.run("train")

@@ -1,44 +1,49 @@
-"""scripts/verify.py run=<folder>: is a run's network on several ranks the network in one process?"""
-
-from typing import TYPE_CHECKING
-
-from syncbn.cli import finished
-from syncbn.run.errors import user_mistakes
-
-if TYPE_CHECKING:
-    from syncbn.policy import VerifyReport
-
-USAGE = """\
-Compare a run's network on ranks with one process: python scripts/verify.py run=outputs/<run_id> [key=value] ...
-
-run=<folder>          the run's folder
-ranks=<n>             processes to start on this machine's CPU; 2 by default
-checkpoint=<path>     another checkpoint than checkpoints/best.ckpt
-key.key=value         anything of the run's config, for example data.batch_size=64
+"""Compare a run's network on several ranks with one process.
 
 One training step on a batch of the run's data, split unevenly. The exit code is 1 where they differ.
 """
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from syncbn import cli
+from syncbn.cli.arguments import OnRun, Parser, option
+from syncbn.run.errors import user_mistakes
+from syncbn.run.options import Count
+
+if TYPE_CHECKING:
+    from syncbn.policy import VerifyReport
+
+
+@dataclass
+class Options(OnRun):
+    """Of `syncbn verify`."""
+
+    ranks: Count = option("processes to start on this machine's CPU", 2)
+
+
+PARSER = Parser("syncbn verify", __doc__, Options, overrides="overrides")
+
 
 def main() -> None:
     """Read `run=<folder>`, print the verdict, and end with exit code 1 if it is bad."""
-    finished.main(USAGE, _verify_and_exit)
+    PARSER.main(_verify_and_exit)
 
 
 def verify(arguments: list[str]) -> "VerifyReport":
     """Print the report of a run.
 
     Args:
-        arguments: `run=<folder>` and what `USAGE` says.
+        arguments: `run=<folder>`, and what `PARSER` says.
     """
     with user_mistakes():
-        read = finished.read_arguments(arguments, "verify", ("ranks",))
-        ranks = finished.positive_count("ranks", read.options.get("ranks", "2"))
-        run = finished.open_run(read)
+        options = PARSER.read(arguments)
 
         from syncbn.policy import verify as compare
+        from syncbn.run.finished import open_run
 
-        report = compare(run.net.train(), next(iter(run.data.train_dataloader())), ranks)
+        finished = open_run(options.run, options.checkpoint, options.data, options.overrides)
+        report = compare(finished.net.train(), next(iter(finished.data.train_dataloader())), options.ranks)
     print(report)
     return report
 
@@ -46,3 +51,7 @@ def verify(arguments: list[str]) -> "VerifyReport":
 def _verify_and_exit(arguments: list[str]) -> None:
     if not verify(arguments):
         raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    cli.run("verify")

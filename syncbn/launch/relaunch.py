@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from syncbn.launch import stop
@@ -25,7 +25,7 @@ def ranks_to_start(trainer: Mapping[str, Any], world: World) -> int:
         if _starts_by_itself(trainer["strategy"]):
             raise ValueError(
                 f"{world.launcher} started {world.world_size} process(es), and this trainer would start ranks in each "
-                "of them: take trainer=ddp, or leave the launcher out (python scripts/train.py trainer=ddp_sim)"
+                "of them: take trainer=ddp, or leave the launcher out (syncbn train trainer=ddp_sim)"
             )
         return 1
     if trainer["num_nodes"] not in ("auto", 1):
@@ -41,11 +41,15 @@ def ranks_to_start(trainer: Mapping[str, Any], world: World) -> int:
     return _gpus(trainer["accelerator"]) or (2 if distributed and trainer["accelerator"] != "mps" else 1)
 
 
-def run_under_torchrun(ranks: int) -> NoReturn:
-    """Run this script with the same arguments on `ranks` processes, and end as they end.
+def run_under_torchrun(ranks: int, words: Sequence[str]) -> NoReturn:
+    """Run `python <words>` on `ranks` processes, and end as they end.
 
     The run id goes along in the environment. Lightning would start copies of its own, but those go wrong in a Hydra
     sweep, where each job would start the whole sweep anew; torchrun's ranks go through the sweep together.
+
+    Args:
+        ranks: the processes.
+        words: a script and its arguments, or "-m", a module and its.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -56,12 +60,21 @@ def run_under_torchrun(ranks: int) -> NoReturn:
     os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", "110")  # seconds to save in; torchrun's own 30 end a large save
     try:
         with stop.held():
-            run(parse_args([f"--nproc-per-node={ranks}", *sys.argv]))
+            run(parse_args([f"--nproc-per-node={ranks}", "--no-python", *_python(), *words]))
     except ChildFailedError as error:  # the rank has said why
         raise SystemExit(_exit_code(error.failures.values())) from error
     except SignalException as error:  # Ctrl-C or SIGTERM, which has gone to the ranks too
         raise SystemExit(128 + error.sigval) from error
     raise SystemExit(0)
+
+
+def _python() -> list[str]:
+    """This interpreter, which looks for modules in the current folder only where it does so in this process.
+
+    `python -m` does, and `syncbn` doesn't: a user's logging.py there would be taken for Python's own.
+    """
+    looks_here = os.getcwd() in map(os.path.abspath, sys.path)
+    return [sys.executable, "-u", *([] if looks_here else ["-P"])]
 
 
 def _exit_code(failures: Iterable["ProcessFailure"]) -> int:

@@ -1,172 +1,282 @@
-"""Reads a command line as Hydra will, and answers mistakes in it with the allowed names, before anything runs."""
+"""Composes what a command line stands for as Hydra will, and answers mistakes in it before anything runs."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra import compose, initialize_config_dir, initialize_config_module
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.norm.core.options import suggest
-from syncbn.norm.core.registry import known_options
 from syncbn.run.check import REQUIRED_GROUPS, conf_dir, config_mistakes, import_guests, norms_with, unknown_choice
+from syncbn.run.command_line import CommandLine, with_overrides
 from syncbn.run.errors import UserError
-from syncbn.run.search_path import conf_dirs
-from syncbn.run.store import store_options
+from syncbn.run.overrides import is_hydras, job_lists, literal, parse, refuse_sweeps, values
 
-store_options()
-
-
-class UnknownNorm(UserError):
-    """A choice of `norm=` that isn't known yet."""
+Groups = Mapping[str, list[str]]
 
 
 @dataclass(frozen=True)
-class CommandLine:
-    """The arguments of a Hydra command that matter to the check."""
+class Jobs:
+    """What a command line stands for.
 
-    overrides: Sequence[str]
-    multirun: bool = False
-    config_name: str = "train"
-    extra_dirs: tuple[Path, ...] = field(default=())
+    Attributes:
+        line: with the lists written out that it extends by `key+=[...]`, which Hydra 1.3 doesn't know.
+        configs: resolved and checked: one, or one a job of a sweep.
+        hydra: Hydra's own config, of the first of them.
+        is_sweep: whether Hydra goes through jobs: for -m, a launcher, or because a config says so.
+    """
+
+    line: CommandLine
+    configs: list[dict[str, Any]]
+    hydra: DictConfig
+    is_sweep: bool
 
 
 def checked_configs(line: CommandLine) -> list[dict[str, Any]]:
-    """The resolved configs that a command line stands for: one, or one a job of a sweep.
+    """The resolved configs that a command line stands for.
+
+    Raises:
+        UserError: as `jobs_of`.
+    """
+    return jobs_of(line).configs
+
+
+def config_of(overrides: Sequence[str]) -> DictConfig:
+    """The config of one run, with its interpolations, as Hydra would hand it over; `fit.prepare` checks it.
+
+    Raises:
+        UserError: an override names what isn't there.
+    """
+    with _hydra(line := CommandLine(overrides)):
+        config = _composed(overrides, line, _groups(line))
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+def choice_of(group: str, choice: str) -> DictConfig:
+    """One choice of a group, composed alone, with interpolations left for a whole config."""
+    with warnings.catch_warnings(), _hydra(CommandLine(())):
+        warnings.filterwarnings("ignore", message=".*Defaults list is missing `_self_`")
+        return compose(f"{group}/{choice}")[group]
+
+
+def jobs_of(line: CommandLine) -> Jobs:
+    """Compose and check every job of a command line.
 
     Raises:
         UserError: a group, choice, key or value that isn't allowed, in any job.
     """
-    try:
-        return _checked_configs(line)
-    except UnknownNorm:  # it may be one of the user's packages, which are imported for that alone: they may need torch
-        import_guests()
-        store_options()
-    return _checked_configs(line)
+    with _hydra(line):
+        groups = _groups(line)
+        line = _with_lists_extended(line, groups)
+        overrides = parse(line.overrides)
+        ours = [o for o in overrides if not is_hydras(o)]
+        hydras = [str(o.input_line) for o in overrides if is_hydras(o)]
+        _check_choices(overrides, groups)
+        first = _composed([*job_lists(ours)[0], *hydras], line, groups)
+        hydra = first.hydra
+        is_sweep = line.multirun or hydra.mode is RunMode.MULTIRUN
+        if not is_sweep:
+            refuse_sweeps(ours)
+            return Jobs(line, [_checked(first)], hydra, is_sweep)
+        jobs = job_lists([*parse(_params(hydra)), *ours], each_alone=hydra.sweeper._target_ != _BASIC)
+        configs = [_checked(_composed([*job, *hydras], line, groups)) for job in jobs]
+    return Jobs(line, configs, hydra, is_sweep)
 
 
-def _checked_configs(line: CommandLine) -> list[dict[str, Any]]:
-    groups = config_groups([*conf_dirs(), *line.extra_dirs])
-    ours = [o for o in _parse(line.overrides) if not _is_hydras(o)]
-    if not is_sweep(line):
-        _refuse_sweeps(ours)
-    _check_choices(ours, groups)
-    jobs = _jobs(ours) if is_sweep(line) else [[str(o.input_line) for o in ours]]
-    return [_checked(job, groups, line) for job in jobs]
+_BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+_SUBMITIT = '"syncbn[slurm]"'
+_EXTENDS = re.compile(r"(?P<key>[\w./]+)\+=(?P<value>.*)", re.DOTALL)
 
 
-def is_sweep(line: CommandLine) -> bool:
-    """Whether Hydra goes through jobs: -m, or a launcher, which is given one job or several."""
-    return line.multirun or any(
-        (o.key_or_group == "hydra.mode" and str(o.value()) == "MULTIRUN")
-        or (o.key_or_group == "launcher" and not o.is_delete() and _values(o) != [None])
-        for o in _parse(line.overrides)
-    )
+def config_groups() -> dict[str, list[str]]:
+    """The groups of configs, without Hydra's own, and their choices."""
+    with _hydra(line := CommandLine(())):
+        return {group: choices for group, choices in _groups(line).items() if not group.startswith("hydra")}
 
 
-def launcher_config(line: CommandLine) -> DictConfig:
-    """Hydra's own config of what runs a sweep's jobs, for the first of them.
+@contextmanager
+def _hydra(line: CommandLine) -> Iterator[None]:
+    """Hydra, looking for configs where it will for the line."""
+    path = line.config_path or str(conf_dir())
+    package = path.removeprefix("pkg://").replace("/", ".")
+    place = initialize_config_module(package, version_base="1.3") if path.startswith("pkg://") else None
+    with place or initialize_config_dir(path, version_base="1.3"):
+        if line.config_dir:
+            loader: Any = GlobalHydra.instance().config_loader()
+            where = SearchPathQuery(provider="schema")
+            loader.get_search_path().prepend("command-line", f"file://{line.config_dir}", where)
+            loader.repository.initialize_sources(loader.get_search_path())
+        yield
+
+
+def _groups(line: CommandLine) -> dict[str, list[str]]:
+    """All groups and their choices, Hydra's own included.
 
     Raises:
-        UserError: a key of `hydra.launcher` that it doesn't have.
+        UserError: a place of `hydra.searchpath`, or the primary config, isn't there.
     """
-    overrides = _parse(line.overrides)
-    choices = [*_jobs([o for o in overrides if not _is_hydras(o)])[0]]
-    choices += [str(o.input_line) for o in overrides if o.key_or_group == "hydra/launcher"]
-    base = composed(choices, line, with_hydra=True)
-    settings = [o for o in overrides if o.key_or_group.startswith("hydra.")]
-    for override in settings:
-        if override.key_or_group.startswith("hydra.launcher.") and not override.is_force_add():
-            _check_key(override.key_or_group, base, {})
-    return composed([*choices, *(str(o.input_line) for o in settings)], line, with_hydra=True)
+    loader: Any = GlobalHydra.instance().config_loader()
+    places = [text for text in line.overrides if text.lstrip("+").startswith("hydra.searchpath=")]
+    parse(places)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a place that isn't there; said below
+        _, repository = loader._parse_overrides_and_create_caching_repo(line.config_name, places)
+    for source in repository.get_sources():
+        if not source.available():
+            raise UserError(f"hydra.searchpath: there is no folder or package {source.scheme()}://{source.path}")
+    name = line.config_name.removesuffix(".yaml")
+    if not repository.config_exists(name):
+        names = repository.get_group_options("", ObjectType.CONFIG)
+        raise UserError(f"--config-name {name}: no such config; {suggest(name, names)}")
+    found: dict[str, list[str]] = {}
+    left = [""]
+    while left:
+        above = left.pop()
+        for child in repository.get_group_options(above, ObjectType.GROUP):
+            group = f"{above}/{child}" if above else child
+            found[group] = repository.get_group_options(group, ObjectType.CONFIG)
+            left.append(group)
+    return {group: choices for group, choices in found.items() if choices}
 
 
-def _is_hydras(override: Override) -> bool:
-    return override.key_or_group.startswith(("hydra.", "hydra/"))
+def _with_lists_extended(line: CommandLine, groups: Groups) -> CommandLine:
+    """`tags+=[x]` as `tags=[dev,x]`, after the list that the line's other overrides lead to."""
+    found = {text: match for text in line.overrides if (match := _EXTENDS.fullmatch(text))}
+    if not found:
+        return line
+    others = parse([text for text in line.overrides if text not in found])
+    jobs = job_lists([o for o in others if not is_hydras(o)])
+    hydras = [str(o.input_line) for o in others if is_hydras(o)]
+    configs = [_composed([*job, *hydras], line, groups) for job in jobs]
+    written = {text: _extended(match["key"], match["value"], configs, groups) for text, match in found.items()}
+    return with_overrides(line, [written.get(text, text) for text in line.overrides])
 
 
-def config_groups(folders: Iterable[Path]) -> dict[str, list[str]]:
-    """The groups in folders of configs and their choices; every registered norm is one."""
-    groups: dict[str, set[str]] = {}
-    for folder in folders:
-        for file in folder.rglob("*.yaml"):
-            group = file.parent.relative_to(folder).as_posix()
-            if group != "." and not group.startswith("hydra"):
-                groups.setdefault(group, set()).add(file.stem)
-    groups.setdefault("norm", set()).update(known_options())
-    return {group: sorted(choices) for group, choices in groups.items()}
+def _extended(key: str, value: str, configs: Iterable[DictConfig], groups: Groups) -> str:
+    lists = [_list_at(key, config, groups) for config in configs]
+    if not all(isinstance(found, list) for found in lists):
+        raise UserError(f"{key}+={value}: {key} is no list")
+    if any(found != lists[0] for found in lists):
+        raise UserError(f"{key}+={value}: {key} isn't the same in all jobs of the sweep; write {key}=[...] in full")
+    (override,) = parse([f"{key}={value}"])
+    more = values(override) if override.is_sweep_override() else override.value()
+    return f"{key}=[{','.join(map(literal, [*lists[0], *(more if isinstance(more, list) else [more])]))}]"
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    parsed = []
-    for override in overrides:
-        try:
-            parsed.append(OverridesParser.create().parse_override(override))
-        except HydraException as error:
-            raise UserError(
-                f"can't read {override!r}; write group=choice or key=value, and quote what holds commas, spaces or "
-                f"brackets: 'key=\"a, b\"' ({str(error).splitlines()[0]})"
-            ) from error
-    return parsed
+def _list_at(key: str, config: DictConfig, groups: Groups) -> Any:
+    """The list at a key; of a group, the choices."""
+    if key in groups:
+        choice = config.hydra.runtime.choices[key]
+        return [choice] if isinstance(choice, str) else OmegaConf.to_container(OmegaConf.create(choice or []))
+    found = OmegaConf.select(config, key)
+    return OmegaConf.to_container(found, resolve=False) if OmegaConf.is_list(found) else None
 
 
-def _refuse_sweeps(overrides: Iterable[Override]) -> None:
-    for override in overrides:
-        if override.is_sweep_override():
-            raise UserError(f"{override.input_line} is a sweep of several values: add -m to run them all")
-
-
-def _check_choices(overrides: Iterable[Override], groups: Mapping[str, list[str]]) -> None:
+def _check_choices(overrides: Iterable[Override], groups: Groups) -> None:
     for override in overrides:
         group = override.key_or_group
         if group not in groups:
             continue
-        if group in REQUIRED_GROUPS and (override.is_delete() or None in _values(override)):
+        if group in REQUIRED_GROUPS and (override.is_delete() or None in values(override)):
             raise UserError(f"{override.input_line}: a run needs a {group}; choose one: {', '.join(groups[group])}")
         if override.is_delete():
             continue
-        if None in _values(override):
+        if None in values(override) and not group.startswith("hydra/"):
             raise UserError(f"{override.input_line}: to go without, write ~{group}")
-        for value in _values(override):
+        for value in values(override):
             for choice in value if isinstance(value, list) else [value]:
-                if str(choice) not in groups[group]:
-                    error = UnknownNorm if group == "norm" else UserError
-                    raise error(unknown_choice(group, str(choice), groups[group]))
+                if choice is not None and str(choice).removesuffix(".yaml") not in groups[group]:
+                    raise UserError(unknown_choice(group, str(choice), groups[group]) + _plugin(group, str(choice)))
 
 
-def _values(override: Override) -> list[Any]:
-    if override.is_discrete_sweep():
-        return [text.strip("'\"") for text in override.sweep_string_iterator()]
-    return [] if override.is_sweep_override() else [override.value()]
+def _plugin(group: str, choice: str) -> str:
+    """The end of the message where an installed package might bring the choice."""
+    if group not in ("hydra/launcher", "hydra/sweeper"):
+        return ""
+    name = _SUBMITIT if choice.startswith("submitit") else f"hydra-{choice}-{group.removeprefix('hydra/')}"
+    return f"; a plugin's is there once it is installed: pip install {name}"
 
 
-def _jobs(overrides: list[Override]) -> list[list[str]]:
-    """Each job's overrides; what only another sweeper understands (`interval(0, 1)`) is checked when its job starts."""
-    plain = [o for o in overrides if o.is_discrete_sweep() or not o.is_sweep_override()]
-    (jobs,) = BasicSweeper.split_arguments(plain, max_batch_size=None)
-    return [list(job) for job in jobs]
+def _params(hydra: DictConfig) -> list[str]:
+    """What a config sweeps over: `hydra.sweeper.params`."""
+    params = OmegaConf.to_container(hydra.sweeper).get("params") or {}  # type: ignore[union-attr]
+    return [f"{key}={value}" for key, value in params.items()]
 
 
-def _checked(overrides: Sequence[str], groups: Mapping[str, list[str]], line: CommandLine) -> dict[str, Any]:
-    parsed = _parse(overrides)
-    chosen = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group in groups]
-    base = composed(chosen, line)
-    for override in parsed:
-        if override.key_or_group not in groups and not override.is_force_add() and not override.is_add():
-            _check_key(override.key_or_group, base, groups)
+def _composed(overrides: Sequence[str], line: CommandLine, groups: Groups) -> DictConfig:
+    """What Hydra makes of a job's overrides, its own config under `hydra`.
+
+    Raises:
+        UserError: an override that names what isn't there, with the names that are.
+    """
     try:
-        config = plain(composed(overrides, line))
-    except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0]) from error
-    if found := config_mistakes(config):
+        return compose(line.config_name, overrides=list(overrides), return_hydra_config=True)
+    except HydraException as error:
+        if "hydra/launcher/submitit" in str(error):
+            raise UserError(f"launcher=slurm and launcher=local need a package: pip install {_SUBMITIT}") from error
+        _explain(overrides, line, groups)
+        causes = [error, error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else [error]
+        raise UserError(": ".join(str(cause).strip().splitlines()[0] for cause in causes)) from error
+
+
+def _explain(overrides: Sequence[str], line: CommandLine, groups: Groups) -> None:
+    """Find the key that isn't there, in what the chosen groups alone come to.
+
+    Raises:
+        UserError: there is one.
+    """
+    parsed = parse(overrides)
+    chosen = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group in groups]
+    others = [o for o in parsed if o.key_or_group not in groups]
+    places = [str(o.input_line) for o in others if o.key_or_group == "hydra.searchpath"]
+    if not others or len(chosen) + len(places) == len(parsed):
+        return
+    base = _composed([*places, *chosen], line, groups)
+    for override in others:
+        if not override.is_force_add() and not override.is_add():
+            _check_key(override.key_or_group, base, groups)
+
+
+def _checked(composed: DictConfig) -> dict[str, Any]:
+    config = composed.copy()
+    with open_dict(config), _hydras_resolver(config):
+        del config["hydra"]
+        try:
+            values = plain(config)
+        except OmegaConfBaseException as error:
+            raise UserError(str(error).splitlines()[0]) from error
+    if found := config_mistakes(values):
         raise UserError("\n       ".join(found))
-    return config
+    return values
+
+
+@contextmanager
+def _hydras_resolver(composed: DictConfig) -> Iterator[None]:
+    """What a config says by `${hydra:runtime.output_dir}` can be read before Hydra runs the job."""
+    instance: Any = HydraConfig.instance()
+    before, with_folder = instance.cfg, composed.copy()
+    with open_dict(with_folder):
+        with_folder.hydra.job.num, with_folder.hydra.job.id = 0, "0"
+        with_folder.hydra.runtime.output_dir = with_folder.hydra.run.dir
+    try:
+        instance.cfg = with_folder
+        yield
+    finally:
+        instance.cfg = before
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -177,20 +287,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def composed(overrides: Sequence[str], line: CommandLine, *, with_hydra: bool = False) -> DictConfig:
-    """What Hydra makes of overrides, over the line's config and its folders of configs."""
-    places = ",".join(f"file://{folder}" for folder in line.extra_dirs)
-    search = [f"hydra.searchpath=[{places}]"] if places else []
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose(line.config_name, overrides=[*search, *overrides], return_hydra_config=with_hydra)
-    except HydraException as error:
-        causes = [error, error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else [error]
-        kind = UnknownNorm if str(getattr(error, "missing_cfg_file", "")).startswith("norm/") else UserError
-        raise kind(": ".join(str(cause).strip().splitlines()[0] for cause in causes)) from error
-
-
-def _check_key(key: str, base: DictConfig, groups: Mapping[str, list[str]]) -> None:
+def _check_key(key: str, base: DictConfig, groups: Groups) -> None:
     """Refuse the first part of a dotted key that the composed config doesn't have."""
     node: Any = base
     parts = key.split(".")
@@ -202,11 +299,10 @@ def _check_key(key: str, base: DictConfig, groups: Mapping[str, list[str]]) -> N
         node = node[part]
 
 
-def _unknown_key(
-    above: list[str], part: str, names: list[str], base: DictConfig, groups: Mapping[str, list[str]]
-) -> str:
+def _unknown_key(above: list[str], part: str, names: list[str], base: DictConfig, groups: Groups) -> str:
     if not above:
-        return f"{part}: no such group or key; {suggest(part, {*names, *groups} - {'paths'})}"
+        allowed = {*names, *(group for group in groups if not group.startswith("hydra"))} - {"paths", "hydra"}
+        return f"{part}: no such group or key; {suggest(part, allowed)}"
     where = ".".join(above)
     settable = [name for name in names if not name.startswith("_") and (where, name) != ("norm", "name")]
     owners = norms_with(part) if where == "norm" else ""

@@ -1,5 +1,6 @@
 """A finished run, from its folder alone. Nothing heavy is imported before it is needed."""
 
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,3 +131,14 @@ def load_weights(net: "nn.Module", checkpoint: Path) -> None:
 def _others(folder: Path) -> str:
     runs = sorted(config.parent.parent.name for config in folder.parent.glob(f"*/{_CONFIG}"))
     return f"; runs there: {', '.join(runs)}" if runs else ""
+
+
+def git_commit() -> str | None:
+    """The commit of the repository that this code, or else the user, is in; None where neither is in one."""
+    for place in (Path(__file__).parent, Path.cwd()):
+        try:
+            answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=place, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        return answer.stdout.strip()
+    return None

@@ -393,6 +393,7 @@ class Main:
     elastic: Literal["keep", "refuse"] = "keep"
     nan_policy: Literal["stop", "skip", "rewind"] = "stop"
     check_ranks_every_n_steps: Count | None = None
+    optimized_metric: str | None = None
     scheduler: Node | None = None
     logger: Node | None = None
     callbacks: Node | None = None

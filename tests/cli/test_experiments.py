@@ -17,7 +17,7 @@ from tests.data.image_files import write_images
 from tests.ranks import Ranks
 from tests.training import fits
 
-EXPERIMENTS = config_groups([conf_dir()])["experiment"]
+EXPERIMENTS = config_groups()["experiment"]
 SHORT = (
     "trainer.max_epochs=1",
     "trainer.limit_train_batches=2",

@@ -114,11 +114,11 @@ def test_verify_passes_a_synchronized_run_and_fails_another(run: Path, tmp_path:
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
-        (recalibrate.recalibrate, ["max_batches=0"], "max_batches must be a whole number of at least 1"),
+        (recalibrate.recalibrate, ["max_batches=0"], "max_batches: expected an integer at least 1 or null, got 0"),
         (recalibrate.recalibrate, ["data=digit"], "data=digit: no such choice; did you mean 'digits'"),
         (recalibrate.recalibrate, ["max_batch=3"], "max_batch: no such key; did you mean 'max_batches'"),
         (recalibrate.recalibrate, ["data.batchsize=3"], "data.batchsize: no such key; did you mean 'batch_size'"),
-        (export.export, ["format=onxx"], "no such format; did you mean 'onnx'"),
+        (export.export, ["format=onxx"], "format: got 'onxx'; did you mean 'onnx'"),
         (evaluate.evaluate, ["norm=batch"], "norm: no such key"),
     ],
 )

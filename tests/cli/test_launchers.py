@@ -3,15 +3,17 @@
 tests/slurm has those of a real cluster.
 """
 
-import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from syncbn.cli.launchers import submitted_world
 from syncbn.launch.world import World, current_world, devices_and_nodes
-from syncbn.run.compose import CommandLine, checked_configs
+from syncbn.run.command_line import CommandLine
+from syncbn.run.compose import Jobs, jobs_of
 from syncbn.run.errors import UserError
+from syncbn.run.launchers import submitted_world
 from tests.cli.conftest import SHORT, run_script
 
 ALONE = World("python", rank=0, local_rank=0, world_size=1, local_world_size=1, num_nodes=1)
@@ -22,18 +24,21 @@ def _run_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNCBN_RUN_ID", "test")
 
 
+def jobs(*overrides: str, multirun: bool = False) -> Jobs:
+    return jobs_of(CommandLine(overrides, multirun=multirun))
+
+
 def test_the_ranks_of_a_job_are_the_launchers_tasks() -> None:
-    line = CommandLine(
-        ["launcher=slurm", "hydra.launcher.nodes=2", "hydra.launcher.tasks_per_node=4", "norm=sync,layer"]
-    )
-    assert submitted_world(line, ALONE) == World("launcher=slurm", 0, 0, 8, 4, 2)
-    assert len(checked_configs(line)) == 2  # a launcher is for several jobs, without -m too
-    assert submitted_world(CommandLine(["norm=sync,layer"], multirun=True), ALONE) is None
-    assert submitted_world(CommandLine([]), ALONE) is None
+    found = jobs("launcher=slurm", "hydra.launcher.nodes=2", "hydra.launcher.tasks_per_node=4", "norm=sync,layer")
+    assert found.is_sweep
+    assert submitted_world(found.hydra, ALONE) == World("launcher=slurm", 0, 0, 8, 4, 2)
+    assert len(found.configs) == 2  # a launcher is for several jobs, without -m too
+    assert submitted_world(jobs("norm=sync,layer", multirun=True).hydra, ALONE) is None
+    assert not jobs().is_sweep
 
 
 def test_a_trainer_of_other_ranks_is_refused_before_the_job_waits_in_a_queue() -> None:
-    submitted = submitted_world(CommandLine(["launcher=slurm", "hydra.launcher.tasks_per_node=2"]), ALONE)
+    submitted = submitted_world(jobs("launcher=slurm", "hydra.launcher.tasks_per_node=2").hydra, ALONE)
     assert submitted is not None
     with pytest.raises(ValueError, match=r"launcher=slurm started 2 .* add trainer=ddp .*launcher.tasks_per_node=1"):
         devices_and_nodes(1, 1, submitted)
@@ -51,9 +56,7 @@ def test_a_trainer_of_other_ranks_is_refused_before_the_job_waits_in_a_queue() -
 )
 def test_a_mistake_is_answered_with_what_is_allowed(overrides: str, message: str) -> None:
     def check() -> None:
-        line = CommandLine(overrides.split())
-        checked_configs(line)
-        submitted_world(line, ALONE)
+        submitted_world(jobs(*overrides.split()).hydra, ALONE)
 
     with pytest.raises(UserError, match=message):
         check()
@@ -61,14 +64,22 @@ def test_a_mistake_is_answered_with_what_is_allowed(overrides: str, message: str
 
 def test_a_launcher_under_a_launcher_is_refused() -> None:
     with pytest.raises(UserError, match=r"launcher=local starts ranks itself, but torchrun has started this process"):
-        submitted_world(CommandLine(["launcher=local"]), World("torchrun", 0, 0, 2, 2, 1))
+        submitted_world(jobs("launcher=local").hydra, World("torchrun", 0, 0, 2, 2, 1))
 
 
-def test_without_submitit_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "submitit" else found(name))
-    with pytest.raises(UserError, match=r'pip install "syncbn\[slurm\]"'):
-        submitted_world(CommandLine(["launcher=slurm"]), ALONE)
+@pytest.mark.parametrize("overrides", [["launcher=slurm"], ["hydra/launcher=submitit_local", "-m"]])
+def test_without_submitit_it_says_what_to_install(overrides: list[str]) -> None:
+    bare = (
+        "import sys\n"
+        "sys.modules['hydra_plugins'] = None\n"  # no plugin of Hydra is installed
+        f"sys.argv = ['syncbn', 'train', *{overrides}]\n"
+        "from syncbn.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", bare], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert 'pip install "syncbn[slurm]"' in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_task_of_a_local_job_is_a_rank() -> None:

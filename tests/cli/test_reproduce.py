@@ -12,7 +12,7 @@ from tests.cli.conftest import run_script
     [
         (["batch_sise"], "no result 'batch_sise'; did you mean 'batch_size'?"),
         (["steps", "smok=true"], "smok: no such key; did you mean 'smoke'?"),
-        (["steps", "smoke=yes"], "smoke is true or false, got 'yes'"),
+        (["steps", "smoke=yes"], "smoke: expected true or false, got 'yes'"),
         ([], "give one name, got 0"),
     ],
 )

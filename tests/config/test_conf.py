@@ -11,11 +11,12 @@ from syncbn.launch.world import World
 from syncbn.norm.core.options import defaults
 from syncbn.norm.core.registry import available_norms, known_options, norm_options
 from syncbn.run.check import conf_dir
-from syncbn.run.compose import CommandLine, checked_configs, config_groups
+from syncbn.run.command_line import CommandLine
+from syncbn.run.compose import checked_configs, config_groups
 from syncbn.run.errors import UserError, user_mistakes
 from tests.data.image_files import write_images
 
-GROUPS = {group: choices for group, choices in config_groups([conf_dir()]).items() if group != "wandb"}
+GROUPS = {group: choices for group, choices in config_groups().items() if group != "wandb"}
 NORM_FILES = sorted(path.stem for path in (conf_dir() / "norm").glob("*.yaml"))
 ALL = [(group, choice) for group, choices in GROUPS.items() for choice in choices]
 COMPANIONS = {
@@ -116,7 +117,7 @@ def test_the_sweep_file_names_keys_of_the_config() -> None:
     "target",
     [
         "torch.nn.functional.warnings.warn",
-        "syncbn.cli.train.subprocess.run",
+        "syncbn.run.folder.subprocess.run",
         "lightning.pytorch.callbacks.timer.time.sleep",
     ],
 )

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from syncbn.run.compose import CommandLine, checked_configs
+from syncbn.run.command_line import CommandLine
+from syncbn.run.compose import checked_configs
 from syncbn.run.errors import UserError
 
 MISTAKES = {

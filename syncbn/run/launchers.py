@@ -1,6 +1,5 @@
 """`launcher=slurm` and `launcher=local`: jobs that run elsewhere than in the process that goes through a sweep."""
 
-import importlib.util
 import signal
 import sys
 import traceback
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from syncbn.launch import stop
 from syncbn.launch.leave import ends_at_once
@@ -18,28 +17,26 @@ from syncbn.launch.secrets import guard_the_screen
 from syncbn.launch.stop import Stopped
 from syncbn.launch.world import World, current_world
 from syncbn.norm.core.options import mistakes
-from syncbn.run.compose import CommandLine, is_sweep, launcher_config
 from syncbn.run.errors import UserError
 from syncbn.run.options import LAUNCHERS
 
 
-def submitted_world(line: CommandLine, world: World) -> World | None:
-    """The ranks that a command line's launcher will start for each job; None where jobs run in this process.
+def submitted_world(hydra: DictConfig, world: World) -> World | None:
+    """The ranks that a sweep's launcher will start for each job; None where jobs run in this process.
+
+    Args:
+        hydra: Hydra's own config.
+        world: this process among those of its own launcher.
 
     Raises:
-        UserError: a launcher under a launcher, one that isn't installed, or a setting of it that isn't allowed.
+        UserError: a launcher under a launcher, or a setting of it that isn't allowed.
     """
-    if not is_sweep(line):
-        return None
-    if "launcher=" in "".join(line.overrides) and importlib.util.find_spec("submitit") is None:
-        raise UserError('launcher=slurm and launcher=local need hydra-submitit-launcher: pip install "syncbn[slurm]"')
-    config = launcher_config(line)
-    node = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+    node = OmegaConf.to_container(hydra.launcher, resolve=True)
     assert isinstance(node, dict)
     schema = LAUNCHERS.get(node["_target_"])
     if schema is None:
         return None
-    name = f"launcher={config.hydra.runtime.choices['hydra/launcher'].removeprefix('submitit_')}"
+    name = f"launcher={hydra.runtime.choices['hydra/launcher'].removeprefix('submitit_')}"
     if world.launcher != "python":
         raise UserError(f"{name} starts ranks itself, but {world.launcher} has started this process: leave one out")
     if found := mistakes({str(key): value for key, value in node.items()}, schema, "hydra.launcher"):

@@ -1,0 +1,193 @@
+"""The parser of every command whose options aren't a config of Hydra's: a dataclass says what the command takes.
+
+A field is an option, `key=value` on the command line; its type and bounds are checked, its help and its default are
+printed. `--key=value`, `--key value` and, where the option is true or false, `--key` are read alike.
+"""
+
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from syncbn.launch.world import current_world
+from syncbn.norm.core.options import mistakes, suggest
+from syncbn.run.errors import UserError, fail
+
+Options = TypeVar("Options")
+
+
+def option(help: str, default: Any = MISSING, shown: str = "") -> Any:
+    """A field of a command's options.
+
+    Args:
+        help: what it is, in a line without a capital and a full stop.
+        default: where it isn't given; without one it must be.
+        shown: what stands for a value in the usage; else a word for its type.
+    """
+    metadata = {"help": help, "shown": shown}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Parser(Generic[Options]):
+    """What a command takes, how it is read, and what `--help` prints.
+
+    Attributes:
+        program: what a user types, `syncbn evaluate` say.
+        about: what the command does: a line, and what else there is to say of it.
+        options: a dataclass.
+        words: the list, or the text, among the options that words without `=` go to.
+        overrides: the list among the options that dotted keys of a run's config go to.
+    """
+
+    program: str
+    about: str
+    options: type[Options]
+    words: str = ""
+    overrides: str = ""
+
+    def main(self, command: Callable[[list[str]], Any]) -> None:
+        """Call `command` with the command line, or print the usage.
+
+        A user's mistake is one line, from the first rank where there are several, and exit code 2.
+        """
+        words, world = sys.argv[1:], current_world()
+        if {"-h", "--help"} & set(words):
+            print(self.usage())
+            return
+        try:
+            command(words)
+        except UserError as error:
+            fail(str(error), prints=world.rank == 0, after_others=world.rank > 0)
+
+    def read(self, words: Sequence[str]) -> Options:
+        """The options that a command line gives.
+
+        Raises:
+            ValueError: an option that the command doesn't have, one that is missing, or a value that isn't allowed.
+        """
+        given: dict[str, Any] = {name: [] for name in (self.words, self.overrides) if name}
+        for word in self._spelt(words):
+            key, equals, text = word.partition("=")
+            if not equals or (self.words and (not re.fullmatch(r"[\w.]+", key) or Path(word).exists())):
+                self._take_word(word, given)
+            elif self.overrides and "." in key:
+                given[self.overrides].append(word)
+            elif key in self._named():
+                given[key] = _value(text, self._kinds()[key])
+            else:
+                hint = ", or a dotted key of the run's config" if self.overrides else ""
+                raise ValueError(f"{key}: no such key; {suggest(key, self._named())}{hint}")
+        if self.words and self._kinds()[self.words] is str:
+            given[self.words] = self._one_word(given[self.words])
+        for each in fields(self.options):  # type: ignore[arg-type]  # a dataclass
+            if each.name not in given and each.default is each.default_factory is MISSING:
+                raise ValueError(f"{each.name}: missing, {each.metadata['help']}; usage: {self._line()}")
+        if found := mistakes(given, self.options):
+            raise ValueError("\n       ".join(found))
+        return self.options(**given)
+
+    def usage(self) -> str:
+        """What `--help` prints."""
+        summary, _, more = self.about.strip().partition("\n")
+        rows = [(self._shown(each), _help(each)) for each in fields(self.options)]  # type: ignore[arg-type]
+        width = max((len(shown) for shown, _ in rows), default=0)
+        lines = [f"  {shown:<{width}}  {text}" for shown, text in rows]
+        return "\n".join([summary, "", self._line(), "", *lines, *([textwrap.dedent(more).rstrip()] if more else [])])
+
+    def _line(self) -> str:
+        """The command as it is typed, with what it can't do without."""
+        required = [each for each in fields(self.options) if each.default is each.default_factory is MISSING]  # type: ignore[arg-type]
+        words = [f"<{self.words}>"] if self.words else []
+        keys = [self._shown(each) for each in required if each.name != self.words]
+        return " ".join([self.program, *words, *keys, "[key=value] ..."])
+
+    def _shown(self, each: Field[Any]) -> str:
+        if each.name == self.words:
+            return f"<{each.name}>"
+        if each.name == self.overrides:
+            return "key.key=value"
+        return f"{each.name}={each.metadata['shown'] or _placeholder(self._kinds()[each.name])}"
+
+    def _kinds(self) -> dict[str, Any]:
+        return get_type_hints(self.options)
+
+    def _named(self) -> list[str]:
+        return [name for name in self._kinds() if name not in (self.words, self.overrides)]
+
+    def _spelt(self, words: Sequence[str]) -> Iterator[str]:
+        """Every option as `key=value`."""
+        left = list(words)
+        while left:
+            word = left.pop(0)
+            if not word.startswith("--"):
+                yield word
+                continue
+            key, equals, value = word[2:].partition("=")
+            key = key.replace("-", "_")
+            if not equals and self._kinds().get(key) is bool:
+                value = "true"
+            elif not equals:
+                if key not in self._named() or not left:
+                    raise ValueError(f"{word}: no such flag, or one without its value; usage: {self._line()}")
+                value = left.pop(0)
+            yield f"{key}={value}"
+
+    def _take_word(self, word: str, given: dict[str, Any]) -> None:
+        if not self.words:
+            (first, *_) = self._named()
+            raise ValueError(f"expected key=value, got {word!r}; {first}={word}? usage: {self._line()}")
+        given[self.words].append(word)
+
+    def _one_word(self, words: list[str]) -> str:
+        if len(words) != 1:
+            raise ValueError(f"give one {self.words}, got {len(words)}; usage: {self._line()}")
+        return words[0]
+
+
+@dataclass
+class OnRun:
+    """What every command on a finished run takes."""
+
+    run: Path = option("the run's folder", shown="outputs/<run_id>")
+    checkpoint: Path | None = option("another checkpoint than checkpoints/best.ckpt", None)
+    data: str | None = option("other data than the run's, a choice of conf/data", None, shown="<choice>")
+    overrides: list[str] = option("anything of the run's config, data.batch_size=64 say", [])
+
+
+def _value(text: str, kind: Any) -> Any:
+    """A value as it was typed, as the option's type has it; one of another type stays as it is, to be refused."""
+    kinds = get_args(kind) if get_origin(kind) is not Literal else ()
+    if type(None) in kinds and not text:
+        return None
+    if Path in (kind, *kinds):
+        return Path(text)
+    if str in (kind, *kinds):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _placeholder(kind: Any) -> str:
+    kinds = [kind, *(get_args(kind) if get_origin(kind) is not Literal else ())]
+    for each in kinds:
+        if get_origin(each) is Literal:
+            return "|".join(map(str, get_args(each)))
+        if each is bool:
+            return "true"
+    words = {Path: "<path>", str: "<name>", int: "<n>", float: "<x>"}
+    return next((words[each] for each in kinds if each in words), "<value>")
+
+
+def _help(each: Field[Any]) -> str:
+    text = str(each.metadata["help"])
+    default = each.default
+    return text if default in (MISSING, None, False) else f"{text}; {default} by default"

@@ -1,0 +1,115 @@
+"""A command line of Hydra: its flags, wherever they stand, and its overrides, before anything is composed."""
+
+import difflib
+import re
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+
+from syncbn.norm.core.options import suggest
+from syncbn.run.errors import UserError
+
+_MODES = ("run", "multirun", "cfg", "info", "shell_completion")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What of a command line decides what is composed.
+
+    Attributes:
+        overrides: `group=choice`, `key=value` and Hydra's other forms, in order.
+        multirun: whether -m asks for a sweep; a config may, too.
+        config_name: the primary config.
+        config_path: where the primary config is, absolute or `pkg://`; None for `conf/`.
+        config_dir: a folder of further configs.
+    """
+
+    overrides: Sequence[str]
+    multirun: bool = False
+    config_name: str = "train"
+    config_path: str | None = None
+    config_dir: Path | None = None
+
+
+def read(words: Sequence[str], config_name: str = "train") -> tuple[CommandLine, Namespace]:
+    """Take a command line apart: what decides what is composed, and Hydra's flags.
+
+    Flags may stand before, between and behind overrides. `--key=value` is the override `key=value` where `--key` is no
+    flag of Hydra's: W&B's agent and people used to argparse write it so.
+
+    Raises:
+        UserError: a flag that Hydra doesn't have, or flags that exclude each other.
+    """
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]  # argparse would print its usage, and end the process
+    args, unknown = parser.parse_known_intermixed_args(_spelt_as_hydras(words, parser))
+    if unknown:
+        raise UserError(_unknown(unknown[0], words, parser))
+    if len(chosen := [f"--{name.replace('_', '-')}" for name in _MODES if getattr(args, name)]) > 1:
+        raise UserError(f"{' and '.join(chosen)}: one at a time")
+    if args.resolve and not (args.cfg or args.help):
+        raise UserError("--resolve goes with --cfg or --help: --cfg job --resolve")
+    if args.config_dir and not Path(args.config_dir).is_dir():
+        raise UserError(f"--config-dir {args.config_dir}: there is no such folder")
+    if args.config_path:
+        args.config_path = _absolute(args.config_path)
+    line = CommandLine(
+        overrides=args.overrides,
+        multirun=args.multirun,
+        config_name=args.config_name or config_name,
+        config_path=args.config_path,
+        config_dir=Path(args.config_dir).resolve() if args.config_dir else None,
+    )
+    return line, args
+
+
+def with_overrides(line: CommandLine, overrides: Sequence[str]) -> CommandLine:
+    """The same line with other overrides."""
+    return replace(line, overrides=list(overrides))
+
+
+def _spelt_as_hydras(words: Sequence[str], parser: ArgumentParser) -> list[str]:
+    flags = parser._option_string_actions
+    spelt = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, _ = word.partition("=")
+        if word in ("--info", "-i") and following not in (flags["--info"].choices or ()):
+            spelt.append("--info=all")  # else argparse takes the override behind it for what is to be shown
+        elif equals and re.match(r"--[+~]{0,2}[^\W\d]", word) and name not in flags:
+            spelt.append(word[2:])
+        else:
+            spelt.append(word)
+    return spelt
+
+
+def _absolute(config_path: str) -> str:
+    """Relative to where the user is. Hydra's own reading is relative to a file of this package."""
+    if config_path.startswith("pkg://"):
+        return config_path
+    folder = Path(config_path.removeprefix("file://")).resolve()
+    if not folder.is_dir():
+        raise UserError(f"--config-path {config_path}: there is no folder {folder}")
+    return str(folder)
+
+
+def _refuse(message: str) -> NoReturn:
+    flag, found, value = message.removeprefix("argument ").partition(": ignored explicit argument ")
+    if found:
+        name, value = flag.split("/")[0], value.strip("'")
+        message = f"{name} is a flag of Hydra's and takes no value; an option of the config is {name[2:]}={value}"
+    raise UserError(message)
+
+
+def _unknown(flag: str, words: Sequence[str], parser: ArgumentParser) -> str:
+    """The message for `--task gan`, `-norm=group` and `--mutlirun`."""
+    flags = [name for name in parser._option_string_actions if name.startswith("--")]
+    if not (option := flag.lstrip("-")) or difflib.get_close_matches(flag, flags, cutoff=0.8):
+        return f"{flag}: no such flag; {suggest(flag, flags)}"
+    if "=" not in option:
+        following = [*words, ""][list(words).index(flag) + 1]
+        option += f"={'<value>' if not following or following.startswith('-') or '=' in following else following}"
+    return f"{flag}: no such flag; an option of the config is written {option}"

@@ -1,0 +1,184 @@
+"""The story of a run, top to bottom: what a config describes is checked, built, fitted and tested.
+
+`train` tells all of it, for `syncbn train`. The science and the benchmarks take its parts: `prepare`, `fit`, `test`.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+from torch import nn
+
+from syncbn.launch import stop
+from syncbn.launch.relaunch import threads_of_a_rank
+from syncbn.launch.secrets import learn, redacted
+from syncbn.launch.world import World
+from syncbn.norm.core.options import suggest
+from syncbn.run import build, screen
+from syncbn.run.check import config_mistakes, inside
+from syncbn.run.compose import plain
+from syncbn.run.errors import UserError, lightnings_refusals, user_mistakes
+from syncbn.run.folder import git_commit, write_config
+from syncbn.run.resume import Checkpoint, resume_from
+from syncbn.run.stoppable import stoppable
+from syncbn.training.loggers import RunFolderCSVLogger, finish, log_config
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a config describes, built.
+
+    Attributes:
+        config: of which it is made.
+        data: the DataModule.
+        net: the network, which is the task's.
+        task: the LightningModule.
+        trainer: with callbacks and loggers.
+        loggers: those.
+        checkpoint: what the fit goes on from.
+        weights: what the network started from, in words.
+    """
+
+    config: DictConfig
+    data: Any
+    net: nn.Module
+    task: LightningModule
+    trainer: Trainer
+    loggers: list[Logger]
+    checkpoint: Checkpoint | None = None
+    weights: str | None = None
+
+
+def train(config: DictConfig, world: World, hydra: DictConfig) -> float | None:
+    """One run, from its config to the metrics of the test set, in its folder and on the screen.
+
+    Args:
+        config: composed, with the run's folder in `paths.output_dir`.
+        world: this process among the ranks.
+        hydra: Hydra's own config, for the folder.
+
+    Returns:
+        The metric that `optimized_metric` names.
+
+    Raises:
+        UserError: what the user can mend, before the run has left a trace.
+        Fault: what ends all ranks.
+    """
+    stop.obey()
+    screen.quiet()
+    _check_folder(config)
+    learn(plain(config))
+    sys.argv[1:] = redacted(sys.argv[1:])  # W&B notes them
+
+    run = prepare(config, world)
+    if run.trainer.is_global_zero:
+        _begin(run, hydra)
+    training = fit(run) if config.train else None
+    metrics = test(run) if config.test else _logged(run)
+    if run.trainer.is_global_zero:
+        finish(run.loggers)
+        screen.print_results(metrics, Path(config.paths.output_dir), training)
+    return _objective(config.get("optimized_metric"), metrics)
+
+
+def prepare(
+    config: DictConfig,
+    world: World,
+    *,
+    data: Any = None,
+    callbacks: Sequence[Callback] = (),
+    change: Callable[[nn.Module], nn.Module] | None = None,
+) -> Run:
+    """Check a config and build what it describes, every random number from its seed.
+
+    Args:
+        config: composed; its batch size becomes that of the ranks there are, where the run goes on with others.
+        world: this process among the ranks.
+        data: in the place of the config's.
+        callbacks: beside the config's.
+        change: from the config's network to the one to train.
+
+    Raises:
+        UserError: the config says what isn't allowed or doesn't fit together.
+    """
+    if found := config_mistakes(plain(config)):  # of a sweeper's own values, say, which no check before has seen
+        raise UserError("\n       ".join(found))
+    torch.set_num_threads(threads_of_a_rank(config.threads, world))
+    seed_everything(config.seed, workers=True, verbose=False)
+    with user_mistakes():
+        checkpoint = resume_from(config.resume, Path(config.paths.output_dir))
+        data = build.build_data(config) if data is None else data
+        net = build.build_network(config, data, fetch_weights=not (checkpoint or config.model.get("weights")))
+        weights = None if checkpoint else build.load_pretrained(config, net)
+        net = net if change is None else change(net)
+        task = build.build_task(config, net, data)
+        loggers = build.build_loggers(config)
+        every = [*build.build_callbacks(config, loggers, task), *callbacks]
+        trainer = build.build_trainer(config, every, loggers, world)
+        if config.train:
+            build.fit_batches_to_ranks(config, data, trainer, checkpoint)
+        build.check_start(config, task, data, trainer)
+    return Run(config, data, net, task, trainer, loggers, checkpoint, weights)
+
+
+def fit(run: Run) -> str:
+    """Train; what came of it, in words."""
+    started = time.monotonic()
+    with lightnings_refusals(), stoppable(run.trainer):
+        run.trainer.fit(run.task, run.data, ckpt_path=run.checkpoint.path if run.checkpoint else None)
+    return screen.describe_training(
+        run.trainer, time.monotonic() - started, run.checkpoint.step if run.checkpoint else 0
+    )
+
+
+def test(run: Run) -> dict[str, float]:
+    """The metrics of the fit, and those of the test set by the best checkpoint, or by the network as it is."""
+    metrics = _logged(run)
+    with stoppable(run.trainer):
+        tested = run.trainer.test(run.task, run.data, ckpt_path=_to_test(run.trainer, run.checkpoint), verbose=False)[0]
+    return metrics | {name: float(value) for name, value in tested.items()}
+
+
+def _check_folder(config: DictConfig) -> None:
+    """hydra.run.dir and hydra.sweep, which the check of the command line didn't see, stay in the output root."""
+    if not inside(config.paths.output_dir, config.output_root):
+        raise UserError(
+            f"the run's folder {config.paths.output_dir!r} is outside of output_root={config.output_root}; leave "
+            "hydra.run.dir and hydra.sweep as they are, and set output_root=<folder>"
+        )
+
+
+def _begin(run: Run, hydra: DictConfig) -> None:
+    """Only a run that can start leaves a folder: one refused must not touch the config of a run that is there."""
+    config, folder = run.config, Path(run.config.paths.output_dir)
+    write_config(folder, config, hydra)
+    screen.print_start(config, run.net, run.trainer, folder, run.checkpoint, run.weights)
+    for logger in run.loggers:
+        log_config(logger, redacted(plain(config)), git_commit())
+        if config.train and run.checkpoint and isinstance(logger, RunFolderCSVLogger):
+            logger.cut_at(run.checkpoint.logged_steps)
+
+
+def _logged(run: Run) -> dict[str, float]:
+    return {name: float(value) for name, value in run.trainer.callback_metrics.items()}
+
+
+def _to_test(trainer: Trainer, resumed: Checkpoint | None) -> str | Path | None:
+    """The best checkpoint of this fit; else, without a fit, the one to resume from; else the network as it is."""
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if best or trainer.fit_loop.total_batch_idx >= 0 or not resumed:
+        return best or None
+    return resumed.path
+
+
+def _objective(name: str | None, metrics: dict[str, float]) -> float | None:
+    if name is not None and name not in metrics:
+        raise UserError(f"optimized_metric={name}: no such metric; {suggest(name, metrics)}")
+    return metrics.get(name or "val/loss")

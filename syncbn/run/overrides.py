@@ -1,0 +1,96 @@
+"""Overrides of a command line, read as Hydra reads them: what each says, and the jobs that a sweep of them makes."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from syncbn.run.errors import UserError
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Overrides by Hydra's grammar.
+
+    Raises:
+        UserError: one that it doesn't have, with the way to write it.
+    """
+    parsed = []
+    for override in overrides:
+        try:
+            parsed.append(OverridesParser.create().parse_override(override))
+        except HydraException as error:
+            raise UserError(_unreadable(override, error)) from error
+    return parsed
+
+
+def _unreadable(override: str, error: Exception) -> str:
+    key, equals, value = override.partition("=")
+    if equals and "=" in value and not re.search(r"['\"\[{(]", value):
+        return f"can't read {override!r}: a value with another = in it is quoted: '{key}=\"{value}\"'"
+    if not equals:
+        return f"can't read {override!r}: write group=choice or key=value"
+    return (
+        f"can't read {override!r}; write group=choice or key=value, and quote what holds commas, spaces or "
+        f"brackets: 'key=\"a, b\"' ({str(error).splitlines()[0]})"
+    )
+
+
+def is_hydras(override: Override) -> bool:
+    """Whether an override is of Hydra's own config."""
+    return override.key_or_group.startswith(("hydra.", "hydra/"))
+
+
+def values(override: Override) -> list[Any]:
+    """Every value that an override gives; none where only its sweeper knows them."""
+    if override.is_discrete_sweep():
+        return [text.strip("'\"") for text in override.sweep_string_iterator()]
+    return [] if override.is_sweep_override() else [override.value()]
+
+
+def refuse_sweeps(overrides: Iterable[Override]) -> None:
+    """Refuse several values of one key, outside of a sweep.
+
+    Raises:
+        UserError: there are.
+    """
+    for override in overrides:
+        if override.is_sweep_override():
+            raise UserError(f"{override.input_line} is a sweep of several values: add -m to run them all")
+
+
+def job_lists(overrides: list[Override], *, each_alone: bool = False) -> list[list[str]]:
+    """Each job's overrides; what only another sweeper understands (`interval(0, 1)`) is checked when its job starts.
+
+    Args:
+        overrides: of ours.
+        each_alone: for a sweeper that doesn't go through the product: every value once, beside the others' first.
+    """
+    plain = [o for o in overrides if o.is_discrete_sweep() or not o.is_sweep_override()]
+    if each_alone:
+        texts = [_texts(override) for override in plain]
+        first = [each[0] for each in texts]
+        changed = [(place, text) for place, each in enumerate(texts) for text in each[1:]]
+        return [first, *([*first[:place], text, *first[place + 1 :]] for place, text in changed)]
+    (jobs,) = BasicSweeper.split_arguments(plain, max_batch_size=None)
+    return [list(job) for job in jobs]
+
+
+def _texts(override: Override) -> list[str]:
+    if not override.is_discrete_sweep():
+        return [str(override.input_line)]
+    return [f"{override.get_key_element()}={text}" for text in override.sweep_string_iterator()]
+
+
+def literal(value: Any) -> str:
+    """A value as Hydra's grammar reads it back."""
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{literal(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(literal, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
