@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from science.plan import available_results, load_plan
-from syncbn.cli.arguments import Parser, option
+from syncbn.cli.arguments import Parser
 from syncbn.launch.leave import ends_at_once, leave_together
 from syncbn.launch.relaunch import run_under_torchrun
 from syncbn.launch.run_id import ensure_run_id
 from syncbn.launch.world import World, current_world
+from syncbn.norm.core.options import option, required
 from syncbn.run.check import conf_dir
 from syncbn.run.errors import user_mistakes
 
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 class Options:
     """Of `scripts/reproduce.py`."""
 
-    name: str = option("of a file of science/plans")
-    smoke: bool = option("the smoke size", False)
-    output: Path | None = option("where <name>.md, .png and .csv go; docs/results, or outputs/results-smoke", None)
+    name: str = required("of a file of science/plans")
+    smoke: bool = option(False, "the smoke size")
+    output: Path | None = option(None, "where <name>.md, .png and .csv go; docs/results, or outputs/results-smoke")
 
 
 PARSER = Parser(

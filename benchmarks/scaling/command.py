@@ -15,8 +15,9 @@ from benchmarks.scaling.model import Costs, fit, predict
 from benchmarks.scaling.page import page
 from benchmarks.scaling.pictures import draw_collectives, draw_gpus
 from benchmarks.scaling.tables import GPUS, errors_table, held_out
-from syncbn.cli.arguments import Parser, option
+from syncbn.cli.arguments import Parser
 from syncbn.machine.scaling import Kind, step_cost
+from syncbn.norm.core.options import option
 
 DOCS = Path(__file__).parents[2] / "docs"
 MESSAGE_COLUMNS = ("design", "direction", "channels", "collective", "bytes", "ranks")
@@ -27,7 +28,7 @@ TIME_COLUMNS = ("q1_s", "median_s", "q3_s", "model_s", "in_fit")
 class Options:
     """Of `scripts/scaling.py`."""
 
-    docs: Path = option("the folder that gets scaling.md and scaling/", DOCS)
+    docs: Path = option(DOCS, "the folder that gets scaling.md and scaling/")
 
 
 PARSER = Parser("python scripts/scaling.py", __doc__, Options)

@@ -86,7 +86,7 @@ def _unknown(name: str, known: dict[str, str]) -> str:
     # Imports inspect, which `run` first has to keep apart from scripts/inspect.py.
     from syncbn.norm.core.options import suggest
 
-    return f"{name}: no such command; {suggest(name.removesuffix('.py'), known)}"
+    return f"{name}: no such command; {suggest(Path(name).stem, known)}"
 
 
 def _is_scripts(place: str) -> bool:

@@ -9,29 +9,15 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from syncbn.launch.world import current_world
-from syncbn.norm.core.options import mistakes, suggest
+from syncbn.norm.core.options import mistakes, option, required, suggest
 from syncbn.run.errors import UserError, fail
 
 Options = TypeVar("Options")
-
-
-def option(help: str, default: Any = MISSING, shown: str = "") -> Any:
-    """A field of a command's options.
-
-    Args:
-        help: what it is, in a line without a capital and a full stop.
-        default: where it isn't given; without one it must be.
-        shown: what stands for a value in the usage; else a word for its type.
-    """
-    metadata = {"help": help, "shown": shown}
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -113,7 +99,7 @@ class Parser(Generic[Options]):
             return f"<{each.name}>"
         if each.name == self.overrides:
             return "key.key=value"
-        return f"{each.name}={each.metadata['shown'] or _placeholder(self._kinds()[each.name])}"
+        return f"{each.name}={_placeholder(self._kinds()[each.name])}"
 
     def _kinds(self) -> dict[str, Any]:
         return get_type_hints(self.options)
@@ -155,10 +141,10 @@ class Parser(Generic[Options]):
 class OnRun:
     """What every command on a finished run takes."""
 
-    run: Path = option("the run's folder", shown="outputs/<run_id>")
-    checkpoint: Path | None = option("another checkpoint than checkpoints/best.ckpt", None)
-    data: str | None = option("other data than the run's, a choice of conf/data", None, shown="<choice>")
-    overrides: list[str] = option("anything of the run's config, data.batch_size=64 say", [])
+    run: Path = required("the run's folder, outputs/<run_id>")
+    checkpoint: Path | None = option(None, "another checkpoint than checkpoints/best.ckpt")
+    data: str | None = option(None, "other data than the run's, a choice of conf/data")
+    overrides: list[str] = option([], "anything of the run's config, data.batch_size=64 say")
 
 
 def _value(text: str, kind: Any) -> Any:

@@ -12,7 +12,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from syncbn import cli
-from syncbn.cli.arguments import Parser, option
+from syncbn.cli.arguments import Parser
+from syncbn.norm.core.options import option, required
 from syncbn.run.errors import UserError, user_mistakes
 
 _METRICS = ("val/acc", "test/acc", "test/loss")
@@ -22,8 +23,8 @@ _METRICS = ("val/acc", "test/acc", "test/loss")
 class Options:
     """Of `syncbn compare`."""
 
-    folders: list[str] = option("of runs and of sweeps")
-    plot: Path = option("the picture of the curves", Path("compare.png"))
+    folders: list[str] = required("of runs and of sweeps")
+    plot: Path = option(Path("compare.png"), "the picture of the curves")
 
 
 PARSER = Parser("syncbn compare", __doc__, Options, words="folders")

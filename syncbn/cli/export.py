@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from syncbn import cli
-from syncbn.cli.arguments import OnRun, Parser, option
+from syncbn.cli.arguments import OnRun, Parser
+from syncbn.norm.core.options import option
 from syncbn.run.errors import UserError, user_mistakes
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ _TOLERANCE = 1e-4  # of the largest logit, in float32
 class Options(OnRun):
     """Of `syncbn export`."""
 
-    format: Literal["safetensors", "torch", "onnx", "all"] = option("which of the files", "all")
-    output: Path | None = option("the folder of model.safetensors, model.pt2 and model.onnx; else <run>/export", None)
+    format: Literal["safetensors", "torch", "onnx", "all"] = option("all", "which of the files")
+    output: Path | None = option(None, "the folder of model.safetensors, model.pt2 and model.onnx; else <run>/export")
 
 
 PARSER = Parser("syncbn export", __doc__, Options, overrides="overrides")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from syncbn import cli
-from syncbn.cli.arguments import OnRun, Parser, option
+from syncbn.cli.arguments import OnRun, Parser
+from syncbn.norm.core.options import Count, option
 from syncbn.run.errors import user_mistakes
-from syncbn.run.options import Count
 
 if TYPE_CHECKING:
     from syncbn.policy import NormReport
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Options(OnRun):
     """Of `syncbn inspect`."""
 
-    max_batches: Count = option("training batches to measure", 20)
+    max_batches: Count = option(20, "training batches to measure")
 
 
 PARSER = Parser("syncbn inspect", __doc__, Options, overrides="overrides")

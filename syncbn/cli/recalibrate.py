@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from syncbn import cli
-from syncbn.cli.arguments import OnRun, Parser, option
+from syncbn.cli.arguments import OnRun, Parser
+from syncbn.norm.core.options import Count, option
 from syncbn.run.errors import user_mistakes
-from syncbn.run.options import Count
 
 
 @dataclass
 class Options(OnRun):
     """Of `syncbn recalibrate`."""
 
-    max_batches: Count | None = option("training batches to use; all by default", None)
-    output: Path | None = option("the new checkpoint, which must not exist; else checkpoints/recalibrated.ckpt", None)
+    max_batches: Count | None = option(None, "training batches to use; all by default")
+    output: Path | None = option(None, "the new checkpoint, which must not exist; else checkpoints/recalibrated.ckpt")
 
 
 PARSER = Parser("syncbn recalibrate", __doc__, Options, overrides="overrides")

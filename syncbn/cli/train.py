@@ -30,6 +30,8 @@ from syncbn.run.command_line import CommandLine, read
 from syncbn.run.compose import jobs_of
 from syncbn.run.errors import UserError, fail
 from syncbn.run.launchers import submitted_job, submitted_world, waiting
+from syncbn.run.project import VARIABLE as PROJECT
+from syncbn.run.project import find_project
 
 _HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # runs jobs in this process
 
@@ -42,6 +44,8 @@ def main() -> None:
         try:
             line, flags = read(sys.argv[1:])
             ensure_run_id(os.environ, line.overrides)
+            if (project := find_project()) is not None:
+                os.environ[PROJECT] = str(project.root)  # for ranks and jobs that work in another folder
             plan = _plan(line, flags, world)
         except (UserError, ValueError) as error:
             fail(str(error), prints=world.rank == 0, after_others=world.rank > 0)

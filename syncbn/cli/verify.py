@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from syncbn import cli
-from syncbn.cli.arguments import OnRun, Parser, option
+from syncbn.cli.arguments import OnRun, Parser
+from syncbn.norm.core.options import Count, option
 from syncbn.run.errors import user_mistakes
-from syncbn.run.options import Count
 
 if TYPE_CHECKING:
     from syncbn.policy import VerifyReport
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Options(OnRun):
     """Of `syncbn verify`."""
 
-    ranks: Count = option("processes to start on this machine's CPU", 2)
+    ranks: Count = option(2, "processes to start on this machine's CPU")
 
 
 PARSER = Parser("syncbn verify", __doc__, Options, overrides="overrides")

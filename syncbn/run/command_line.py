@@ -75,9 +75,9 @@ def with_overrides(line: CommandLine, overrides: Sequence[str]) -> CommandLine:
 def _spelt_as_hydras(words: Sequence[str], parser: ArgumentParser) -> list[str]:
     flags = parser._option_string_actions
     spelt = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for place, word in enumerate(words):
         name, equals, _ = word.partition("=")
-        if word in ("--info", "-i") and following not in (flags["--info"].choices or ()):
+        if word in ("--info", "-i") and not set(words[place + 1 : place + 2]) & set(flags["--info"].choices or ()):
             spelt.append("--info=all")  # else argparse takes the override behind it for what is to be shown
         elif equals and re.match(r"--[+~]{0,2}[^\W\d]", word) and name not in flags:
             spelt.append(word[2:])

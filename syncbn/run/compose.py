@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -23,8 +24,18 @@ from syncbn.run.check import REQUIRED_GROUPS, conf_dir, config_mistakes, import_
 from syncbn.run.command_line import CommandLine, with_overrides
 from syncbn.run.errors import UserError
 from syncbn.run.overrides import is_hydras, job_lists, literal, parse, refuse_sweeps, values
+from syncbn.run.search_path import ProjectConf
+from syncbn.run.store import store_options
 
 Groups = Mapping[str, list[str]]
+
+# For the checks here, and for Hydra's own run after them.
+Plugins.instance().register(ProjectConf)
+store_options()
+
+
+class UnknownNorm(UserError):
+    """A choice of `norm=` that isn't known yet."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,15 @@ def jobs_of(line: CommandLine) -> Jobs:
     Raises:
         UserError: a group, choice, key or value that isn't allowed, in any job.
     """
+    try:
+        return _jobs_of(line)
+    except UnknownNorm:  # it may be one of the user's packages, which are imported for that alone: they may need torch
+        import_guests()
+        store_options()
+    return _jobs_of(line)
+
+
+def _jobs_of(line: CommandLine) -> Jobs:
     with _hydra(line):
         groups = _groups(line)
         line = _with_lists_extended(line, groups)
@@ -200,7 +220,8 @@ def _check_choices(overrides: Iterable[Override], groups: Groups) -> None:
         for value in values(override):
             for choice in value if isinstance(value, list) else [value]:
                 if choice is not None and str(choice).removesuffix(".yaml") not in groups[group]:
-                    raise UserError(unknown_choice(group, str(choice), groups[group]) + _plugin(group, str(choice)))
+                    kind = UnknownNorm if group == "norm" else UserError
+                    raise kind(unknown_choice(group, str(choice), groups[group]) + _plugin(group, str(choice)))
 
 
 def _plugin(group: str, choice: str) -> str:
@@ -230,7 +251,8 @@ def _composed(overrides: Sequence[str], line: CommandLine, groups: Groups) -> Di
             raise UserError(f"launcher=slurm and launcher=local need a package: pip install {_SUBMITIT}") from error
         _explain(overrides, line, groups)
         causes = [error, error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else [error]
-        raise UserError(": ".join(str(cause).strip().splitlines()[0] for cause in causes)) from error
+        kind = UnknownNorm if str(getattr(error, "missing_cfg_file", "")).startswith("norm/") else UserError
+        raise kind(": ".join(str(cause).strip().splitlines()[0] for cause in causes)) from error
 
 
 def _explain(overrides: Sequence[str], line: CommandLine, groups: Groups) -> None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from syncbn.run.check import conf_dir
@@ -23,6 +22,3 @@ class ProjectConf(SearchPathPlugin):
         if any(element.path.removeprefix("file://") == str(conf_dir()) for element in search_path.get_path()):
             for folder in conf_dirs()[:-1]:
                 search_path.prepend("syncbn-project", f"file://{folder}", anchor="main")
-
-
-Plugins.instance().register(ProjectConf)

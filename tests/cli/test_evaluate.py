@@ -60,7 +60,7 @@ def test_load_run_gives_the_network_and_the_config(two_rank_run: Finished) -> No
 @pytest.mark.parametrize("arguments", [[], ["outputs/x"], ["run=/nowhere"], ["run=."]])
 def test_evaluate_refuses_what_is_no_run(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"run=outputs|no folder|is not the folder of a run"):
+    with pytest.raises(UserError, match=r"run: missing|run=outputs|no folder|is not the folder of a run"):
         evaluate.evaluate(arguments)
 
 

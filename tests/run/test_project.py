@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from syncbn.run.compose import CommandLine, checked_configs
+from syncbn.run.command_line import CommandLine
+from syncbn.run.compose import checked_configs
 from syncbn.run.errors import UserError
 from syncbn.run.project import Project, find_project
 from syncbn.run.search_path import conf_dirs

@@ -9,7 +9,8 @@ import pytest
 
 from syncbn.norm.core.registry import _LAYERS, _OPTIONS
 from syncbn.run.check import import_guests, norm_mistakes
-from syncbn.run.compose import CommandLine, checked_configs
+from syncbn.run.command_line import CommandLine
+from syncbn.run.compose import checked_configs
 from syncbn.run.errors import UserError
 
 NORMS = '''
