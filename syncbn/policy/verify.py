@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from syncbn.norm.core import compat
 from syncbn.norm.core.capabilities import synchronizes
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import mean_over_ranks
@@ -107,7 +107,7 @@ def verify(
     """
     if ranks < 2:
         raise ValueError(f"ranks must be at least 2, got {ranks}")
-    batch = pytree.tree_map_only(Tensor, _in_float64, batch)
+    batch = compat.pytree.tree_map_only(Tensor, _in_float64, batch)
     count = _count(batch)
     if count <= ranks:
         raise ValueError(f"{ranks} ranks need a batch of more than {ranks} samples to split unevenly, got {count}")
@@ -262,7 +262,7 @@ def _on_ranks(model: nn.Module, batch: Any, loss: Loss, sizes: list[int], timeou
 
 
 def _share(batch: Any, start: int, size: int) -> Any:
-    return pytree.tree_map_only(Tensor, lambda t: t[start : start + size] if t.dim() else t, batch)
+    return compat.pytree.tree_map_only(Tensor, lambda t: t[start : start + size] if t.dim() else t, batch)
 
 
 def _sent(work: Any) -> bytes:

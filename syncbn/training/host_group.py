@@ -13,7 +13,8 @@ def host_group() -> dist.ProcessGroup | None:
     global _made
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return None
-    everyone = dist.distributed_c10d._get_default_group()
+    everyone = dist.group.WORLD
+    assert everyone is not None  # since it is initialized
     if _made is None or _made[0] is not everyone:
         _made = everyone, dist.new_group(backend="gloo")
     return _made[1]

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from syncbn.launch.faults import Fault
+from syncbn.norm.core import compat
 from syncbn.training.host_group import host_group
 
 Policy = Literal["fail", "train"]
@@ -92,7 +92,7 @@ class Together:
             if have < world_size and number == 1:
                 raise UnequalBatches(f"only {have} of {world_size} ranks have a training batch at all: give each one")
             if batch is not None:
-                empty = tree_map(_emptied, batch)
+                empty = compat.pytree.tree_map(_emptied, batch)
             yield empty if batch is None else batch
 
 

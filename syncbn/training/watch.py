@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as L
 import torch.distributed as dist
 
+from syncbn.norm.core import compat
 from syncbn.training.whereabouts import place_of
 
 EXIT_CODE = 124  # timeout(1)'s
@@ -184,7 +185,6 @@ def _named(ranks: list[int]) -> str:
 
 def _store(timeout_s: float) -> Any:
     """A connection of this thread's own to the store by which the ranks found each other."""
-    store: Any = dist.distributed_c10d._get_default_store()
-    store = store.clone()
+    store = compat.store_of_default_group().clone()
     store.set_timeout(timedelta(seconds=max(10.0, timeout_s)))
-    return dist.distributed_c10d.PrefixStore(f"syncbn-watchdog-{next(_starts)}", store)
+    return dist.PrefixStore(f"syncbn-watchdog-{next(_starts)}", store)  # type: ignore[attr-defined]

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
+from torch.distributed import ProcessGroup, distributed_c10d
 from torch.nn.utils import parametrizations
+from torch.utils import _python_dispatch, _pytree
 
 from syncbn.norm.core import private
 
@@ -21,6 +22,28 @@ BatchNormBase = nn.modules.batchnorm._BatchNorm
 
 # Every normalization layer of torch: batch and instance normalization have a base of their own.
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+# Functions over nested tuples, lists and dicts of tensors.
+pytree = _pytree
+
+# A mode that sees every operation that torch dispatches. torch documents it, and has no public name for it.
+TorchDispatchMode = _python_dispatch.TorchDispatchMode
+
+# A module's dictionaries of hooks. A handle removes its hook from one of them.
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 # Wrappers that have looked into the model's layers by the time they exist, and the order to use instead.
 WRAPPERS = {
@@ -178,6 +201,22 @@ def has_output_hooks(module: nn.Module) -> bool:
 def has_hooks(module: nn.Module) -> bool:
     """Whether anybody has asked to see what goes into a module, or comes out of it, forward or backward."""
     return has_output_hooks(module) or bool(module._forward_pre_hooks)
+
+
+def share_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Give `target` the hooks of `source`: the very dictionaries, so that handles of either remove them from both."""
+    for name in HOOKS:
+        target.__dict__[name] = source.__dict__[name]
+
+
+def version_of(tensor: Tensor) -> int:
+    """How many times a tensor's memory has been written in place."""
+    return tensor._version
+
+
+def store_of_default_group() -> Any:
+    """The store by which the ranks of the default group have met."""
+    return distributed_c10d._get_default_store()
 
 
 def empty_shell(cls: type[Tensor], like: Tensor) -> Any:

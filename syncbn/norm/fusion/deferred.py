@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
 from syncbn.norm.core import compat
 from syncbn.norm.fusion.fused import Normalization
@@ -56,7 +55,7 @@ class Deferred(Tensor):
         fused = _fused(func, args, kwargs)
         if fused is not None:
             return fused
-        args, kwargs = pytree.tree_map_only(Deferred, Deferred.value, (args, kwargs))
+        args, kwargs = compat.pytree.tree_map_only(Deferred, Deferred.value, (args, kwargs))
         return func(*args, **kwargs)
 
     @classmethod
@@ -82,7 +81,8 @@ class Deferred(Tensor):
         return self._normalization.activate(self._residual, slope)
 
     def _versions_now(self) -> tuple[int, int]:
-        return self._normalization.x._version, -1 if self._residual is None else self._residual._version
+        residual = self._residual
+        return compat.version_of(self._normalization.x), -1 if residual is None else compat.version_of(residual)
 
 
 def _refuse(gradient: Any = None) -> None:

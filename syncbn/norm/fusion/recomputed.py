@@ -29,7 +29,7 @@ class Recomputed(Tensor):
     def of(y: Tensor, again: Callable[[Any], Tensor]) -> Tensor:
         """`y`, of which `again(y.grad_fn)` has the same numbers."""
         recomputed = y.as_subclass(Recomputed)
-        recomputed._node, recomputed._again, recomputed._made = y.grad_fn, again, y._version
+        recomputed._node, recomputed._again, recomputed._made = y.grad_fn, again, compat.version_of(y)
         return recomputed
 
     @classmethod
@@ -54,7 +54,7 @@ def _hooks(recomputed: list[Recomputed]) -> tuple[Callable[[Tensor], Any], Calla
     def pack(tensor: Tensor) -> Any:
         for known in recomputed:
             # Written in place since, it isn't what would be computed again.
-            if known._version == known._made and _is_same(known, tensor):
+            if compat.version_of(known) == known._made and _is_same(known, tensor):
                 return known._again, known._node
         return outer_unpack, outer_pack(tensor)
 

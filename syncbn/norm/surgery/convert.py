@@ -22,22 +22,6 @@ if TYPE_CHECKING:
 # Where a new layer keeps the layer it stands for: in its `__dict__`, since a submodule would be in `state_dict`.
 _ORIGINAL = "converted_from"
 
-# A handle removes its hook from one of these dictionaries, so the new layer takes the very same ones.
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
-
 
 def convert(
     model: nn.Module,
@@ -185,8 +169,7 @@ def _hand_over(source: nn.Module, target: nn.Module) -> None:
             known.data = buffer.clone()
     if isinstance(source, Attachable):
         source.detach()
-    for key in _HOOKS:
-        target.__dict__[key] = source.__dict__[key]
+    compat.share_hooks(source, target)
     target.training = source.training
 
 

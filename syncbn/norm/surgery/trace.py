@@ -9,7 +9,8 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
+
+from syncbn.norm.core import compat
 
 Example = Tensor | tuple[Any, ...]
 
@@ -156,11 +157,11 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor in nested tuples, lists and dicts."""
-    return (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+    return (leaf for leaf in compat.pytree.tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 def _is_in(value: Any, nested: Any) -> bool:
-    return any(leaf is value for leaf in pytree.tree_leaves(nested))
+    return any(leaf is value for leaf in compat.pytree.tree_leaves(nested))
 
 
 class _Tracer(torch.fx.Tracer):

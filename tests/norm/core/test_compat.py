@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import syncbn
 from syncbn.norm.core import compat, private
-from syncbn.norm.surgery.convert import _HOOKS
 
 
 def test_the_base_class_of_batch_norms() -> None:
@@ -83,7 +82,7 @@ def test_wrappers_are_recognized() -> None:
 
 def test_the_hooks_of_a_module_are_all_known() -> None:
     hooks = {key for key in nn.Linear(1, 1).__dict__ if "hook" in key}
-    assert hooks == set(_HOOKS)
+    assert hooks == set(compat.HOOKS)
 
 
 def test_the_norms_of_torch_are_all_known() -> None:
