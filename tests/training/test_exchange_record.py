@@ -23,7 +23,7 @@ def fit_and_resume(folder: Path, choices: list[str], norm: str = "sync") -> tupl
             run.fit(fits.task(norm), data, ckpt_path=folder / "last.ckpt" if epoch else None)
             run.save_checkpoint(folder / "last.ckpt")
         said += [str(warning.message) for warning in caught if "ranks sum by" in str(warning.message)]
-    record = folder / "exchange.txt"
+    record = folder / "exchange.csv"
     return record.read_text() if record.exists() else "", said
 
 
@@ -31,7 +31,7 @@ def fit_and_resume(folder: Path, choices: list[str], norm: str = "sync") -> tupl
 def test_a_resume_with_another_exchange_says_so_in_one_line(ranks: Callable[[int], Ranks], tmp_path: Path) -> None:
     choices = ["one_shot", "one_shot", "collective"]
     (record, said), (_, quiet) = ranks(2).run(fit_and_resume, tmp_path, choices)
-    assert record == "step 1: one_shot\nstep 3: one_shot\nstep 5: collective\n"
+    assert record == "step,exchange\n1,one_shot\n3,one_shot\n5,collective\n"
     assert len(said) == 1
     assert said[0].startswith("ranks sum by collective here, and by one_shot before the checkpoint")
     assert "\n" not in said[0]

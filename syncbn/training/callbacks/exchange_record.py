@@ -8,7 +8,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from syncbn.norm.core.exchange import USED
 
-FILENAME = "exchange.txt"
+FILENAME = "exchange.csv"
 _KEY = "exchange"
 
 
@@ -16,8 +16,8 @@ class ExchangeRecord(L.Callback):
     """Records the exchange that norms sum over ranks by, and says so when a resumed run has another.
 
     One adds in the order of the ranks, the other along a ring: on three ranks or more the last bits of a sum may
-    differ, and with them those of a resumed run. `exchange.txt` in the run folder has a line for each start, such as
-    `step 0: one_shot`; nothing is recorded where nothing is summed, as on one rank.
+    differ, and with them those of a resumed run. `exchange.csv` in the run folder has a row for each start, of its step
+    and its exchange. Nothing is recorded where nothing is summed, as on one rank.
     """
 
     def __init__(self) -> None:
@@ -39,11 +39,11 @@ class ExchangeRecord(L.Callback):
             return
         self._recorded = True
         if trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            step = trainer.global_step
-            with (folder / FILENAME).open("a") as file:
-                file.write(f"step {step}: {_name()}\n")
+            path = Path(trainer.default_root_dir, FILENAME)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = not path.exists()
+            with path.open("a") as file:
+                file.write("step,exchange\n" * new + f"{trainer.global_step},{_name()}\n")
         if self._before not in (None, _name()):
             rank_zero_warn(
                 f"ranks sum by {_name()} here, and by {self._before} before the checkpoint: on three ranks or more the "
