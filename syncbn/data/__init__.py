@@ -3,6 +3,7 @@
 from syncbn.data.base import GlobalBatchDataModule
 from syncbn.data.corruptions import Corruptions
 from syncbn.data.digits import DigitsDataModule
+from syncbn.data.fashion_mnist import FashionMNISTDataModule
 from syncbn.data.images import ImageDataModule
 from syncbn.data.loader import BatchLoader, IndexedLoader
 from syncbn.data.sampler import ClassShardSampler, GlobalBatchSampler
@@ -14,6 +15,7 @@ __all__ = [
     "ClassShardSampler",
     "Corruptions",
     "DigitsDataModule",
+    "FashionMNISTDataModule",
     "GlobalBatchDataModule",
     "GlobalBatchSampler",
     "ImageDataModule",

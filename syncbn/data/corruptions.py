@@ -1,12 +1,16 @@
-"""Images of another domain: paler, brighter, blurred, noisy, inverted, turned. Imports torch and nothing else."""
+"""Images of another domain: paler, brighter, blurred, noisy, inverted, turned, or in snow. Imports no Lightning."""
 
 import math
+import zlib
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from syncbn.data import common_corruptions
+from syncbn.data.common_corruptions import SEVERITIES
 from syncbn.norm.core.options import suggest
 
 
@@ -58,11 +62,13 @@ _FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "blur": blur,
     "rotation": rotation,
 }
-CORRUPTIONS = (*_FUNCTIONS, "noise")
+CORRUPTIONS = (*_FUNCTIONS, "noise", *common_corruptions.KINDS)
 
 
 class Corruptions:
-    """Applies corruptions to images, in order, each by an amount; noise is a function of (seed, index).
+    """Applies corruptions to images, in order; what is random is a function of (seed, index).
+
+    By an amount, in the images' own unit, without a limit to the values:
 
     - contrast: a factor; brightness: a shift; together x·factor + shift.
     - inversion: from 0, the image, to 1, its negative.
@@ -70,13 +76,18 @@ class Corruptions:
     - rotation: degrees, counterclockwise.
     - noise: the standard deviation of Gaussian noise.
 
+    By a severity from 1 to 5, for images with values from -1 to 1, and with such values as the result: the names of
+    `syncbn.data.common_corruptions`, the fifteen kinds of Hendrycks and Dietterich (2019). Their brightness and
+    contrast are called bright and low_contrast here.
+
     Args:
-        amounts: the amount of each corruption, by name.
+        amounts: the amount or severity of each corruption, by name.
         num_samples: size of the data set that indices point into.
-        seed: of the noise.
+        seed: of what is random.
 
     Raises:
-        ValueError: no such corruption, or a negative amount of blur or noise.
+        ValueError: no such corruption, a negative amount of blur or noise, another severity, or, where a severity is
+            applied, values outside of [-1, 1].
     """
 
     def __init__(self, amounts: Mapping[str, float], num_samples: int, seed: int = 0) -> None:
@@ -85,6 +96,8 @@ class Corruptions:
                 raise ValueError(f"unknown corruption {name!r}; {suggest(name, CORRUPTIONS)}")
             if name in ("blur", "noise") and amount < 0:
                 raise ValueError(f"{name} must be at least 0, got {amount}")
+            if name in common_corruptions.KINDS and amount not in SEVERITIES:
+                raise ValueError(f"{name} has severities from 1 to 5, got {amount}")
         self.amounts = dict(amounts)
         self.num_samples = num_samples
         self.seed = seed
@@ -97,9 +110,19 @@ class Corruptions:
         for name, amount in self.amounts.items():
             if name == "noise":
                 images = images + amount * self._noise_like(images)[indices].to(images)
+            elif name in common_corruptions.KINDS:
+                images = self._common(images, indices, name, int(amount))
             else:
                 images = _FUNCTIONS[name](images, amount)
         return images
+
+    def _common(self, images: Tensor, indices: Tensor, name: str, severity: int) -> Tensor:
+        low, high = float(images.min()), float(images.max())
+        if not (low >= -1.001 and high <= 1.001):
+            raise ValueError(f"{name} is for images with values from -1 to 1, got {low:g} to {high:g}")
+        kind = zlib.crc32(name.encode())  # so that two kinds don't share their draws
+        generators = [np.random.default_rng([self.seed, kind, index]) for index in indices.tolist()]
+        return 2 * common_corruptions.corrupt((images + 1) / 2, name, severity, generators) - 1
 
     def _noise_like(self, images: Tensor) -> Tensor:
         """Noise for the whole data set, drawn once: a batch looks its rows up."""

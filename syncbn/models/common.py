@@ -50,8 +50,6 @@ def check_images(x: Tensor, in_channels: int) -> None:
     """Raise `TypeError` for an integer dtype and `ValueError` for what isn't (N, in_channels, H, W)."""
     if isinstance(x, torch.fx.Proxy):  # a symbolic trace has no shapes; `syncbn.norm.surgery.feeding` makes one
         return
-    if isinstance(x, torch.fx.Proxy):
-        return  # what torch.fx traces has no shape yet
     if not x.is_floating_point():
         raise TypeError(
             f"expected a floating-point input, got {x.dtype}; scale the images, for example x.float() / 255"
@@ -63,7 +61,7 @@ def check_images(x: Tensor, in_channels: int) -> None:
         )
 
 
-def initialize_convolutions(model: nn.Module, activation: Literal["relu", "sigmoid"] = "relu") -> None:
+def initialize_convolutions(model: nn.Module, activation: Literal["relu", "sigmoid", "tanh"] = "relu") -> None:
     """He's normal initialization of every convolution, which keeps the gradient's variance through it; biases 0."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -64,6 +64,14 @@ class MLP(_Model):
 
 
 @dataclass
+class CNN(_Model):
+    width: Count = 16
+    depth: Count = 4
+    activation: Literal["relu", "sigmoid", "tanh"] = "relu"
+    norm_after_activation: bool = False
+
+
+@dataclass
 class DeepNet(_Model):
     depth: Annotated[int, Range(low=8)] = 20
     width: Count = 16
@@ -149,6 +157,21 @@ class Digits:
     drop_last: bool = False
     shard_by_class: bool = False
     corruptions: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class FashionMNIST:
+    _target_: str
+    batch_size: Count = 32
+    eval_batch_size: Count = 500
+    seed: Natural = 0
+    split_seed: Natural = 0
+    folder: str | None = None
+    val_fraction: Share = 0.1
+    small: Count | None = None
+    drop_last: bool = False
+    corruptions: dict[str, float] = field(default_factory=dict)
+    shard_by_class: bool = False
 
 
 @dataclass
@@ -336,12 +359,14 @@ TARGETS: dict[str, type] = {
     **{f"syncbn.models.inception.{size}": Inception for size in ("bn_inception", "bn_inception_small")},
     **{f"syncbn.models.vit.{kind}": ViT for kind in ("vit", "llama_vit")},
     "syncbn.models.mlp.MLP": MLP,
+    "syncbn.models.cnn.CNN": CNN,
     "syncbn.models.deep.DeepNet": DeepNet,
     "syncbn.models.dcgan.DCGAN": DCGAN,
     **{f"syncbn.models.pretrained.from_{package}": Pretrained for package in ("timm", "torchvision")},
     **{f"syncbn.models.recurrent.{kind}": Recurrent for kind in ("lstm", "gru")},
     **{f"syncbn.models.fcn.fcn_resnet{depth}": ResNet for depth in (18, 50)},
     "syncbn.data.DigitsDataModule": Digits,
+    "syncbn.data.FashionMNISTDataModule": FashionMNIST,
     "syncbn.data.ScenesDataModule": Scenes,
     "syncbn.data.ImageDataModule": Images,
     "torch.optim.SGD": SGD,

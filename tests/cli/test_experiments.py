@@ -13,6 +13,7 @@ from torch import Tensor
 
 from syncbn.run.check import conf_dir
 from syncbn.run.compose import config_groups
+from tests.data.fashion_mnist import needs_fashion_mnist
 from tests.data.image_files import write_images
 from tests.ranks import Ranks
 from tests.training import fits
@@ -67,7 +68,9 @@ def two_steps(experiment: str, folder: Path) -> tuple[dict[str, float], dict[str
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "experiment", [pytest.param(e, marks=needs_fashion_mnist if "fashion" in e else ()) for e in EXPERIMENTS]
+)
 def test_it_trains_for_two_steps_on_two_ranks(ranks: Callable[[int], Ranks], experiment: str, tmp_path: Path) -> None:
     if experiment in OF_THE_HUB:
         write_images(tmp_path / "images")

@@ -14,6 +14,7 @@ from syncbn.run.check import conf_dir
 from syncbn.run.command_line import CommandLine
 from syncbn.run.compose import checked_configs, config_groups
 from syncbn.run.errors import UserError, user_mistakes
+from tests.data.fashion_mnist import needs_fashion_mnist
 from tests.data.image_files import write_images
 
 GROUPS = {group: choices for group, choices in config_groups().items() if group != "wandb"}
@@ -67,7 +68,14 @@ def test_the_groups_are_those_that_users_of_the_template_know() -> None:
     assert {"default", "fast", "overfit", "profiler"} <= set(GROUPS["debug"])
 
 
-@pytest.mark.parametrize(("group", "choice"), [item for item in ALL if item not in ELSEWHERE])
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [
+        pytest.param(*item, marks=needs_fashion_mnist if "fashion" in item[1] else ())
+        for item in ALL
+        if item not in ELSEWHERE
+    ],
+)
 def test_every_choice_is_composed_checked_and_instantiated(group: str, choice: str) -> None:
     if choice in ("image_folder", "dcgan_images"):
         write_images(Path(os.environ["SYNCBN_OUTPUT_ROOT"], "images"))

@@ -1,0 +1,164 @@
+"""70,000 real images of clothes, 28×28 pixels, grey: a package of Debian, or a data set of the Hugging Face hub."""
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from syncbn.data.base import GlobalBatchDataModule, Part
+from syncbn.data.corruptions import Corruptions
+from syncbn.data.decoding import decode
+from syncbn.data.idx import read_idx
+from syncbn.data.image_splits import load_splits
+
+PACKAGE = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts its files
+SOURCE = "zalando-datasets/fashion_mnist"  # of the hub
+_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+# Of the values in these files, one after the other. MNIST and its kin come in files of the same names and sizes.
+_SHA256 = "ca3ab2a37f845e1b8ae23cab1b51749a3011ba3bf1d9016176d75cbaabac376f"
+_ADVICE = (
+    "`apt-get install dataset-fashion-mnist` gets it on Debian and Ubuntu, and data.folder=<path> takes the four files "
+    "of https://github.com/zalandoresearch/fashion-mnist from a folder"
+)
+
+
+class FashionMNISTDataModule(GlobalBatchDataModule):
+    """Fashion-MNIST as images (N, 1, 28, 28) float32 in [-1, 1] and labels (N) int64.
+
+    The test part is the 10,000 images that its authors set apart. Of their 60,000 others, `val_fraction` are held out
+    for validation, the same number of each class, fixed by `split_seed`; what is chosen is chosen there. `small` takes
+    the first images of the rest in an order, fixed by `split_seed` too, whose every beginning has the classes in equal
+    parts, so that a smaller subset is part of a larger one. The order of an epoch is a function of (seed, epoch). The
+    loaders are those of `GlobalBatchDataModule`.
+
+    Args:
+        batch_size: training samples of one rank in a step; the global batch is this times the number of ranks.
+        eval_batch_size: samples of one rank in a validation or test step.
+        seed: of the order.
+        split_seed: of the validation part and of the subset.
+        folder: the four files of the data set, compressed or not; where Debian's package puts them when None, and the
+            Hugging Face hub where the package isn't installed.
+        val_fraction: part of the 60,000 images held out for validation.
+        small: train on this many images alone; on all that aren't held out when None.
+        drop_last: leave out the last training batch of an epoch when it isn't full.
+        corruptions: another domain: amounts and severities of `syncbn.data.corruptions` by name, for all three parts.
+        shard_by_class: each rank trains on its own classes alone: rank r of W on r, r + W, ...
+
+    Raises:
+        ValueError: a batch below 1 or larger than the training data; a fraction outside of (0, 1); more images than
+            there are; an unknown corruption; no data set, or another one.
+
+    Source: Xiao, Rasul and Vollgraf, Fashion-MNIST, 2017, https://arxiv.org/abs/1708.07747; MIT licence.
+    """
+
+    num_classes = 10
+    in_channels = 1
+    image_size = (28, 28)
+    class_names = (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    )
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        eval_batch_size: int = 500,
+        seed: int = 0,
+        split_seed: int = 0,
+        folder: str | None = None,
+        val_fraction: float = 0.1,
+        small: int | None = None,
+        drop_last: bool = False,
+        corruptions: Mapping[str, float] | None = None,
+        shard_by_class: bool = False,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed, drop_last, shard_by_class)
+        if not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction must be above 0 and below 1, got {val_fraction}")
+        if small is not None and small < 1:
+            raise ValueError(f"small must be at least 1, got {small}")
+        self.split_seed = split_seed
+        self.val_fraction = val_fraction
+        self.small = small
+        self.images, self.labels, self.test_start = _load(folder)
+        self.corruptions = Corruptions(corruptions or {}, len(self.labels))
+        self.train_indices, self.val_indices = self._split()
+        self.test_indices = torch.arange(self.test_start, len(self.labels))
+
+    def num_samples(self, part: Part) -> int:
+        """How many images a part has."""
+        return len(self._rows(part))
+
+    def train_classes(self) -> np.ndarray:
+        """The class of each training image."""
+        return self.labels[self.train_indices].numpy()
+
+    def fetch(self, part: Part, indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
+        """Images (N, 1, 28, 28) and labels (N) of a part; every epoch sees the same ones."""
+        rows = self._rows(part)[indices]
+        return self.corruptions(self.images[rows].float() / 127.5 - 1, rows), self.labels[rows]
+
+    def _rows(self, part: Part) -> Tensor:
+        return {"train": self.train_indices, "val": self.val_indices, "test": self.test_indices}[part]
+
+    def _split(self) -> tuple[Tensor, Tensor]:
+        """Training and validation: an order in which every beginning is balanced, cut from its end and its start."""
+        order = _balanced_order(self.labels[: self.test_start].numpy(), self.split_seed)
+        held_out = max(1, round(self.val_fraction * len(order)))
+        train, val = order[:-held_out], order[-held_out:]
+        if self.small is not None and self.small > len(train):
+            raise ValueError(f"small must be at most the {len(train)} training images that there are, got {self.small}")
+        return torch.from_numpy(train[: self.small]), torch.from_numpy(val)
+
+
+def _balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """A random order of the samples in which each class comes once before any comes twice, and so on."""
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(labels))
+    turns = np.empty(len(labels), dtype=np.int64)  # how many of the same class come before
+    for label in np.unique(labels):
+        of_class = labels[order] == label
+        turns[of_class] = np.arange(of_class.sum())
+    return order[np.lexsort((generator.random(len(labels)), turns))]
+
+
+@functools.lru_cache(maxsize=1)
+def _load(folder: str | None) -> tuple[Tensor, Tensor, int]:
+    """Images (70,000, 1, 28, 28) uint8, labels (70,000) int64, and where the test images start. Kept: don't write."""
+    if folder is None and not PACKAGE.is_dir():
+        arrays, place = _from_hub(), f"{SOURCE} of the hub"
+    else:
+        place = str(PACKAGE if folder is None else Path(folder).absolute())
+        arrays = [_from_file(Path(place), name) for name in _FILES]
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(array.tobytes())
+    if found.hexdigest() != _SHA256:
+        raise ValueError(f"{place} isn't Fashion-MNIST: its values have another checksum. {_ADVICE}")
+    train_images, train_labels, test_images, test_labels = arrays
+    images = torch.from_numpy(np.concatenate([train_images, test_images])).unsqueeze(1)
+    return images, torch.from_numpy(np.concatenate([train_labels, test_labels])).long(), len(train_labels)
+
+
+def _from_file(folder: Path, name: str) -> np.ndarray:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return read_idx(path)
+    raise ValueError(f"no file {name} or {name}.gz in {folder}: {_ADVICE}")
+
+
+def _from_hub() -> list[np.ndarray]:
+    """As `datasets` has it: from its cache or, with a network, from the hub."""
+    try:
+        splits = load_splits(SOURCE, None, "image", streaming=False)
+    except (ValueError, ModuleNotFoundError) as error:
+        raise ValueError(f"Fashion-MNIST isn't here, nor to be had from the hub: {_ADVICE}") from error
+    arrays = []
+    for name in ("train", "test"):
+        images = [np.asarray(decode(image, name, 1, (28, 28), "raise")) for image in splits[name]["image"]]
+        arrays += [np.concatenate(images), np.asarray(splits[name]["label"], dtype=np.uint8)]
+    return arrays

@@ -1,0 +1,80 @@
+"""A small convolutional network: for images of 28 to 32 pixels what the MLP is for digits."""
+
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from syncbn.models.common import Norm, check_images, check_sizes, conv2d, global_average, initialize_convolutions
+from syncbn.norm.core.registry import norm_layer
+from syncbn.norm.surgery.feeding import attach_norms
+
+Activation = Literal["relu", "sigmoid", "tanh"]
+_ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
+
+
+class CNN(nn.Module):
+    """`depth` 3×3 convolutions, y = g(norm(conv(x))), global average, linear classifier.
+
+    Convolutions have width·(1, 1, 2, 2, 4, 4, ...) channels, and each first one of a pair halves the image. A
+    convolution has a bias only where the norm after it has none. Weights start normal, with the deviation that keeps
+    the gradient's variance through g (He et al. 2015), biases at 0.
+
+    Input (N, in_channels, H, W) of a floating dtype, output (N, num_classes) logits. Train and eval differ in the norms
+    alone.
+
+    Args:
+        norm: a name of `syncbn.available_norms()`, or a function of the number of channels.
+        num_classes: number of logits.
+        in_channels: channels of the images.
+        width: channels of the first convolution.
+        depth: number of convolutions.
+        activation: g, "relu", "sigmoid" or "tanh".
+        norm_after_activation: y = norm(g(conv(x))) instead.
+
+    Raises:
+        ValueError: an unknown norm or activation, a size below 1, or, in the forward pass, an input of another shape.
+        TypeError: in the forward pass, an input of an integer dtype.
+    """
+
+    head = "fc"  # what `load_weights` makes anew for another number of classes
+
+    def __init__(
+        self,
+        norm: Norm = "batch",
+        num_classes: int = 10,
+        in_channels: int = 1,
+        width: int = 16,
+        depth: int = 4,
+        activation: Activation = "relu",
+        norm_after_activation: bool = False,
+    ) -> None:
+        super().__init__()
+        check_sizes(num_classes=num_classes, in_channels=in_channels, width=width, depth=depth)
+        if activation not in get_args(Activation):
+            raise ValueError(
+                f"unknown activation {activation!r}; allowed: {', '.join(map(repr, get_args(Activation)))}"
+            )
+        norm = norm_layer(norm)
+        self.in_channels = in_channels
+        self.activation = activation
+        self.norm_after_activation = norm_after_activation
+        widths = [in_channels, *(width * 2 ** (i // 2) for i in range(depth))]
+        bias = True if norm_after_activation else None  # no norm undoes a bias before an activation
+        self.convs = nn.ModuleList(
+            conv2d(inputs, outputs, kernel=3, stride=2 if i % 2 == 0 else 1, norm=norm, bias=bias)
+            for i, (inputs, outputs) in enumerate(pairwise(widths))
+        )
+        self.norms = nn.ModuleList(norm(channels) for channels in widths[1:])
+        self.fc = nn.Linear(widths[-1], num_classes)
+        initialize_convolutions(self, activation)
+        attach_norms(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_images(x, self.in_channels)
+        act = _ACTIVATIONS[self.activation]
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            y = conv(x)
+            x = norm(act(y)) if self.norm_after_activation else act(norm(y))
+        return self.fc(global_average(x))
