@@ -26,10 +26,9 @@ WITHOUT_THE_TRAINER = """
 import sys
 for name in ("lightning", "hydra", "omegaconf", "torchmetrics", "wandb", "sklearn", "matplotlib", "rich", "scipy"):
     sys.modules[name] = None
-import syncbn
-report = syncbn.doctor(seconds=50)
-print(report.to_json())
-sys.exit(not report.ok)
+sys.argv = ["syncbn", "doctor", "seconds=50"]
+from syncbn.cli import main
+main()
 """
 
 
@@ -69,18 +68,40 @@ def findings(kind: type[syncbn.SyncBatchNorm], time_left: float, *names: str) ->
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_all_is_well_here_and_the_report_names_nobody() -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT_THE_TRAINER], capture_output=True, text=True, timeout=200)
+def test_all_is_well_here_and_the_report_names_nobody(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_THE_TRAINER]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
 
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout)
+    text = (tmp_path / "doctor.json").read_text()
+    found = json.loads(text)
     assert found["ok"]
     assert found["verdict"].startswith("exact here")
     assert len(found["proof"]) == len(list(proof.cases()))
     assert not [case for case in found["proof"] if case["problem"]]
     assert {"python", "torch", "syncbn"} <= found["versions"].keys()
     for private in (socket.gethostname(), str(Path.home()) + "/", str(Path(syncbn.__file__).parent), os.getcwd()):
-        assert private not in done.stdout
+        assert private not in text + done.stdout
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_under_torchrun_the_launchers_ranks_are_compared(tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3"]
+    command = [*launcher, "-m", "syncbn", "doctor", "seconds=40", "output=three.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("**exact here") == 1, "rank 0 speaks for all"
+    found = json.loads((tmp_path / "three.json").read_text())
+    assert {case["place"] for case in found["proof"]} == {"cpu, 3 rank(s), gloo"}
+
+
+def test_a_misspelt_option_is_answered(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "syncbn", "doctor", "modle=resnet50"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: modle: no such key; did you mean 'model'?")
 
 
 @pytest.mark.distributed
