@@ -19,7 +19,7 @@ FACADES = {"syncbn", "syncbn.norm"}
 SUBROOMS = {"core", "kernels", "fusion", "surgery"}
 # From the bottom to the top; rooms of one line don't import each other.
 FLOORS = (
-    {"syncbn.moved"},
+    {"syncbn.moved", "syncbn.lazy"},
     {"syncbn.norm.kernels"},
     {"syncbn.norm.core"},
     {"syncbn.norm.fusion"},

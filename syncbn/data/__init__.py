@@ -1,25 +1,34 @@
 """Data modules, and the samplers that cut one global batch into each rank's part."""
 
-from syncbn.data.base import GlobalBatchDataModule
-from syncbn.data.corruptions import Corruptions
-from syncbn.data.digits import DigitsDataModule
-from syncbn.data.fashion_mnist import FashionMNISTDataModule
-from syncbn.data.images import ImageDataModule
-from syncbn.data.loader import BatchLoader, IndexedLoader
-from syncbn.data.sampler import ClassShardSampler, GlobalBatchSampler
-from syncbn.data.scenes import ScenesDataModule
-from syncbn.data.stream import StreamLoader
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "BatchLoader",
-    "ClassShardSampler",
-    "Corruptions",
-    "DigitsDataModule",
-    "FashionMNISTDataModule",
-    "GlobalBatchDataModule",
-    "GlobalBatchSampler",
-    "ImageDataModule",
-    "IndexedLoader",
-    "ScenesDataModule",
-    "StreamLoader",
-]
+from syncbn.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from syncbn.data.base import GlobalBatchDataModule as GlobalBatchDataModule
+    from syncbn.data.corruptions import Corruptions as Corruptions
+    from syncbn.data.digits import DigitsDataModule as DigitsDataModule
+    from syncbn.data.fashion_mnist import FashionMNISTDataModule as FashionMNISTDataModule
+    from syncbn.data.images import ImageDataModule as ImageDataModule
+    from syncbn.data.loader import BatchLoader as BatchLoader
+    from syncbn.data.loader import IndexedLoader as IndexedLoader
+    from syncbn.data.sampler import ClassShardSampler as ClassShardSampler
+    from syncbn.data.sampler import GlobalBatchSampler as GlobalBatchSampler
+    from syncbn.data.scenes import ScenesDataModule as ScenesDataModule
+    from syncbn.data.stream import StreamLoader as StreamLoader
+
+_HOMES = {
+    "BatchLoader": "loader",
+    "ClassShardSampler": "sampler",
+    "Corruptions": "corruptions",
+    "DigitsDataModule": "digits",
+    "FashionMNISTDataModule": "fashion_mnist",
+    "GlobalBatchDataModule": "base",
+    "GlobalBatchSampler": "sampler",
+    "ImageDataModule": "images",
+    "IndexedLoader": "loader",
+    "ScenesDataModule": "scenes",
+    "StreamLoader": "stream",
+}
+__all__ = [*_HOMES]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from syncbn.data.loader import BatchLoader, IndexedLoader
 from syncbn.data.sampler import ClassShardSampler, GlobalBatchSampler
+from syncbn.data.shared_options import OfClasses
+from syncbn.norm.core.arguments import check_arguments
 
 Part = Literal["train", "val", "test"]
 
@@ -37,12 +39,15 @@ class GlobalBatchDataModule(LightningDataModule):
     class_names: tuple[str, ...]
 
     def __init__(
-        self, batch_size: int, eval_batch_size: int, seed: int, drop_last: bool, shard_by_class: bool = False
+        self,
+        batch_size: int,
+        eval_batch_size: int,
+        seed: int,
+        drop_last: bool,
+        shard_by_class: bool = OfClasses.shard_by_class,
     ) -> None:
         super().__init__()
-        for name, size in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+        check_arguments(OfClasses, locals())
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed

@@ -9,6 +9,8 @@ from torch import Tensor
 from syncbn.data.augment import RandomAffine
 from syncbn.data.base import GlobalBatchDataModule, Part
 from syncbn.data.corruptions import Corruptions
+from syncbn.data.digits_options import DigitsOptions as Options
+from syncbn.norm.core.arguments import check_arguments
 
 BACKGROUND = -1.0  # an empty pixel, after scaling
 
@@ -52,36 +54,27 @@ class DigitsDataModule(GlobalBatchDataModule):
 
     def __init__(
         self,
-        batch_size: int = 32,
-        eval_batch_size: int = 128,
-        seed: int = 0,
-        split_seed: int = 0,
-        val_fraction: float = 0.2,
-        test_fraction: float = 0.2,
-        augment: bool = True,
-        max_shift: float = 1.0,
-        max_rotation: float = 10.0,
-        max_scale: float = 0.1,
-        drop_last: bool = False,
+        batch_size: int = Options.batch_size,
+        eval_batch_size: int = Options.eval_batch_size,
+        seed: int = Options.seed,
+        split_seed: int = Options.split_seed,
+        val_fraction: float = Options.val_fraction,
+        test_fraction: float = Options.test_fraction,
+        augment: bool = Options.augment,
+        max_shift: float = Options.max_shift,
+        max_rotation: float = Options.max_rotation,
+        max_scale: float = Options.max_scale,
+        drop_last: bool = Options.drop_last,
         corruptions: Mapping[str, float] | None = None,
-        shard_by_class: bool = False,
+        shard_by_class: bool = Options.shard_by_class,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed, drop_last, shard_by_class)
-        for name, fraction in {"val_fraction": val_fraction, "test_fraction": test_fraction}.items():
-            if not 0 < fraction < 1:
-                raise ValueError(f"{name} must be above 0 and below 1, got {fraction}")
+        check_arguments(Options, {**locals(), "corruptions": corruptions or {}})
         if val_fraction + test_fraction >= 1:
             raise ValueError(
                 f"val_fraction + test_fraction must be below 1, got {val_fraction} + {test_fraction}; "
                 "nothing would be left to train on"
             )
-        for name, (limit, above) in {
-            "max_shift (pixels)": (max_shift, 8.0),
-            "max_rotation (degrees)": (max_rotation, 180.0),
-            "max_scale": (max_scale, 1.0),
-        }.items():
-            if not 0 <= limit < above:
-                raise ValueError(f"{name} must be at least 0 and below {above:g}, got {limit}")
         self.split_seed = split_seed
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction

@@ -12,8 +12,10 @@ from torch import Tensor
 from syncbn.data.base import GlobalBatchDataModule, Part
 from syncbn.data.corruptions import Corruptions
 from syncbn.data.decoding import decode
+from syncbn.data.fashion_mnist_options import FashionMNISTOptions as Options
 from syncbn.data.idx import read_idx
 from syncbn.data.image_splits import load_splits
+from syncbn.norm.core.arguments import check_arguments
 
 PACKAGE = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts its files
 SOURCE = "zalando-datasets/fashion_mnist"  # of the hub
@@ -65,22 +67,19 @@ class FashionMNISTDataModule(GlobalBatchDataModule):
 
     def __init__(
         self,
-        batch_size: int = 32,
-        eval_batch_size: int = 500,
-        seed: int = 0,
-        split_seed: int = 0,
-        folder: str | None = None,
-        val_fraction: float = 0.1,
-        small: int | None = None,
-        drop_last: bool = False,
+        batch_size: int = Options.batch_size,
+        eval_batch_size: int = Options.eval_batch_size,
+        seed: int = Options.seed,
+        split_seed: int = Options.split_seed,
+        folder: str | None = Options.folder,
+        val_fraction: float = Options.val_fraction,
+        small: int | None = Options.small,
+        drop_last: bool = Options.drop_last,
         corruptions: Mapping[str, float] | None = None,
-        shard_by_class: bool = False,
+        shard_by_class: bool = Options.shard_by_class,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed, drop_last, shard_by_class)
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction must be above 0 and below 1, got {val_fraction}")
-        if small is not None and small < 1:
-            raise ValueError(f"small must be at least 1, got {small}")
+        check_arguments(Options, {**locals(), "corruptions": corruptions or {}})
         self.split_seed = split_seed
         self.val_fraction = val_fraction
         self.small = small

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from syncbn.data.base import GlobalBatchDataModule, Part
-from syncbn.data.decoding import MODES, decode
+from syncbn.data.decoding import decode
 from syncbn.data.image_splits import INSTALL, load_splits, splits_of_parts
 from syncbn.data.image_stream import ImageStreams
+from syncbn.data.images_options import ImagesOptions as Options
 from syncbn.data.loader import BatchLoader
 from syncbn.data.stream import StreamLoader
+from syncbn.norm.core.arguments import check_arguments
 
 
 class ImageDataModule(GlobalBatchDataModule):
@@ -68,46 +70,37 @@ class ImageDataModule(GlobalBatchDataModule):
 
     def __init__(
         self,
-        source: str | None = None,
-        folder: str | None = None,
-        batch_size: int = 32,
-        eval_batch_size: int = 128,
-        seed: int = 0,
-        split_seed: int = 0,
-        val_fraction: float = 0.1,
-        image_size: int = 32,
-        in_channels: int = 3,
-        num_classes: int | None = None,
-        image_column: str = "image",
-        label_column: str = "label",
-        mean: float | list[float] = 0.5,
-        std: float | list[float] = 0.25,
-        flip: bool = True,
-        min_crop: float = 0.5,
-        on_corrupt: Literal["raise", "skip"] = "raise",
-        num_workers: int = 2,
-        drop_last: bool = False,
-        shard_by_class: bool = False,
-        test_split: str | None = None,
-        streaming: bool = False,
-        shuffle_buffer: int = 1000,
-        num_train: int | None = None,
+        source: str | None = Options.source,
+        folder: str | None = Options.folder,
+        batch_size: int = Options.batch_size,
+        eval_batch_size: int = Options.eval_batch_size,
+        seed: int = Options.seed,
+        split_seed: int = Options.split_seed,
+        val_fraction: float = Options.val_fraction,
+        image_size: int = Options.image_size,
+        in_channels: int = Options.in_channels,
+        num_classes: int | None = Options.num_classes,
+        image_column: str = Options.image_column,
+        label_column: str = Options.label_column,
+        mean: float | list[float] = Options.mean,
+        std: float | list[float] = Options.std,
+        flip: bool = Options.flip,
+        min_crop: float = Options.min_crop,
+        on_corrupt: Literal["raise", "skip"] = Options.on_corrupt,
+        num_workers: int = Options.num_workers,
+        drop_last: bool = Options.drop_last,
+        shard_by_class: bool = Options.shard_by_class,
+        test_split: str | None = Options.test_split,
+        streaming: bool = Options.streaming,
+        shuffle_buffer: int = Options.shuffle_buffer,
+        num_train: int | None = Options.num_train,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed, drop_last, shard_by_class)
         if (source is None) == (folder is None):
             raise ValueError(
                 f"give either source or folder (data.folder=<path>), got source={source!r} and folder={folder!r}"
             )
-        if in_channels not in MODES:
-            raise ValueError(f"in_channels must be 1 or 3, got {in_channels}")
-        if image_size < 1 or num_workers < 0:
-            raise ValueError(f"image_size must be at least 1 and num_workers 0, got {image_size} and {num_workers}")
-        if not 0 < val_fraction < 1 or not 0 < min_crop <= 1:
-            raise ValueError(f"val_fraction and min_crop are shares, got {val_fraction} and {min_crop}")
-        if on_corrupt not in ("raise", "skip"):
-            raise ValueError(f"on_corrupt must be 'raise' or 'skip', got {on_corrupt!r}")
-        if shuffle_buffer < 1 or (num_train is not None and num_train < 1):
-            raise ValueError(f"shuffle_buffer and num_train must be at least 1, got {shuffle_buffer} and {num_train}")
+        check_arguments(Options, locals())
         if streaming and shard_by_class:
             raise ValueError("shard_by_class needs to know all labels before: set data.streaming=false")
         self.source = source

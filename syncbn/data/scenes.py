@@ -7,6 +7,8 @@ from torch import Tensor
 
 from syncbn.data.base import GlobalBatchDataModule, Part
 from syncbn.data.digits import BACKGROUND, DigitsDataModule
+from syncbn.data.scenes_options import ScenesOptions as Options
+from syncbn.norm.core.arguments import check_arguments
 
 INK = -0.25  # a pixel of a digit from this value on; between the background's -1 and the stroke's 1
 _PARTS: dict[Part, int] = {"train": 0, "val": 1, "test": 2}
@@ -49,30 +51,25 @@ class ScenesDataModule(GlobalBatchDataModule):
 
     def __init__(
         self,
-        batch_size: int = 2,
-        eval_batch_size: int = 32,
-        seed: int = 0,
-        split_seed: int = 0,
-        size: int = 32,
-        num_train: int = 400,
-        num_val: int = 100,
-        num_test: int = 200,
-        max_digits: int = 4,
-        max_scale: float = 2.0,
-        noise: float = 0.1,
-        drop_last: bool = False,
+        batch_size: int = Options.batch_size,
+        eval_batch_size: int = Options.eval_batch_size,
+        seed: int = Options.seed,
+        split_seed: int = Options.split_seed,
+        size: int = Options.size,
+        num_train: int = Options.num_train,
+        num_val: int = Options.num_val,
+        num_test: int = Options.num_test,
+        max_digits: int = Options.max_digits,
+        max_scale: float = Options.max_scale,
+        noise: float = Options.noise,
+        drop_last: bool = Options.drop_last,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed, drop_last)
-        counts = {"num_train": num_train, "num_val": num_val, "num_test": num_test, "max_digits": max_digits}
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
-        if not 1 <= max_scale <= size / 8:
+        check_arguments(Options, locals())
+        if max_scale > size / 8:
             raise ValueError(
                 f"max_scale must be from 1 to {size / 8:g}, got {max_scale}: digits of 8 pixels, a canvas of {size}"
             )
-        if noise < 0:
-            raise ValueError(f"noise must be at least 0, got {noise}")
         self.image_size = (size, size)
         self.split_seed = split_seed
         self.counts: dict[Part, int] = {"train": num_train, "val": num_val, "test": num_test}

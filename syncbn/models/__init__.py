@@ -1,6 +1,14 @@
 """Networks that take their normalization as an argument. Imports torch and nothing else."""
 
-from syncbn.models import cnn, dcgan, deep, fcn, inception, mlp, recurrent, resnet, vit
-from syncbn.models.weights import load_weights
+from typing import TYPE_CHECKING
 
-__all__ = ["cnn", "dcgan", "deep", "fcn", "inception", "load_weights", "mlp", "recurrent", "resnet", "vit"]
+from syncbn.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from syncbn.models.weights import load_weights as load_weights
+
+_HOMES = {
+    "load_weights": "weights",
+}
+__all__ = [*_HOMES]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -1,16 +1,17 @@
 """A small convolutional network: for images of 28 to 32 pixels what the MLP is for digits."""
 
 from itertools import pairwise
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from syncbn.models.cnn_options import CNNOptions as Options
 from syncbn.models.common import Norm, check_images, check_sizes, conv2d, global_average, initialize_convolutions
+from syncbn.models.mlp_options import Activation
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.registry import norm_layer
 from syncbn.norm.surgery.feeding import attach_norms
 
-Activation = Literal["relu", "sigmoid", "tanh"]
 _ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 
 
@@ -45,17 +46,14 @@ class CNN(nn.Module):
         norm: Norm = "batch",
         num_classes: int = 10,
         in_channels: int = 1,
-        width: int = 16,
-        depth: int = 4,
-        activation: Activation = "relu",
-        norm_after_activation: bool = False,
+        width: int = Options.width,
+        depth: int = Options.depth,
+        activation: Activation = Options.activation,
+        norm_after_activation: bool = Options.norm_after_activation,
     ) -> None:
         super().__init__()
-        check_sizes(num_classes=num_classes, in_channels=in_channels, width=width, depth=depth)
-        if activation not in get_args(Activation):
-            raise ValueError(
-                f"unknown activation {activation!r}; allowed: {', '.join(map(repr, get_args(Activation)))}"
-            )
+        check_sizes(num_classes=num_classes, in_channels=in_channels)
+        check_arguments(Options, locals())
         norm = norm_layer(norm)
         self.in_channels = in_channels
         self.activation = activation

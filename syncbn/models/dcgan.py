@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +9,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from syncbn.models.common import Norm, check_images, check_sizes
+from syncbn.models.dcgan_options import DCGANOptions as Options
+from syncbn.models.dcgan_options import NormAt
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.registry import NormFactory, has_bias, norm_layer
 from syncbn.norm.surgery.feeding import attach_norms
-
-NormAt = Literal["paper", "generator", "discriminator", "everywhere", "nowhere"]
 
 
 class Generator(nn.Module):
@@ -102,18 +102,15 @@ class DCGAN(nn.Module):
         norm: Norm = "batch",
         in_channels: int = 3,
         image_size: int | Sequence[int] = 64,
-        latent_size: int = 100,
-        width: int = 64,
-        base_size: int = 4,
-        norm_at: NormAt = "paper",
-        average_decay: float = 0.999,
+        latent_size: int = Options.latent_size,
+        width: int = Options.width,
+        base_size: int = Options.base_size,
+        norm_at: NormAt = Options.norm_at,
+        average_decay: float = Options.average_decay,
     ) -> None:
         super().__init__()
-        check_sizes(in_channels=in_channels, latent_size=latent_size, width=width, base_size=base_size)
-        if norm_at not in get_args(NormAt):
-            raise ValueError(f"unknown norm_at {norm_at!r}; allowed: {', '.join(map(repr, get_args(NormAt)))}")
-        if not 0 <= average_decay < 1:
-            raise ValueError(f"average_decay must be at least 0 and below 1, got {average_decay}")
+        check_sizes(in_channels=in_channels)
+        check_arguments(Options, locals())
         norm = norm_layer(norm)
         self.latent_size = latent_size
         doublings = _doublings(image_size, base_size)

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.models.common import Norm, check_images, check_sizes, conv2d, global_average, initialize_convolutions
+from syncbn.models.deep_options import DeepNetOptions as Options
 from syncbn.models.residual import BasicBlock
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.registry import NormFactory, norm_layer
 from syncbn.norm.surgery.feeding import attach_norms
 
@@ -40,14 +42,15 @@ class DeepNet(nn.Module):
         norm: Norm = "batch",
         num_classes: int = 10,
         in_channels: int = 3,
-        depth: int = 20,
-        width: int = 16,
-        residual: bool = True,
+        depth: int = Options.depth,
+        width: int = Options.width,
+        residual: bool = Options.residual,
     ) -> None:
         super().__init__()
-        check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
+        check_sizes(num_classes=num_classes, in_channels=in_channels)
+        check_arguments(Options, locals())
         blocks, rest = divmod(depth - 2, 6)
-        if blocks < 1 or rest:
+        if rest:
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, ..., 56, ..., 110), got {depth}")
         norm = norm_layer(norm)
         block = BasicBlock if residual else PlainBlock

@@ -13,10 +13,13 @@ from syncbn.models.common import (
     global_average,
     initialize_convolutions,
 )
+from syncbn.models.inception_options import Activation, SmallInceptionOptions
+from syncbn.models.inception_options import InceptionOptions as Options
+from syncbn.models.resnet_options import Stem
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.registry import NormFactory, norm_layer
 from syncbn.norm.surgery.feeding import attach_norms
 
-Activation = Literal["relu", "sigmoid"]
 _ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid}
 
 
@@ -134,18 +137,15 @@ class BNInception(nn.Module):
         norm: Norm = "batch",
         num_classes: int = 1000,
         in_channels: int = 3,
-        stem: Literal["imagenet", "cifar"] = "imagenet",
-        width: int = 64,
-        activation: Activation = "relu",
-        dropout: float = 0.0,
-        local_response_norm: bool = False,
+        stem: Stem = "imagenet",
+        width: int = Options.width,
+        activation: Activation = Options.activation,
+        dropout: float = Options.dropout,
+        local_response_norm: bool = Options.local_response_norm,
     ) -> None:
         super().__init__()
-        check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
-        if width < 2:
-            raise ValueError(f"width must be at least 2, got {width}; the narrowest branch has half of it")
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}; allowed: {', '.join(map(repr, _ACTIVATIONS))}")
+        check_sizes(num_classes=num_classes, in_channels=in_channels)
+        check_arguments(Options, locals())
         norm = norm_layer(norm)
         self.in_channels = in_channels
 
@@ -173,10 +173,10 @@ def bn_inception(
     norm: Norm = "batch",
     num_classes: int = 1000,
     in_channels: int = 3,
-    width: int = 64,
-    activation: Activation = "relu",
-    dropout: float = 0.0,
-    local_response_norm: bool = False,
+    width: int = Options.width,
+    activation: Activation = Options.activation,
+    dropout: float = Options.dropout,
+    local_response_norm: bool = Options.local_response_norm,
 ) -> BNInception:
     """BN-Inception of the paper's Figure 5, for images of 224×224 pixels. The options are those of `BNInception`."""
     return BNInception(
@@ -188,10 +188,10 @@ def bn_inception_small(
     norm: Norm = "batch",
     num_classes: int = 10,
     in_channels: int = 3,
-    width: int = 16,
-    activation: Activation = "relu",
-    dropout: float = 0.0,
-    local_response_norm: bool = False,
+    width: int = SmallInceptionOptions.width,
+    activation: Activation = SmallInceptionOptions.activation,
+    dropout: float = SmallInceptionOptions.dropout,
+    local_response_norm: bool = SmallInceptionOptions.local_response_norm,
 ) -> BNInception:
     """The blocks 3a to 4b alone after a 3×3 stem, for images of 8 to 32 pixels. The options are `BNInception`'s."""
     return BNInception(SMALL, norm, num_classes, in_channels, "cifar", width, activation, dropout, local_response_norm)

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from syncbn.models.common import Norm, check_images, check_sizes
+from syncbn.models.mlp_options import Activation
+from syncbn.models.mlp_options import MLPOptions as Options
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.registry import has_bias, norm_layer
 from syncbn.norm.surgery.feeding import attach_norms
 
-Activation = Literal["relu", "sigmoid", "tanh"]
 _ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 
 
@@ -48,23 +49,17 @@ class MLP(nn.Module):
         num_classes: int = 10,
         in_channels: int = 1,
         image_size: int | Sequence[int] = 28,
-        hidden_size: int = 64,
-        depth: int = 3,
-        activation: Activation = "relu",
-        norm_after_activation: bool = False,
-        dropout: float = 0.0,
-        init_gain: float = math.sqrt(2),
+        hidden_size: int = Options.hidden_size,
+        depth: int = Options.depth,
+        activation: Activation = Options.activation,
+        norm_after_activation: bool = Options.norm_after_activation,
+        dropout: float = Options.dropout,
+        init_gain: float = Options.init_gain,
     ) -> None:
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        sizes = {"hidden_size": hidden_size, "depth": depth, "image_size": min(height, width)}
-        check_sizes(num_classes=num_classes, in_channels=in_channels, **sizes)
-        if activation not in get_args(Activation):
-            raise ValueError(
-                f"unknown activation {activation!r}; allowed: {', '.join(map(repr, get_args(Activation)))}"
-            )
-        if not init_gain > 0:
-            raise ValueError(f"init_gain must be greater than 0, got {init_gain}")
+        check_sizes(num_classes=num_classes, in_channels=in_channels, image_size=min(height, width))
+        check_arguments(Options, locals())
         norm = norm_layer(norm)
         self.in_channels = in_channels
         self.activation = activation

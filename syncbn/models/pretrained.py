@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.models.common import Norm
+from syncbn.models.pretrained_options import PretrainedOptions as Options
 from syncbn.norm.core.options import suggest
 from syncbn.norm.core.registry import unusual_options
 from syncbn.norm.surgery.adapters import looks_like_batch_norm
@@ -23,8 +24,8 @@ def from_timm(
     num_classes: int = 1000,
     in_channels: int = 3,
     image_size: ImageSize = 224,
-    architecture: str = "resnet18",
-    pretrained: bool = True,
+    architecture: str = Options.architecture,
+    pretrained: bool = Options.pretrained,
 ) -> nn.Module:
     """A network of timm whose batch norms are converted to `norm` by `syncbn.convert`.
 
@@ -58,8 +59,8 @@ def from_torchvision(
     num_classes: int = 1000,
     in_channels: int = 3,
     image_size: ImageSize = 224,
-    architecture: str = "resnet18",
-    pretrained: bool = True,
+    architecture: str = Options.architecture,
+    pretrained: bool = Options.pretrained,
 ) -> nn.Module:
     """A network of torchvision whose batch norms are converted to `norm` by `syncbn.convert`.
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from syncbn.models.common import Norm, check_images, check_sizes
+from syncbn.models.recurrent_options import RecurrentOptions as Options
 from syncbn.norm.core import compat
 from syncbn.norm.core.attachable import Attachable
 from syncbn.norm.core.capabilities import synchronizes, takes_step
@@ -203,7 +204,7 @@ def lstm(
     num_classes: int = 10,
     in_channels: int = 1,
     image_size: int | Sequence[int] = 8,
-    hidden_size: int = 64,
+    hidden_size: int = Options.hidden_size,
 ) -> RowClassifier:
     """A `RowClassifier` over an `LSTM`."""
     return RowClassifier(LSTM, norm, num_classes, in_channels, image_size, hidden_size)
@@ -214,7 +215,7 @@ def gru(
     num_classes: int = 10,
     in_channels: int = 1,
     image_size: int | Sequence[int] = 8,
-    hidden_size: int = 64,
+    hidden_size: int = Options.hidden_size,
 ) -> RowClassifier:
     """A `RowClassifier` over a `GRU`."""
     return RowClassifier(GRU, norm, num_classes, in_channels, image_size, hidden_size)

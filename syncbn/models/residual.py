@@ -1,7 +1,6 @@
 """Residual blocks, with the norm in any of three places."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +8,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from syncbn.models.common import conv2d, zero_scale
+from syncbn.models.resnet_options import Activation, Placement
+from syncbn.models.resnet_options import ResNetOptions as Options
 from syncbn.norm.core.registry import NormFactory
 
-Placement = Literal["post_conv", "post_activation", "pre_activation"]
-Activation = Literal["relu", "leaky_relu"]
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "leaky_relu": F.leaky_relu}
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"relu": F.relu, "leaky_relu": F.leaky_relu}
 
 
 class ResidualBlock(nn.Module):
@@ -49,7 +47,7 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.placement = placement
-        self.activate = activation_function(activation)
+        self.activate = ACTIVATIONS[activation]
         self.checkpointed = checkpointed
         channels, total_stride = in_channels, 1
         for i, (out_channels, kernel, stride) in enumerate(shapes, start=1):
@@ -121,8 +119,8 @@ class BasicBlock(ResidualBlock):
         channels: int,
         stride: int,
         norm: NormFactory,
-        placement: Placement = "post_conv",
-        activation: Activation = "relu",
+        placement: Placement = Options.placement,
+        activation: Activation = Options.activation,
         checkpointed: bool = False,
     ) -> None:
         shapes = [(channels, 3, stride), (channels, 3, 1)]
@@ -140,29 +138,12 @@ class Bottleneck(ResidualBlock):
         channels: int,
         stride: int,
         norm: NormFactory,
-        placement: Placement = "post_conv",
-        activation: Activation = "relu",
+        placement: Placement = Options.placement,
+        activation: Activation = Options.activation,
         checkpointed: bool = False,
     ) -> None:
         shapes = [(channels, 1, 1), (channels, 3, stride), (self.expansion * channels, 1, 1)]
         super().__init__(in_channels, shapes, norm, placement, activation, checkpointed)
-
-
-def check_placement(placement: str) -> None:
-    """Raise `ValueError` for a placement that there isn't."""
-    if placement not in get_args(Placement):
-        raise ValueError(f"unknown placement {placement!r}; allowed: {', '.join(map(repr, get_args(Placement)))}")
-
-
-def activation_function(name: str) -> Callable[[Tensor], Tensor]:
-    """ReLU or LeakyReLU.
-
-    Raises:
-        ValueError: an activation that there isn't.
-    """
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}; allowed: {', '.join(map(repr, _ACTIVATIONS))}")
-    return _ACTIVATIONS[name]
 
 
 def _projection(

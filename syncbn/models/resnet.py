@@ -2,25 +2,23 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from syncbn.models.common import Norm, check_images, check_sizes, conv2d, global_average, initialize_convolutions
 from syncbn.models.residual import (
-    Activation,
+    ACTIVATIONS,
     BasicBlock,
     Bottleneck,
-    Placement,
     ResidualBlock,
-    activation_function,
     bias_before,
-    check_placement,
 )
+from syncbn.models.resnet_options import Activation, Placement, Stem
+from syncbn.models.resnet_options import ResNetOptions as Options
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.registry import NormFactory, norm_layer
 from syncbn.norm.surgery.feeding import attach_norms
-
-Stem = Literal["imagenet", "cifar"]
 
 
 class ResNet(nn.Module):
@@ -67,20 +65,20 @@ class ResNet(nn.Module):
         norm: Norm = "batch",
         num_classes: int = 1000,
         in_channels: int = 3,
-        stem: Stem = "imagenet",
-        width: int = 64,
-        zero_init_residual: bool = False,
-        placement: Placement = "post_conv",
-        activation: Activation = "relu",
-        checkpoint_blocks: bool = False,
+        stem: Stem = Options.stem,
+        width: int = Options.width,
+        zero_init_residual: bool = Options.zero_init_residual,
+        placement: Placement = Options.placement,
+        activation: Activation = Options.activation,
+        checkpoint_blocks: bool = Options.checkpoint_blocks,
     ) -> None:
         super().__init__()
-        check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
-        check_placement(placement)
+        check_sizes(num_classes=num_classes, in_channels=in_channels)
+        check_arguments(Options, locals())
         norm = norm_layer(norm)
         self.in_channels = in_channels
         self.placement = placement
-        self.activate = activation_function(activation)
+        self.activate = ACTIVATIONS[activation]
 
         self.conv1, self.maxpool = _stem(stem, in_channels, width, norm, bias=bias_before(placement))
         if placement != "pre_activation":
@@ -156,14 +154,13 @@ def resnet152(norm: Norm = "batch", **options: Any) -> ResNet:
     return ResNet(Bottleneck, (3, 8, 36, 3), norm, **options)
 
 
-def _stem(stem: str, in_channels: int, width: int, norm: NormFactory, bias: bool | None) -> tuple[nn.Conv2d, nn.Module]:
+def _stem(
+    stem: Stem, in_channels: int, width: int, norm: NormFactory, bias: bool | None
+) -> tuple[nn.Conv2d, nn.Module]:
     if stem == "imagenet":
-        return conv2d(in_channels, width, kernel=7, stride=2, norm=norm, bias=bias), nn.MaxPool2d(
-            3, stride=2, padding=1
-        )
-    if stem == "cifar":
-        return conv2d(in_channels, width, kernel=3, norm=norm, bias=bias), nn.Identity()
-    raise ValueError(f"unknown stem {stem!r}; allowed: 'imagenet' (7×7, stride 2, max pool), 'cifar' (3×3, stride 1)")
+        convolution = conv2d(in_channels, width, kernel=7, stride=2, norm=norm, bias=bias)
+        return convolution, nn.MaxPool2d(3, stride=2, padding=1)
+    return conv2d(in_channels, width, kernel=3, norm=norm, bias=bias), nn.Identity()
 
 
 def _stage(

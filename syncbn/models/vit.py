@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from syncbn.models.common import Norm, check_images, check_sizes
 from syncbn.models.transformer import LlamaBlock, PerToken, ViTBlock
+from syncbn.models.vit_options import ViTOptions as Options
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.registry import norm_layer
 
 
@@ -56,8 +58,8 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        sizes = {"patch_size": patch_size, "dim": dim, "depth": depth, "heads": heads, "image_size": min(height, width)}
-        check_sizes(num_classes=num_classes, in_channels=in_channels, **sizes)
+        check_sizes(num_classes=num_classes, in_channels=in_channels, image_size=min(height, width))
+        check_arguments(Options, locals())
         if height % patch_size or width % patch_size:
             raise ValueError(f"image_size must be whole patches of {patch_size}×{patch_size}, got {height}×{width}")
         rotary = block is LlamaBlock
@@ -106,11 +108,11 @@ def vit(
     num_classes: int = 10,
     in_channels: int = 3,
     image_size: int | Sequence[int] = 32,
-    patch_size: int = 4,
-    dim: int = 64,
-    depth: int = 4,
-    heads: int = 4,
-    dropout: float = 0.0,
+    patch_size: int = Options.patch_size,
+    dim: int = Options.dim,
+    depth: int = Options.depth,
+    heads: int = Options.heads,
+    dropout: float = Options.dropout,
 ) -> ViT:
     """A small ViT. The options are those of `ViT`; ViT-S/16 is image_size=224, patch_size=16, dim=384, depth=12."""
     return ViT(ViTBlock, norm, num_classes, in_channels, image_size, patch_size, dim, depth, heads, dropout)
@@ -121,11 +123,11 @@ def llama_vit(
     num_classes: int = 10,
     in_channels: int = 3,
     image_size: int | Sequence[int] = 32,
-    patch_size: int = 4,
-    dim: int = 64,
-    depth: int = 4,
-    heads: int = 4,
-    dropout: float = 0.0,
+    patch_size: int = Options.patch_size,
+    dim: int = Options.dim,
+    depth: int = Options.depth,
+    heads: int = Options.heads,
+    dropout: float = Options.dropout,
 ) -> ViT:
     """The same with LLaMA's blocks: RMS norm, rotary positions, SwiGLU. The options are those of `ViT`."""
     return ViT(LlamaBlock, norm, num_classes, in_channels, image_size, patch_size, dim, depth, heads, dropout)

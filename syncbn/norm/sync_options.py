@@ -16,7 +16,7 @@ class SyncBatchNormOptions(Synchronized, Tracking):
     memory: Memory = option(
         "keep",
         "what that function keeps for its gradient; recompute: less; invert: least, with model.activation=leaky_relu",
-        refusal="unknown memory={value!r}; allowed: 'keep', 'recompute', 'invert'",
+        refusal="unknown memory={value!r}; allowed: {allowed}",
     )
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from syncbn.launch.run_id import check_run_id
 from syncbn.norm.core.options import field_names, mistakes, suggest
 from syncbn.norm.core.registry import known_options
-from syncbn.run.options import TARGETS, Main
+from syncbn.run.described import options_of
+from syncbn.run.main_options import Main
 from syncbn.run.project import find_project
 from syncbn.run.targets import target_mistakes, targets, users_packages
 
@@ -33,8 +34,8 @@ def config_mistakes(config: Mapping[str, Any]) -> list[str]:
     for where, node in targets(config):
         if wrong := target_mistakes(where, node):
             found += wrong
-        elif node["_target_"] in TARGETS:
-            found += mistakes(node, TARGETS[node["_target_"]], where)
+        elif (options := options_of(node["_target_"])) is not None:
+            found += mistakes({key: value for key, value in node.items() if key != "_target_"}, options, where)
     return found
 
 

@@ -1,63 +1,74 @@
-"""The Lightning side: a plugin, a task module and callbacks. `pip install syncbn[lightning]` is enough to import it."""
+"""The Lightning side: a plugin, tasks and callbacks. `pip install syncbn[lightning]` is enough to import it."""
 
-from syncbn.training.callbacks.epoch_lines import EpochLines
-from syncbn.training.callbacks.exact_resume import ExactResume
-from syncbn.training.callbacks.exchange_record import ExchangeRecord
-from syncbn.training.callbacks.finetune import FreezeNorm, GradualUnfreezing, TrainOnly
-from syncbn.training.callbacks.loader_watch import LoaderWatch
-from syncbn.training.callbacks.momentum_schedule import MomentumSchedule
-from syncbn.training.callbacks.nan_policy import NanPolicy, NonFiniteLoss
-from syncbn.training.callbacks.norm_l1 import NormL1
-from syncbn.training.callbacks.norm_monitor import NormMonitor
-from syncbn.training.callbacks.norm_profiler import NormProfiler
-from syncbn.training.callbacks.norm_statistics import NormStatisticsRecorder
-from syncbn.training.callbacks.plots import Plots
-from syncbn.training.callbacks.preemption import Preemption
-from syncbn.training.callbacks.ranks_agree import RanksAgree, RanksDisagree
-from syncbn.training.callbacks.recalibrate_norm import RecalibrateNorm
-from syncbn.training.callbacks.sample_grids import SampleGrids
-from syncbn.training.callbacks.sync_group import SyncGroup
-from syncbn.training.callbacks.wandb_media import WandbMedia
-from syncbn.training.callbacks.watchdog import Watchdog
-from syncbn.training.checkpoint import AtomicCheckpointIO
-from syncbn.training.plugin import SyncBatchNormPlugin
-from syncbn.training.schedule import cosine_with_warmup
-from syncbn.training.strategy import ddp
-from syncbn.training.tasks.classification import ClassificationTask
-from syncbn.training.tasks.gan import GANTask
-from syncbn.training.tasks.segmentation import SegmentationTask
-from syncbn.training.unequal import UnequalBatches
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "AtomicCheckpointIO",
-    "ClassificationTask",
-    "EpochLines",
-    "ExactResume",
-    "ExchangeRecord",
-    "FreezeNorm",
-    "GANTask",
-    "GradualUnfreezing",
-    "LoaderWatch",
-    "MomentumSchedule",
-    "NanPolicy",
-    "NonFiniteLoss",
-    "NormL1",
-    "NormMonitor",
-    "NormProfiler",
-    "NormStatisticsRecorder",
-    "Plots",
-    "Preemption",
-    "RanksAgree",
-    "RanksDisagree",
-    "RecalibrateNorm",
-    "SampleGrids",
-    "SegmentationTask",
-    "SyncBatchNormPlugin",
-    "SyncGroup",
-    "TrainOnly",
-    "UnequalBatches",
-    "WandbMedia",
-    "Watchdog",
-    "cosine_with_warmup",
-    "ddp",
-]
+from syncbn.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from syncbn.training.callbacks.epoch_lines import EpochLines as EpochLines
+    from syncbn.training.callbacks.exact_resume import ExactResume as ExactResume
+    from syncbn.training.callbacks.exchange_record import ExchangeRecord as ExchangeRecord
+    from syncbn.training.callbacks.finetune import FreezeNorm as FreezeNorm
+    from syncbn.training.callbacks.finetune import GradualUnfreezing as GradualUnfreezing
+    from syncbn.training.callbacks.finetune import TrainOnly as TrainOnly
+    from syncbn.training.callbacks.loader_watch import LoaderWatch as LoaderWatch
+    from syncbn.training.callbacks.momentum_schedule import MomentumSchedule as MomentumSchedule
+    from syncbn.training.callbacks.nan_policy import NanPolicy as NanPolicy
+    from syncbn.training.callbacks.nan_policy import NonFiniteLoss as NonFiniteLoss
+    from syncbn.training.callbacks.norm_l1 import NormL1 as NormL1
+    from syncbn.training.callbacks.norm_monitor import NormMonitor as NormMonitor
+    from syncbn.training.callbacks.norm_profiler import NormProfiler as NormProfiler
+    from syncbn.training.callbacks.norm_statistics import NormStatisticsRecorder as NormStatisticsRecorder
+    from syncbn.training.callbacks.plots import Plots as Plots
+    from syncbn.training.callbacks.preemption import Preemption as Preemption
+    from syncbn.training.callbacks.ranks_agree import RanksAgree as RanksAgree
+    from syncbn.training.callbacks.ranks_agree import RanksDisagree as RanksDisagree
+    from syncbn.training.callbacks.recalibrate_norm import RecalibrateNorm as RecalibrateNorm
+    from syncbn.training.callbacks.sample_grids import SampleGrids as SampleGrids
+    from syncbn.training.callbacks.sync_group import SyncGroup as SyncGroup
+    from syncbn.training.callbacks.wandb_media import WandbMedia as WandbMedia
+    from syncbn.training.callbacks.watchdog import Watchdog as Watchdog
+    from syncbn.training.checkpoint import AtomicCheckpointIO as AtomicCheckpointIO
+    from syncbn.training.plugin import SyncBatchNormPlugin as SyncBatchNormPlugin
+    from syncbn.training.schedule import cosine_with_warmup as cosine_with_warmup
+    from syncbn.training.strategy import ddp as ddp
+    from syncbn.training.tasks.classification import ClassificationTask as ClassificationTask
+    from syncbn.training.tasks.gan import GANTask as GANTask
+    from syncbn.training.tasks.segmentation import SegmentationTask as SegmentationTask
+    from syncbn.training.unequal import UnequalBatches as UnequalBatches
+
+_HOMES = {
+    "AtomicCheckpointIO": "checkpoint",
+    "ClassificationTask": "tasks.classification",
+    "EpochLines": "callbacks.epoch_lines",
+    "ExactResume": "callbacks.exact_resume",
+    "ExchangeRecord": "callbacks.exchange_record",
+    "FreezeNorm": "callbacks.finetune",
+    "GANTask": "tasks.gan",
+    "GradualUnfreezing": "callbacks.finetune",
+    "LoaderWatch": "callbacks.loader_watch",
+    "MomentumSchedule": "callbacks.momentum_schedule",
+    "NanPolicy": "callbacks.nan_policy",
+    "NonFiniteLoss": "callbacks.nan_policy",
+    "NormL1": "callbacks.norm_l1",
+    "NormMonitor": "callbacks.norm_monitor",
+    "NormProfiler": "callbacks.norm_profiler",
+    "NormStatisticsRecorder": "callbacks.norm_statistics",
+    "Plots": "callbacks.plots",
+    "Preemption": "callbacks.preemption",
+    "RanksAgree": "callbacks.ranks_agree",
+    "RanksDisagree": "callbacks.ranks_agree",
+    "RecalibrateNorm": "callbacks.recalibrate_norm",
+    "SampleGrids": "callbacks.sample_grids",
+    "SegmentationTask": "tasks.segmentation",
+    "SyncBatchNormPlugin": "plugin",
+    "SyncGroup": "callbacks.sync_group",
+    "TrainOnly": "callbacks.finetune",
+    "UnequalBatches": "unequal",
+    "WandbMedia": "callbacks.wandb_media",
+    "Watchdog": "callbacks.watchdog",
+    "cosine_with_warmup": "schedule",
+    "ddp": "strategy",
+}
+__all__ = [*_HOMES]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -14,6 +14,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from syncbn.training.loggers_options import WandbOptions as Options
+
 
 class _Appending(ExperimentWriter):
     """Goes on with the metrics.csv it finds, where Lightning's deletes it."""
@@ -61,13 +63,13 @@ def wandb_logger(
     save_dir: str,
     run_id: str,
     project: str,
-    offline: bool | None = None,
-    entity: str | None = None,
-    group: str | None = None,
-    job_type: str | None = None,
-    tags: list[str] | None = None,
-    log_model: bool | Literal["all"] = False,
-    init_timeout_s: float = 90.0,
+    offline: bool | None = Options.offline,
+    entity: str | None = Options.entity,
+    group: str | None = Options.group,
+    job_type: str | None = Options.job_type,
+    tags: list[str] | None = Options.tags,
+    log_model: bool | Literal["all"] = Options.log_model,
+    init_timeout_s: float = Options.init_timeout_s,
 ) -> WandbLogger:
     """Lightning's W&B logger for a run of ours: its id is the run's, so that a resumed run goes on.
 

@@ -5,9 +5,15 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from syncbn.norm.core.arguments import check_arguments
+from syncbn.training.schedule_options import CosineOptions as Options
+
 
 def cosine_with_warmup(
-    optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.1, final_fraction: float = 0.0
+    optimizer: Optimizer,
+    total_steps: int,
+    warmup_fraction: float = Options.warmup_fraction,
+    final_fraction: float = Options.final_fraction,
 ) -> LambdaLR:
     """A linear rise to each group's learning rate, then half a cosine down; step it after every optimizer step.
 
@@ -28,10 +34,7 @@ def cosine_with_warmup(
     """
     if total_steps < 1:
         raise ValueError(f"total_steps must be at least 1, got {total_steps}; give the trainer max_epochs or max_steps")
-    if not 0 <= warmup_fraction < 1:
-        raise ValueError(f"warmup_fraction must be at least 0 and below 1, got {warmup_fraction}")
-    if not 0 <= final_fraction <= 1:
-        raise ValueError(f"final_fraction must be from 0 to 1, got {final_fraction}")
+    check_arguments(Options, locals())
     warmup_steps = round(warmup_fraction * total_steps)
 
     def factor(step: int) -> float:

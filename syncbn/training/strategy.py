@@ -2,7 +2,7 @@
 
 import subprocess
 from datetime import timedelta
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
@@ -10,21 +10,25 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _Su
 from syncbn.launch.leave import ends_at_once
 from syncbn.launch.scheduling import let_threads_finish
 from syncbn.norm.core import compat
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.training import unequal
+from syncbn.training.strategy_options import DDPOptions as Options
+from syncbn.training.strategy_options import Policy
 
 
 def ddp(
-    timeout_s: float = 300.0,
-    process_group_backend: str | None = None,
-    start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
-    unequal_batches: unequal.Policy = "fail",
-    batch_scheduling: bool = True,
+    timeout_s: float = Options.timeout_s,
+    process_group_backend: str | None = Options.process_group_backend,
+    start_method: Literal["popen", "spawn", "fork", "forkserver"] = Options.start_method,
+    unequal_batches: Policy = Options.unequal_batches,
+    batch_scheduling: bool = Options.batch_scheduling,
+    gradient_as_bucket_view: bool = Options.gradient_as_bucket_view,
     **options: Any,
 ) -> DDPStrategy:
     """Lightning's `DDPStrategy`, with buffers sent once, at the start, and a time-out of minutes.
 
     DDP's default overwrites every rank's buffers by rank 0's at each forward. Synchronized statistics are equal without
-    it, and what a rank holds of its own would be lost. Gradients are views of DDP's buckets, and not copied into them.
+    it, and what a rank holds of its own would be lost.
 
     Args:
         timeout_s: seconds after which a collective without an answer raises. A rank that dies is noticed at once,
@@ -37,22 +41,21 @@ def ddp(
             ranks that have none left, which takes a loss like `syncbn.mean_over_ranks`.
         batch_scheduling: whether ranks that talk by gloo run under Linux's SCHED_BATCH, which makes their messages
             several times faster, and slower where other programs or workers of the loader want the same processors.
-        options: arguments of `torch.nn.parallel.DistributedDataParallel`, for example `find_unused_parameters=True`.
+        gradient_as_bucket_view: whether gradients are views of DDP's buckets, and not copied into them.
+        options: further arguments of `torch.nn.parallel.DistributedDataParallel`, `find_unused_parameters=True` say.
 
     Raises:
         ValueError: a time-out that isn't positive, or an unknown word for unequal batches.
     """
-    if timeout_s <= 0:
-        raise ValueError(f"timeout_s must be positive seconds, got {timeout_s}")
-    if unequal_batches not in get_args(unequal.Policy):
-        raise ValueError(f"unequal_batches must be 'fail' or 'train', got {unequal_batches!r}")
+    check_arguments(Options, locals())
     return _DDPStrategy(
         unequal_batches=unequal_batches,
         batch_scheduling=batch_scheduling,
         timeout=timedelta(seconds=timeout_s),
         process_group_backend=process_group_backend,
         start_method=start_method,
-        **{**compat.ddp_without_buffers(), "gradient_as_bucket_view": True, **options},
+        gradient_as_bucket_view=gradient_as_bucket_view,
+        **{**compat.ddp_without_buffers(), **options},
     )
 
 
@@ -64,7 +67,7 @@ class _DDPStrategy(DDPStrategy):
 
     grace_s = 5.0  # a rank that lost its peers raises by itself within 2 seconds; its own message is worth the wait
 
-    def __init__(self, unequal_batches: unequal.Policy, batch_scheduling: bool, **options: Any) -> None:
+    def __init__(self, unequal_batches: Policy, batch_scheduling: bool, **options: Any) -> None:
         super().__init__(**options)
         self.unequal_batches = unequal_batches
         self.batch_scheduling = batch_scheduling

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,8 +11,7 @@ from torch import Tensor
 from syncbn.launch.faults import Fault
 from syncbn.norm.core import compat
 from syncbn.training.host_group import host_group
-
-Policy = Literal["fail", "train"]
+from syncbn.training.strategy_options import Policy
 
 
 class UnequalBatches(Fault, ValueError):

@@ -194,7 +194,7 @@ def test_two_ranks_train_and_evaluate(ranks: Callable[[int], Ranks], shards: Pat
     ("options", "message"),
     [
         ({"shard_by_class": True}, "shard_by_class needs to know all labels before: set data.streaming=false"),
-        ({"shuffle_buffer": 0}, "shuffle_buffer and num_train must be at least 1, got 0 and 18"),
+        ({"shuffle_buffer": 0}, "shuffle_buffer must be at least 1, got 0"),
         ({"test_split": "nowhere"}, "expected splits 'train' and 'nowhere', got .*test"),
         ({"batch_size": 17}, r"a batch of 17 on each of 1 rank\(s\) is more than the 16 samples"),
     ],

@@ -155,7 +155,7 @@ def test_a_folder_of_images_trains_from_the_command_line(folder: Path, tmp_path:
         ({"source": "a", "folder": "b"}, "give either source or folder"),
         ({"folder": "nowhere"}, "can't load the folder 'nowhere'"),
         ({"folder": "x", "in_channels": 2}, "in_channels must be 1 or 3, got 2"),
-        ({"folder": "x", "min_crop": 0.0}, "val_fraction and min_crop are shares"),
+        ({"folder": "x", "min_crop": 0.0}, "min_crop must be above 0 and at most 1, got 0.0"),
         ({"folder": "x", "on_corrupt": "ignore"}, "on_corrupt must be 'raise' or 'skip', got 'ignore'"),
     ],
 )

@@ -5,12 +5,12 @@ import warnings
 import pytest
 import torch
 from hydra.utils import get_method
-from omegaconf import OmegaConf
 from torch import nn
 
 from syncbn.models.resnet import resnet18, resnet50
 from syncbn.norm import CrossIterationBatchNorm, norm_layer
 from syncbn.run.check import conf_dir
+from syncbn.run.compose import CommandLine, checked_configs
 
 MODELS = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
 WITHOUT_CHANNEL_NORMS = {"vit", "llama_vit", "lstm", "gru"}  # tokens and time steps
@@ -21,15 +21,21 @@ def norms(net: nn.Module) -> dict[str, CrossIterationBatchNorm]:
     return {name: m for name, m in net.named_modules() if isinstance(m, CrossIterationBatchNorm)}
 
 
+@pytest.fixture(autouse=True)
+def _run_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNCBN_RUN_ID", "test")
+
+
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in WITHOUT_CHANNEL_NORMS | OF_OTHERS])
 def test_every_norm_of_the_zoo_is_attached(name: str) -> None:
-    config = dict(OmegaConf.load(conf_dir() / "model" / f"{name}.yaml"))
-    make = get_method(config.pop("_target_"))
-    del config["weights"]
-    sizes = {"image_size": 8} if name == "dcgan" else {"num_classes": 10}
+    config = checked_configs(CommandLine([f"model={name}"]))[0]["model"]
+    make = get_method(config["_target_"])
+    options = {key: value for key, value in config.items() if key not in ("_target_", "weights")}
+    sizes = {"in_channels": 1, **({"image_size": 8} if "image_size" in config else {})}
+    sizes |= {"num_classes": 10} if "num_classes" in config else {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        net = make(norm=norm_layer("cross_iteration", window=2), in_channels=1, **sizes, **config)
+        net = make(norm=norm_layer("cross_iteration", window=2), **(options | sizes))
     layers = norms(net)
     assert layers
     for layer in layers.values():

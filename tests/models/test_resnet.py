@@ -226,7 +226,7 @@ def test_an_empty_batch_in_eval() -> None:
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"in_channels": -1}, "in_channels must be at least 1, got -1"),
         ({"norm": "none", "zero_init_residual": True}, "needs a norm with a scale"),
-        ({"norm": "group", "width": 5}, "groups must divide the 5 channels"),
+        ({"norm": syncbn.norm_layer("group", groups=4), "width": 5}, "groups must divide the 5 channels"),
     ],
 )
 def test_a_wrong_argument_says_what_is_allowed(options: dict[str, object], message: str) -> None:

@@ -26,10 +26,10 @@ def check_arguments(schema: type, arguments: Mapping[str, Any]) -> None:
 
 
 def _refused(field: Field[Any], kind: Any, value: Any) -> Exception:
-    if refusal := field.metadata.get("refusal"):
-        return ValueError(refusal.format(value=value))
     members = list(_members(kind))
     names = [name for member in members if get_origin(member) is Literal for name in get_args(member)]
+    if refusal := field.metadata.get("refusal"):
+        return ValueError(refusal.format(value=value, allowed=", ".join(map(repr, names))))
     others = [member for member in members if get_origin(member) is not Literal]
     of_a_type = any(fits(value, _bare(member)) for member in others)
     if not of_a_type and type(value) not in map(type, names):

@@ -53,7 +53,8 @@ def option(default: Default, help: str, refusal: str | None = None) -> Default:
     Args:
         default: its default; a list or a dictionary is copied for each use.
         help: what it is, in a line without a capital and a full stop.
-        refusal: what `syncbn.norm.core.arguments` says of a value that it doesn't allow, with `{value}` in it.
+        refusal: what `syncbn.norm.core.arguments` says of a value that it doesn't allow; `{value}` is the value, and
+            `{allowed}` the names that are allowed.
     """
     metadata = {"help": help, "refusal": refusal}
     if isinstance(default, list | dict):
@@ -70,6 +71,13 @@ def redeclared(schema: type, name: str, default: Default) -> Default:
     """An option of `schema` with another default, or of a narrower type, in a dataclass derived from it."""
     metadata = next(f.metadata for f in fields(schema) if f.name == name)
     return option(default, metadata["help"], metadata["refusal"])
+
+
+@dataclass
+class Partial:
+    """Of what is called later, with further arguments: an optimizer, by a task that has parameters for it."""
+
+    _partial_: Literal[True] = required("that it is called later")
 
 
 def suggest(got: str, allowed: Iterable[str]) -> str:

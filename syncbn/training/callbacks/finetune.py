@@ -10,9 +10,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.policy import freeze, unfreeze
 from syncbn.policy.freeze import has_frozen_statistics
 from syncbn.policy.layers import buffers_of, is_norm
+from syncbn.training.callbacks.finetune_options import FreezeNormOptions, GradualUnfreezingOptions, TrainOnlyOptions
 
 
 class FreezeNorm(L.Callback):
@@ -33,10 +35,10 @@ class FreezeNorm(L.Callback):
 
     def __init__(
         self,
-        stats: bool = True,
-        affine: bool = False,
-        include: Sequence[str] | None = None,
-        exclude: Sequence[str] | None = None,
+        stats: bool = FreezeNormOptions.stats,
+        affine: bool = FreezeNormOptions.affine,
+        include: Sequence[str] | None = FreezeNormOptions.include,
+        exclude: Sequence[str] | None = FreezeNormOptions.exclude,
     ) -> None:
         self.stats, self.affine, self.include, self.exclude = stats, affine, include, exclude
         self._before: dict[str, Tensor] = {}
@@ -82,7 +84,7 @@ class TrainOnly(L.Callback):
         MisconfigurationException: a glob that matches no parameter.
     """
 
-    def __init__(self, layers: Sequence[str] = (), norms: bool = False) -> None:
+    def __init__(self, layers: Sequence[str] = (), norms: bool = TrainOnlyOptions.norms) -> None:
         if not layers and not norms:
             raise ValueError("nothing would be trained: name layers, or set norms=True")
         self.layers, self.norms = tuple(layers), norms
@@ -127,11 +129,13 @@ class GradualUnfreezing(L.Callback):
     3.3.
     """
 
-    def __init__(self, stages: Sequence[str], every_n_epochs: int = 1, frozen_stats_epochs: int = 0) -> None:
-        if every_n_epochs < 1:
-            raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
-        if frozen_stats_epochs < 0:
-            raise ValueError(f"frozen_stats_epochs must be at least 0, got {frozen_stats_epochs}")
+    def __init__(
+        self,
+        stages: Sequence[str],
+        every_n_epochs: int = GradualUnfreezingOptions.every_n_epochs,
+        frozen_stats_epochs: int = GradualUnfreezingOptions.frozen_stats_epochs,
+    ) -> None:
+        check_arguments(GradualUnfreezingOptions, locals())
         if not stages:
             raise ValueError("stages must name at least one")
         self.stages, self.every_n_epochs = tuple(stages), every_n_epochs

@@ -6,6 +6,9 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.utilities import rank_zero_warn
 
+from syncbn.norm.core.arguments import check_arguments
+from syncbn.training.callbacks.loader_watch_options import LoaderWatchOptions as Options
+
 
 class LoaderWatch(L.Callback):
     """Logs the share of each epoch's time that training waited for batches, and warns once when it is too large.
@@ -22,11 +25,8 @@ class LoaderWatch(L.Callback):
         ValueError: max_share outside of (0, 1), or min_batches below 1.
     """
 
-    def __init__(self, max_share: float = 0.5, min_batches: int = 10) -> None:
-        if not 0 < max_share < 1:
-            raise ValueError(f"max_share must be above 0 and below 1, got {max_share}")
-        if min_batches < 1:
-            raise ValueError(f"min_batches must be at least 1, got {min_batches}")
+    def __init__(self, max_share: float = Options.max_share, min_batches: int = Options.min_batches) -> None:
+        check_arguments(Options, locals())
         self.max_share = max_share
         self.min_batches = min_batches
         self._warned = False

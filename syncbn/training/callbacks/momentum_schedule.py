@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 import lightning.pytorch as L
 
-from syncbn.norm.core.momentum import check_momentum
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.surgery.momentum import set_momentum
+from syncbn.training.callbacks.momentum_schedule_options import MomentumScheduleOptions as Options
 
 
 class MomentumSchedule(L.Callback):
@@ -33,17 +34,12 @@ class MomentumSchedule(L.Callback):
 
     def __init__(
         self,
-        start: float = 0.1,
-        end: float = 0.01,
-        shape: Literal["linear", "cosine"] = "cosine",
-        fraction: float = 1.0,
+        start: float = Options.start,
+        end: float = Options.end,
+        shape: Literal["linear", "cosine"] = Options.shape,
+        fraction: float = Options.fraction,
     ) -> None:
-        check_momentum(start)
-        check_momentum(end)
-        if shape not in ("linear", "cosine"):
-            raise ValueError(f"shape must be 'linear' or 'cosine', got {shape!r}")
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}")
+        check_arguments(Options, locals())
         self.start, self.end, self.shape, self.fraction = start, end, shape, fraction
         self._steps = 1.0
 

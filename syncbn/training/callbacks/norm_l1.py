@@ -4,7 +4,9 @@ import lightning.pytorch as L
 import torch
 from torch.optim import Optimizer
 
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.policy.layers import is_batch_norm
+from syncbn.training.callbacks.norm_l1_options import NormL1Options as Options
 
 
 class NormL1(L.Callback):
@@ -22,9 +24,8 @@ class NormL1(L.Callback):
     Source: Liu et al., Network Slimming, ICCV 2017, https://arxiv.org/abs/1708.06519, equation 1.
     """
 
-    def __init__(self, strength: float = 1e-4) -> None:
-        if not strength > 0:
-            raise ValueError(f"strength must be greater than 0, got {strength}")
+    def __init__(self, strength: float = Options.strength) -> None:
+        check_arguments(Options, locals())
         self.strength = strength
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:

@@ -7,10 +7,12 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.hooks import RemovableHandle
 
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.exchange import communicating_group
 from syncbn.policy.diagnose import Facts, diagnose
 from syncbn.policy.inspect import Watch, watches_of
 from syncbn.policy.report import NormReport, NormRow
+from syncbn.training.callbacks.norm_monitor_options import NormMonitorOptions as Options
 
 _LOGGED = ("mean_distance", "std_ratio", "gap", "dead", "exploding", "rank_difference")
 # What the statistics of one batch can tell; running statistics lag behind while the network learns.
@@ -34,9 +36,8 @@ class NormMonitor(L.Callback):
         ValueError: every_n_steps below 1.
     """
 
-    def __init__(self, every_n_steps: int = 100) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+    def __init__(self, every_n_steps: int = Options.every_n_steps) -> None:
+        check_arguments(Options, locals())
         self.every_n_steps = every_n_steps
         self.report: NormReport | None = None
         self._watches: list[Watch] = []

@@ -17,6 +17,7 @@ from torch.profiler import record_function
 from torch.utils.hooks import RemovableHandle
 
 from syncbn.policy.layers import is_norm
+from syncbn.training.callbacks.norm_profiler_options import NormProfilerOptions as Options
 from syncbn.training.norm_times import BACKWARD, FORWARD, NormTime, norm_times, table
 
 FILENAME = "norm_times.csv"
@@ -39,7 +40,7 @@ class NormProfiler(L.Callback):
         ValueError: when the fit starts, the trainer has another profiler.
     """
 
-    def __init__(self, folder: str | Path | None = None) -> None:
+    def __init__(self, folder: str | Path | None = Options.folder) -> None:
         self.folder = folder
         self.times: list[NormTime] = []
         self._handles: list[RemovableHandle] = []

@@ -9,6 +9,9 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 
+from syncbn.norm.core.arguments import check_arguments
+from syncbn.training.callbacks.norm_statistics_options import NormStatisticsOptions as Options
+
 FILENAME = "norm_statistics.csv"
 FIELDS = ("step", "layer", "mean_mean", "mean_std", "var_mean", "var_std")
 
@@ -28,9 +31,8 @@ class NormStatisticsRecorder(L.Callback):
         ValueError: every_n_steps below 1.
     """
 
-    def __init__(self, every_n_steps: int = 10, folder: str | Path | None = None) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+    def __init__(self, every_n_steps: int = Options.every_n_steps, folder: str | Path | None = Options.folder) -> None:
+        check_arguments(Options, locals())
         self.every_n_steps = every_n_steps
         self.folder = folder
         self._last_step = -1

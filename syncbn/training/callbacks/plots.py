@@ -6,6 +6,7 @@ import lightning.pytorch as L
 from lightning.pytorch.loggers import CSVLogger
 
 from syncbn.training.callbacks import figures, norm_statistics
+from syncbn.training.callbacks.plots_options import PlotsOptions as Options
 
 
 class Plots(L.Callback):
@@ -20,7 +21,7 @@ class Plots(L.Callback):
             None.
     """
 
-    def __init__(self, folder: str | Path | None = None) -> None:
+    def __init__(self, folder: str | Path | None = Options.folder) -> None:
         self.folder = folder
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import lightning.pytorch as L
 
 from syncbn.data.loader import BatchLoader
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.policy import recalibrate
+from syncbn.training.callbacks.recalibrate_norm_options import RecalibrateNormOptions as Options
 
 
 class RecalibrateNorm(L.Callback):
@@ -25,10 +27,12 @@ class RecalibrateNorm(L.Callback):
         ValueError: a number below 1.
     """
 
-    def __init__(self, every_n_epochs: int = 1, max_batches: int | None = 50) -> None:
-        for name, value in {"every_n_epochs": every_n_epochs, "max_batches": max_batches}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+    def __init__(
+        self,
+        every_n_epochs: int = Options.every_n_epochs,
+        max_batches: int | None = Options.max_batches,
+    ) -> None:
+        check_arguments(Options, locals())
         self.every_n_epochs = every_n_epochs
         self.max_batches = max_batches
 

@@ -8,6 +8,9 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from syncbn.norm.core.arguments import check_arguments
+from syncbn.training.callbacks.sample_grids_options import SampleGridsOptions as Options
+
 MIN_SIDE = 32  # pixels of one image in a grid; smaller ones would be specks
 
 
@@ -28,10 +31,13 @@ class SampleGrids(L.Callback):
         ValueError: a number below 1.
     """
 
-    def __init__(self, every_n_epochs: int = 10, rows: int = 8, folder: str | Path | None = None) -> None:
-        for name, value in {"every_n_epochs": every_n_epochs, "rows": rows}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+    def __init__(
+        self,
+        every_n_epochs: int = Options.every_n_epochs,
+        rows: int = Options.rows,
+        folder: str | Path | None = Options.folder,
+    ) -> None:
+        check_arguments(Options, locals())
         self.every_n_epochs = every_n_epochs
         self.rows = rows
         self.folder = folder

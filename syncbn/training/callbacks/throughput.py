@@ -4,8 +4,10 @@ from typing import Any
 
 from lightning.pytorch.callbacks import ThroughputMonitor
 
+from syncbn.training.callbacks.throughput_options import ThroughputOptions as Options
 
-def throughput_monitor(window_size: int = 100) -> ThroughputMonitor:
+
+def throughput_monitor(window_size: int = Options.window_size) -> ThroughputMonitor:
     """Samples and batches a second, for batches (inputs, labels).
 
     Args:

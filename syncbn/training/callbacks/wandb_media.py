@@ -9,7 +9,9 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.training.callbacks.norm_statistics import running_statistics
+from syncbn.training.callbacks.wandb_media_options import WandbMediaOptions as Options
 
 MIN_SIDE = 64  # pixels; smaller images would be specks on the page
 
@@ -33,11 +35,13 @@ class WandbMedia(L.Callback):
         TypeError: a `validation_step` that returns no tensor.
     """
 
-    def __init__(self, num_samples: int = 32, every_n_epochs: int = 5, histograms: bool = True) -> None:
-        if num_samples < 0:
-            raise ValueError(f"num_samples must be at least 0, got {num_samples}")
-        if every_n_epochs < 1:
-            raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
+    def __init__(
+        self,
+        num_samples: int = Options.num_samples,
+        every_n_epochs: int = Options.every_n_epochs,
+        histograms: bool = Options.histograms,
+    ) -> None:
+        check_arguments(Options, locals())
         self.num_samples = num_samples
         self.every_n_epochs = every_n_epochs
         self.histograms = histograms

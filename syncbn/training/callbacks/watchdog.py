@@ -6,6 +6,7 @@ import lightning.pytorch as L
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
+from syncbn.training.callbacks.watchdog_options import WatchdogOptions as Options
 from syncbn.training.watch import Watch
 
 
@@ -30,7 +31,7 @@ class Watchdog(L.Callback):
         ValueError: a time-out that isn't positive, or a step that may take longer than all else.
     """
 
-    def __init__(self, timeout_s: float = 120.0, slow_timeout_s: float = 240.0) -> None:
+    def __init__(self, timeout_s: float = Options.timeout_s, slow_timeout_s: float = Options.slow_timeout_s) -> None:
         if not 0 < timeout_s <= slow_timeout_s:
             raise ValueError(
                 f"timeout_s must be positive and at most slow_timeout_s, got {timeout_s} and {slow_timeout_s} seconds"

@@ -11,8 +11,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.moments import mean_over_ranks
 from syncbn.training.optim import parameter_groups
+from syncbn.training.tasks.classification_options import ClassificationOptions as Options
 
 
 class ClassificationTask(L.LightningModule):
@@ -43,14 +45,13 @@ class ClassificationTask(L.LightningModule):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., LRScheduler] | None = None,
         num_classes: int = 10,
-        label_smoothing: float = 0.0,
+        label_smoothing: float = Options.label_smoothing,
         class_names: list[str] | tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
+        check_arguments(Options, locals())
         names = tuple(class_names) if class_names is not None else tuple(str(i) for i in range(num_classes))
         if len(names) != num_classes:
             raise ValueError(f"class_names must be {num_classes} names, one a class, got {len(names)}")

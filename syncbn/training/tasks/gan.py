@@ -1,7 +1,7 @@
 """Generative adversarial training as a LightningModule."""
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
@@ -13,11 +13,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from syncbn.models.dcgan import DCGAN
+from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.moments import mean_over_ranks
 from syncbn.training.optim import parameter_groups
+from syncbn.training.tasks.gan_options import GANOptions as Options
+from syncbn.training.tasks.gan_options import Loss
 from syncbn.training.tasks.gan_quality import GANQuality
 
-Loss = Literal["bce", "wgan_gp"]
 DISCRIMINATOR, GENERATOR, PENALTY, TEST = range(4)  # what random numbers are drawn for
 
 
@@ -64,28 +66,18 @@ class GANTask(L.LightningModule):
         net: DCGAN,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., LRScheduler] | None = None,
-        loss: Loss = "bce",
-        penalty_weight: float = 10.0,
-        discriminator_steps: int = 1,
-        quality_samples: int = 1000,
-        seed: int = 0,
-        joint_batches: bool = False,
-        quality_epochs: int = 30,
+        loss: Loss = Options.loss,
+        penalty_weight: float = Options.penalty_weight,
+        discriminator_steps: int = Options.discriminator_steps,
+        quality_samples: int = Options.quality_samples,
+        seed: int = Options.seed,
+        joint_batches: bool = Options.joint_batches,
+        quality_epochs: int = Options.quality_epochs,
     ) -> None:
         super().__init__()
         if joint_batches and loss == "wgan_gp":
             raise ValueError("joint_batches=True goes with loss='bce' alone: the penalty is of images between both")
-        if loss not in get_args(Loss):
-            raise ValueError(f"unknown loss {loss!r}; allowed: {', '.join(map(repr, get_args(Loss)))}")
-        for name, value in {
-            "discriminator_steps": discriminator_steps,
-            "quality_samples": quality_samples,
-            "quality_epochs": quality_epochs,
-        }.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if penalty_weight < 0:
-            raise ValueError(f"penalty_weight must be at least 0, got {penalty_weight}")
+        check_arguments(Options, locals())
         if not isinstance(net, DCGAN):
             raise TypeError(f"GANTask trains a DCGAN (model=dcgan), got {type(net).__name__}")
         self.automatic_optimization = False

@@ -8,6 +8,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from syncbn.training.tasks.classification import ClassificationTask
+from syncbn.training.tasks.classification_options import ClassificationOptions as Options
 
 
 class SegmentationTask(ClassificationTask):
@@ -26,7 +27,7 @@ class SegmentationTask(ClassificationTask):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., LRScheduler] | None = None,
         num_classes: int = 21,
-        label_smoothing: float = 0.0,
+        label_smoothing: float = Options.label_smoothing,
         class_names: list[str] | tuple[str, ...] | None = None,
     ) -> None:
         super().__init__(net, optimizer, scheduler, num_classes, label_smoothing, class_names)

@@ -1,0 +1,29 @@
+"""The options of the digits."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from syncbn.data.shared_options import OfClasses
+from syncbn.norm.core.options import BelowOne, Range, Share, option
+
+
+@dataclass
+class DigitsOptions(OfClasses):
+    """scikit-learn's 1,797 handwritten digits of 8×8 pixels."""
+
+    val_fraction: Share = option(0.2, "part of the digits held out for validation")
+    test_fraction: Share = option(0.2, "part of the digits held out for the test")
+    augment: bool = option(True, "whether training images are shifted, turned and scaled a little")
+    max_shift: Annotated[float, Range(low=0, below=8)] = option(
+        1.0, "in pixels, each way", refusal="max_shift (pixels) must be at least 0 and below 8, got {value}"
+    )
+    max_rotation: Annotated[float, Range(low=0, below=180)] = option(
+        10.0, "in degrees, each way", refusal="max_rotation (degrees) must be at least 0 and below 180, got {value}"
+    )
+    max_scale: BelowOne = option(0.1, "relative, larger or smaller")
+    corruptions: dict[str, float] = option(
+        {}, "another domain: contrast, brightness, inversion, blur, rotation, noise, each with an amount"
+    )
+
+
+OPTIONS = {"DigitsDataModule": DigitsOptions}

@@ -1,0 +1,29 @@
+"""The options of fully connected networks."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from syncbn.models.shared_options import OfOneSize
+from syncbn.norm.core.options import BelowOne, Count, Positive, option
+
+Activation = Literal["relu", "sigmoid", "tanh"]
+
+
+@dataclass
+class MLPOptions(OfOneSize):
+    """A fully connected network."""
+
+    hidden_size: Count = option(64, "features of each layer")
+    depth: Count = option(3, "hidden layers")
+    activation: Activation = option("relu", "of each layer", refusal="unknown activation {value!r}; allowed: {allowed}")
+    norm_after_activation: bool = option(False, "whether the norm comes after the activation, and not before it")
+    dropout: BelowOne = option(0.0, "part of the features that training leaves out")
+    init_gain: Positive = option(
+        math.sqrt(2),
+        "of the weights' deviation over 1/sqrt(inputs); sqrt(2) keeps the variance through ReLUs",
+        refusal="init_gain must be greater than 0, got {value}",
+    )
+
+
+OPTIONS = {"MLP": MLPOptions}

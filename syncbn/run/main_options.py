@@ -1,0 +1,47 @@
+"""The top of a composed config."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from syncbn.norm.core.options import Count, Range, option, required
+
+Node = dict[str, Any]
+
+
+@dataclass
+class Paths:
+    """Where a run writes to."""
+
+    output_dir: str = required("the run's folder")
+
+
+@dataclass
+class Main:
+    """The keys beside the groups, and the groups, each of which is checked by its `name` or `_target_`.
+
+    `conf/train.yaml` has the values. The keys with a default are younger than the first run folders.
+    """
+
+    norm: Node = required("a group")
+    model: Node = required("a group")
+    data: Node = required("a group")
+    optimizer: Node = required("a group")
+    trainer: Node = required("a group")
+    task: Node = required("a group")
+    task_name: str = required("what a run is for, in W&B")
+    tags: list[str] = required("words to find a run by, in W&B")
+    seed: Annotated[int, Range(low=0, high=2**32 - 1)] = required("of initialization, order, augmentation and dropout")
+    train: bool = required("whether there is a training")
+    test: bool = required("whether there is a test")
+    resume: str | None = required("auto, or a checkpoint to go on from")
+    output_root: str = required("where run folders are")
+    run_id: str = required("the name of the run's folder")
+    paths: Paths = required("where a run writes to")
+    threads: Count | Literal["auto"] = required("CPU threads of each rank")
+    elastic: Literal["keep", "refuse"] = option("keep", "what a run does that goes on with other ranks")
+    nan_policy: Literal["stop", "skip", "rewind"] = option("stop", "what a loss that isn't finite does")
+    check_ranks_every_n_steps: Count | None = option(None, "how often ranks compare all values")
+    optimized_metric: str | None = option(None, "what a sweeper that searches is told of a run; null: val/loss")
+    scheduler: Node | None = option(None, "a group")
+    logger: Node | None = option(None, "a group")
+    callbacks: Node | None = option(None, "a group")

@@ -1,0 +1,16 @@
+"""The options of `RecalibrateNorm`."""
+
+from dataclasses import dataclass
+
+from syncbn.norm.core.options import Count, option
+
+
+@dataclass
+class RecalibrateNormOptions:
+    """Running statistics measured anew on training batches before each validation."""
+
+    every_n_epochs: Count = option(1, "epochs between two recalibrations; the last epoch always has one")
+    max_batches: Count | None = option(50, "training batches of each rank to use; null: all")
+
+
+OPTIONS = {"RecalibrateNorm": RecalibrateNormOptions}

@@ -1,0 +1,15 @@
+"""The options of `throughput_monitor`."""
+
+from dataclasses import dataclass
+
+from syncbn.norm.core.options import Count, option
+
+
+@dataclass
+class ThroughputOptions:
+    """Samples a second."""
+
+    window_size: Count = option(100, "batches to average over")
+
+
+OPTIONS = {"throughput_monitor": ThroughputOptions}

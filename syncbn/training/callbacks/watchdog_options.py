@@ -1,0 +1,19 @@
+"""The options of `Watchdog`."""
+
+from dataclasses import dataclass
+
+from syncbn.norm.core.options import Positive, option
+
+
+@dataclass
+class WatchdogOptions:
+    """Ends all ranks when one stands still, and says which and where."""
+
+    timeout_s: Positive = option(120.0, "seconds that a step may take")
+    slow_timeout_s: Positive = option(
+        240.0,
+        "seconds for all else: loading a batch, saving a checkpoint; less than trainer.strategy.timeout_s",
+    )
+
+
+OPTIONS = {"Watchdog": WatchdogOptions}
