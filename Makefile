@@ -22,7 +22,7 @@ BIN := $(VENV)/bin/
 READY := $(VENV)/.installed
 endif
 
-.PHONY: demo test lint bench results
+.PHONY: demo test lint bench results tables
 
 demo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)torchrun --nproc-per-node 2 scripts/train.py norm=sync trainer=ddp
@@ -54,3 +54,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	printf '%s\n' $(PINS) >> $(VENV)/constraints.txt
 	PIP_CONSTRAINT=$(VENV)/constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
+
+# The tables of options in docs/, from the options' declarations.
+tables: $(READY)
+	$(BIN)python docs/option_tables.py

@@ -186,7 +186,7 @@ def describe(kind: Any) -> str:
     if origin is Annotated:
         return f"{describe(args[0])} {' and '.join(str(bounds) for bounds in args[1:])}"
     if origin is Literal:
-        return " or ".join(str(name) for name in args)
+        return " or ".join(dict.fromkeys(str(name) for name in args))
     if origin in (Union, types.UnionType):
         return " or ".join(describe(option) for option in args)
     if origin is list:
@@ -194,7 +194,7 @@ def describe(kind: Any) -> str:
     if origin is tuple:
         return f"a list of {len(args)}, each {describe(args[0])}"
     words = {int: "an integer", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
-    return words.get(kind, "a group of keys")
+    return words.get(kind, "anything" if kind is Any else "a group of keys")
 
 
 def shown(value: Any) -> str:

@@ -10,7 +10,11 @@ class RecalibrateNormOptions:
     """Running statistics measured anew on training batches before each validation."""
 
     every_n_epochs: Count = option(1, "epochs between two recalibrations; the last epoch always has one")
-    max_batches: Count | None = option(50, "training batches of each rank to use; null: all")
+    max_batches: Count | None = option(
+        50,
+        "training batches of each rank to use; null: all",
+        refusal="max_batches must be at least 1, got {value}; None is all of them",
+    )
 
 
 OPTIONS = {"RecalibrateNorm": RecalibrateNormOptions}

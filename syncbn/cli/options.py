@@ -1,0 +1,93 @@
+"""List what a norm, a network, a data set and so on may be told.
+
+`syncbn options` names every group and its choices; `syncbn options norm=group model=vit` lists the options of these,
+with what they may be, their values there, their defaults, and what they are.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from syncbn import cli
+from syncbn.cli.arguments import Parser
+from syncbn.norm.core.options import option, suggest
+from syncbn.run.errors import user_mistakes
+
+NEEDS = ("hydra",)
+_BESIDE = ("experiment", "debug", "finetune", "launcher", "wandb")  # whole settings, of options of other groups
+
+
+@dataclass
+class Options:
+    """Of `syncbn options`."""
+
+    choices: list[str] = option([], "choices of groups, norm=group say; without any, all are named")
+
+
+PARSER = Parser("syncbn options", __doc__, Options, words="choices")
+
+
+def main() -> None:
+    """Print the options of the choices that the command line names."""
+    PARSER.main(lambda words: print(listing(words)))
+
+
+def listing(words: list[str]) -> str:
+    """The options of some choices; without any, all groups and their choices.
+
+    Args:
+        words: `group=choice`, one or several.
+    """
+    with user_mistakes():
+        from syncbn.run.compose import config_groups
+
+        groups = {group: names for group, names in config_groups().items() if group not in _BESIDE}
+        if not words:
+            return _all(groups)
+        return "\n\n".join(_one(word, groups) for word in words)
+
+
+def _all(groups: Mapping[str, list[str]]) -> str:
+    width = max(map(len, groups))
+    lines = [f"{group:<{width}}  {', '.join(groups[group])}" for group in sorted(groups)]
+    return "\n".join([*lines, "", "syncbn options norm=group lists the options of a choice, and where they stand."])
+
+
+def _one(word: str, groups: Mapping[str, list[str]]) -> str:
+    from omegaconf import OmegaConf
+
+    from syncbn.run.check import unknown_choice
+    from syncbn.run.compose import choice_of
+    from syncbn.run.describe import as_text, summary_of
+
+    group, equals, choice = word.partition("=")
+    if group not in groups:
+        raise ValueError(f"{word}: expected group=choice, norm=group say; {suggest(group, groups)}")
+    if not equals:
+        raise ValueError(f"{word}: which one? {group}={f', {group}='.join(groups[group])}")
+    if choice not in groups[group]:
+        raise ValueError(unknown_choice(group, choice, groups[group]))
+    node = OmegaConf.to_container(choice_of(group, choice), resolve=False)
+    described = list(_described(node, group))
+    if not described:
+        return f"{word} has no options that are declared here"
+    parts = [f"{where}: {summary_of(options)}\n{as_text(options, values)}" for where, values, options in described]
+    return f"{word}\n\n" + "\n\n".join(parts)
+
+
+def _described(node: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any], type]]:
+    """Every part of a composed choice whose options are declared: where it stands, its values, and the options."""
+    from syncbn.norm.core.registry import known_options
+    from syncbn.run.described import options_of
+
+    if not isinstance(node, dict):
+        return
+    options = known_options().get(str(node.get("name"))) if where == "norm" else options_of(str(node.get("_target_")))
+    if options is not None:
+        yield where, node, options
+    for key, child in node.items():
+        yield from _described(child, f"{where}.{key}")
+
+
+if __name__ == "__main__":
+    cli.run("options")
