@@ -64,7 +64,7 @@ def test_every_part_of_the_digits_is_corrupted_once() -> None:
 
 
 def test_an_empty_batch_stays_empty() -> None:
-    assert corrupted(digits(0), **dict.fromkeys(CORRUPTIONS, 0.5)).shape == (0, 1, 8, 8)
+    assert corrupted(digits(0), **dict.fromkeys(CORRUPTIONS, 1)).shape == (0, 1, 8, 8)
 
 
 @pytest.mark.parametrize(
