@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import syncbn
-from syncbn.norm.core.registry import _LAYERS, has_bias, register
+from syncbn.norm.core.registry import _LAYERS, _OPTIONS, has_bias, register
 from syncbn.norm.surgery.feeding import attach_norms
 
 
@@ -125,4 +125,4 @@ def test_a_new_norm_is_known_everywhere_and_a_name_is_taken_once() -> None:
         with pytest.raises(ValueError, match="registered already"):
             register("halve")(Halve)
     finally:
-        del _LAYERS["halve"]
+        del _LAYERS["halve"], _OPTIONS["halve"]
