@@ -16,9 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from science.plan import SMOKE_SEEDS, Cell, Plan
 from science.records import Record, Records
 from syncbn.launch.world import World
+from syncbn.norm.core.options import defaults
 from syncbn.run.command_line import CommandLine
 from syncbn.run.compose import checked_configs, config_of
+from syncbn.run.described import options_at
 from syncbn.run.errors import UserError
+from syncbn.run.main_options import Main
 
 # Every run ends with its last weights: nothing is chosen by a validation, and nothing is written but the record.
 _ALWAYS = (
@@ -106,8 +109,9 @@ def picture_of(plan: Plan, cell: Cell, folder: Path) -> Path:
 
 def _hash(measure: str, cell: Cell, ranks: int) -> str:
     config = _checked(tuple(_overrides(cell, seed=0, ranks=ranks)))
-    what = [{key: value for key, value in config.items() if key not in _BESIDE}, sorted(cell.options), measure, ranks]
-    return hashlib.sha256(json.dumps(_said(what), sort_keys=True).encode()).hexdigest()[:12]
+    said = _said({key: value for key, value in config.items() if key not in _BESIDE}, "config")
+    what = [said, sorted(cell.options), measure, ranks]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @functools.cache  # cells that differ in options alone have one config
@@ -116,11 +120,24 @@ def _checked(overrides: tuple[str, ...]) -> dict[str, Any]:
     return config
 
 
-def _said(node: Any) -> Any:
-    """Without what is null: a key that says nothing, new in a later version, leaves the settings the same."""
+def _said(node: Any, where: str = "") -> Any:
+    """What a config says that its options' defaults don't: an option that comes later leaves the settings the same.
+
+    A default is the code's. Who changes one has the plans say what they were made with.
+    """
     if isinstance(node, dict):
-        return {key: _said(value) for key, value in node.items() if value is not None}
+        options = Main if where == "config" else options_at(where.removeprefix("config."), node)
+        usual = {} if options is None else defaults(options)
+        return {
+            key: _said(value, f"{where}.{key}")
+            for key, value in node.items()
+            if (_plain(usual[key]) != value if key in usual else value is not None)
+        }
     return [_said(value) for value in node] if isinstance(node, list) else node
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _made() -> str:

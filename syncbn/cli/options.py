@@ -77,13 +77,11 @@ def _one(word: str, groups: Mapping[str, list[str]]) -> str:
 
 def _described(node: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any], type]]:
     """Every part of a composed choice whose options are declared: where it stands, its values, and the options."""
-    from syncbn.norm.core.registry import known_options
-    from syncbn.run.described import options_of
+    from syncbn.run.described import options_at
 
     if not isinstance(node, dict):
         return
-    options = known_options().get(str(node.get("name"))) if where == "norm" else options_of(str(node.get("_target_")))
-    if options is not None:
+    if (options := options_at(where, node)) is not None:
         yield where, node, options
     for key, child in node.items():
         yield from _described(child, f"{where}.{key}")

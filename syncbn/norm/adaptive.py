@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from syncbn.norm.adaptive_options import AdaptiveBatchNormOptions as Options
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.registry import register
+from syncbn.norm.core.shared_options import Shared
 from syncbn.norm.sync import SyncBatchNorm
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class AdaptiveBatchNorm(SyncBatchNorm):
         bias: whether an affine layer has β.
         device: where parameters and buffers are made.
         dtype: of the parameters.
+        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
         input (N, C, *), of a floating-point dtype; output the same.
@@ -68,9 +70,10 @@ class AdaptiveBatchNorm(SyncBatchNorm):
         bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
         check_arguments(Options, locals())
-        super().__init__(num_features, eps, momentum, affine, True, process_group, bias, device, dtype)
+        super().__init__(num_features, eps, momentum, affine, True, process_group, bias, device, dtype, **shared)
         self.domains = domains
         self._domain = 0
         for name, rows in _ROWS.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.moments import Moments, biased_var
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.running import RunningNorm
+from syncbn.norm.core.shared_options import Shared
 from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.sync import SyncBatchNorm, normalize
 
@@ -57,6 +58,7 @@ class BatchRenorm(RunningNorm, SyncBatchNorm):
         bias: whether an affine layer has β.
         device: where parameters and buffers are made.
         dtype: of the parameters.
+        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
         input (N, C, *), of a floating-point dtype; output the same.
@@ -89,6 +91,7 @@ class BatchRenorm(RunningNorm, SyncBatchNorm):
         bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
         check_arguments(Options, locals())
         if start_step > min(r_max_step, d_max_step):
@@ -96,7 +99,7 @@ class BatchRenorm(RunningNorm, SyncBatchNorm):
                 "start_step must come before r_max_step and d_max_step, got "
                 f"{start_step}, {r_max_step} and {d_max_step}"
             )
-        super().__init__(num_features, eps, momentum, affine, True, process_group, bias, device, dtype)
+        super().__init__(num_features, eps, momentum, affine, True, process_group, bias, device, dtype, **shared)
         self.remember(2, device)
         self.r_max, self.d_max = r_max, d_max
         self.start_step, self.r_max_step, self.d_max_step = start_step, r_max_step, d_max_step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from syncbn.norm.core.kernels import kernels_for
 from syncbn.norm.core.linear_maps import filters, patch_products, patch_sums
 from syncbn.norm.core.moments import Moments, merge, pool
 from syncbn.norm.core.registry import register
+from syncbn.norm.core.shared_options import Shared
 from syncbn.norm.cross_iteration_options import CrossIterationOptions as Options
 from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.sync import SyncBatchNorm, group_moments
@@ -124,6 +125,7 @@ class CrossIterationBatchNorm(SyncBatchNorm):
         bias: whether an affine layer has β.
         device: where parameters and buffers are made.
         dtype: of the parameters. Statistics and slots are float32, or float64 for a float64 input.
+        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
         input (N, C, *), the very tensor that the attached layer returned; output the same shape, dtype and layout.
@@ -154,10 +156,13 @@ class CrossIterationBatchNorm(SyncBatchNorm):
         bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
         _keep_out_of_graphs()
         check_arguments(Options, locals())
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, process_group, bias, device, dtype)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, process_group, bias, device, dtype, **shared
+        )
         self.window, self.burn_in, self.sync = window, burn_in, sync
         self._iterations = 0
         self._slots: collections.deque[Slot] = collections.deque(maxlen=window - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.checks import check_divides
 from syncbn.norm.core.moments import Moments, all_covariance
 from syncbn.norm.core.registry import register
+from syncbn.norm.core.shared_options import Shared
 from syncbn.norm.decorrelated_options import DecorrelatedOptions as Options
 from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.sync import SyncBatchNorm
@@ -51,6 +52,7 @@ class DecorrelatedBatchNorm(SyncBatchNorm):
         bias: whether an affine layer has β.
         device: where parameters and buffers are made.
         dtype: of the parameters.
+        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
         input (N, C, *), of a floating-point dtype; output the same. Products are float32 under autocast, too, or
@@ -80,11 +82,14 @@ class DecorrelatedBatchNorm(SyncBatchNorm):
         bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
         if not isinstance(group_size, int) or group_size < num_features:
             check_divides("group_size", group_size, num_features)
         check_arguments(Options, locals())
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, process_group, bias, device, dtype)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, process_group, bias, device, dtype, **shared
+        )
         self.group_size = min(group_size, num_features)
         self.iterations = iterations
         groups = num_features // self.group_size

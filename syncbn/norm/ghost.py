@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.registry import register
+from syncbn.norm.core.shared_options import Shared
 from syncbn.norm.core.tracking import TrackingNorm
 from syncbn.norm.ghost_options import GhostBatchNormOptions as Options
 from syncbn.norm.sync import batch_norm
@@ -34,6 +37,7 @@ class GhostBatchNorm(TrackingNorm):
         bias: whether an affine layer has β.
         device: where parameters and buffers are made.
         dtype: of the parameters.
+        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
         input (N, C, *), of a floating-point dtype, contiguous or channels last; output the same in all three.
@@ -60,9 +64,10 @@ class GhostBatchNorm(TrackingNorm):
         bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
         check_arguments(Options, locals())
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, device, dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, device, dtype, **shared)
         self.ghost_batch_size = ghost_batch_size
 
     def forward(self, input: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, unbiased_var
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.running import RunningNorm
+from syncbn.norm.core.shared_options import Shared
 from syncbn.norm.kernels.interface import Affine
 from syncbn.norm.kernels.plain import PLAIN, statistics_dtype
 from syncbn.norm.learnable_momentum_options import LearnableMomentumOptions as Options
@@ -48,6 +49,7 @@ class LearnableMomentumBatchNorm(RunningNorm, SyncBatchNorm):
         bias: whether an affine layer has β.
         device: where parameters and buffers are made.
         dtype: of the parameters.
+        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
         input (N, C, *), of a floating-point dtype; output the same.
@@ -75,9 +77,10 @@ class LearnableMomentumBatchNorm(RunningNorm, SyncBatchNorm):
         bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
         check_arguments(Options, locals())
-        super().__init__(num_features, eps, momentum, affine, True, process_group, bias, device, dtype)
+        super().__init__(num_features, eps, momentum, affine, True, process_group, bias, device, dtype, **shared)
         self.remember(2, device)
         logit = math.log(momentum / (1 - momentum))
         self.momentum_logit = nn.Parameter(torch.full((1,), logit, device=device, dtype=dtype))

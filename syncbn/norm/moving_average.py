@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from syncbn.norm.core.moments import Moments, biased_var
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.reparametrizing import Reparametrizing
 from syncbn.norm.core.running import RunningNorm
+from syncbn.norm.core.shared_options import Shared
 from syncbn.norm.kernels.interface import Affine, Kernels
 from syncbn.norm.kernels.plain import PLAIN, statistics_dtype
 from syncbn.norm.moving_average_options import MovingAverageOptions as Options
@@ -62,6 +63,7 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
         bias: whether an affine layer has β.
         device: where parameters and buffers are made.
         dtype: of the parameters.
+        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
         input (N, C, *), of a floating-point dtype; output the same.
@@ -96,9 +98,10 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
         bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
         check_arguments(Options, locals())
-        super().__init__(num_features, eps, momentum, affine, True, process_group, bias, device, dtype)
+        super().__init__(num_features, eps, momentum, affine, True, process_group, bias, device, dtype, **shared)
         self.remember(2, device)
         self.window, self.warmup, self.r_max, self.r_start, self.centre = window, warmup, r_max, r_start, centre
         self._no_feeder: str | None = None

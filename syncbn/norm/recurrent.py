@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.registry import register
+from syncbn.norm.core.shared_options import Shared
 from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.recurrent_options import RecurrentBatchNormOptions as Options
 from syncbn.norm.sync import SyncBatchNorm, batch_norm
@@ -47,6 +48,7 @@ class RecurrentBatchNorm(SyncBatchNorm):
         bias: whether an affine layer has β.
         device: where parameters and buffers are made.
         dtype: of the parameters.
+        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
         input (N, C, *), of a floating-point dtype; output the same.
@@ -78,9 +80,12 @@ class RecurrentBatchNorm(SyncBatchNorm):
         bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
         check_arguments(Options, locals())
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, process_group, bias, device, dtype)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, process_group, bias, device, dtype, **shared
+        )
         self.max_length, self.gamma_init = max_length, gamma_init
         for name, buffer in self._buffers.items():
             if buffer is not None:

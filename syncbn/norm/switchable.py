@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.exchange import communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, biased_var, merge
 from syncbn.norm.core.registry import register
+from syncbn.norm.core.shared_options import Shared
 from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.switchable_options import SwitchableNormOptions as Options
 from syncbn.norm.sync import SyncBatchNorm
@@ -46,6 +47,7 @@ class SwitchableNorm(SyncBatchNorm):
         bias: whether an affine layer has β.
         device: where parameters and buffers are made.
         dtype: of the parameters.
+        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
         input (N, C, *), of a floating-point dtype; output the same. Moments are float32, or float64 for float64.
@@ -69,9 +71,12 @@ class SwitchableNorm(SyncBatchNorm):
         bias: bool = Options.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
         check_arguments(Options, locals())
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, process_group, bias, device, dtype)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, process_group, bias, device, dtype, **shared
+        )
         self.mean_logits = nn.Parameter(torch.zeros(3, device=device, dtype=dtype))
         self.var_logits = nn.Parameter(torch.zeros(3, device=device, dtype=dtype))
 

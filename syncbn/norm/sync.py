@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from syncbn.norm.core.exchange import check_group, communicating_group
 from syncbn.norm.core.kernels import kernels_for
 from syncbn.norm.core.moments import Moments, all_means, all_reduce, attach_moments, batch_moments, biased_var
 from syncbn.norm.core.registry import register
-from syncbn.norm.core.shared_options import Memory
+from syncbn.norm.core.shared_options import Memory, Shared
 from syncbn.norm.core.tracking import TrackingNorm
 from syncbn.norm.fusion.deferred import Deferred
 from syncbn.norm.fusion.fused import Normalization, ReverseMode, away_from_zero, check_memory, check_scale
@@ -145,6 +145,7 @@ class SyncBatchNorm(TrackingNorm):
         bias: whether an affine layer has β.
         device: where parameters and buffers are made.
         dtype: of the parameters.
+        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
         fuse_activation: whether an activation that comes next is computed together with the normalization. Not while
             hooks see its output, nor under `torch.compile`, which fuses by itself.
         memory: "keep", "recompute" or "invert"; the last two need `fuse_activation`.
@@ -184,9 +185,10 @@ class SyncBatchNorm(TrackingNorm):
         dtype: torch.dtype | None = None,
         fuse_activation: bool = Options.fuse_activation,
         memory: Memory = Options.memory,
+        **shared: Unpack[Shared],
     ) -> None:
         check_arguments(Options, locals())
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, device, dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, device, dtype, **shared)
         check_group(process_group)
         check_memory(memory, fuse_activation)
         self.process_group = process_group

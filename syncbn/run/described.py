@@ -2,10 +2,12 @@
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
+from typing import Any
 
 from syncbn.moved import renamed
+from syncbn.norm.core.registry import known_options
 from syncbn.run.options import OPTIONS
 
 _PACKAGES = ("syncbn.models", "syncbn.data", "syncbn.training")
@@ -30,6 +32,11 @@ def described_targets() -> dict[str, type]:
 def options_of(target: str) -> type | None:
     """The options of what a `_target_` names, under a path of version 0.1 too; None where they aren't declared."""
     return described_targets().get(target) or described_targets().get(renamed(target))
+
+
+def options_at(where: str, node: Mapping[str, Any]) -> type | None:
+    """The options of a part of a config with this dotted name: a norm's by its `name`, others by their `_target_`."""
+    return known_options().get(str(node.get("name"))) if where == "norm" else options_of(str(node.get("_target_")))
 
 
 def _modules(package: str) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """What every norm of the registry must do, whatever it computes: saving, copies, precisions, compilation, ranks."""
 
 import copy
-import inspect
 import io
 import pickle
 from collections.abc import Callable
@@ -17,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 import syncbn
 from syncbn.norm.core import compat
-from syncbn.norm.core.registry import _LAYERS, norm_options
+from syncbn.norm.core.options import defaults
+from syncbn.norm.core.registry import known_options, norm_options
 from syncbn.norm.surgery.feeding import attach_norms
 from tests.ranks import Ranks
 
@@ -368,6 +368,6 @@ def test_the_repr_shows_the_number_of_channels_and_the_options(name: str) -> Non
     if name != "none":  # torch's Identity has no channels
         assert f"({C}, " in repr(build_layer(name, **options)(C))
     for option in set(norm_options(name)) - {"process_group", "device", "dtype", "keras_momentum"}:
-        value = other_value(name, option, inspect.signature(_LAYERS[name]).parameters[option].default)
+        value = other_value(name, option, defaults(known_options()[name])[option])
         chosen = {**options, **COMPANIONS.get((name, option), {}), option: value}
         assert f"{option}={value!r}" in repr(build_layer(name, **chosen)(C))

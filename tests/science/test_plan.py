@@ -1,5 +1,6 @@
 """Every plan of science/plans says what a plan says, and composes; a mistake in one is told by name."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from science.measures import find
 from science.plan import available_results, load_plan
 from science.runs import settings_of
+from tests.docs.markdown import REPOSITORY
 from tests.science.plans import write_plan
 
 NAMES = {
@@ -28,6 +30,9 @@ def test_every_cell_is_a_config_of_its_own(name: str, monkeypatch: pytest.Monkey
     assert len(set(settings.values())) == len(settings), "two cells are the same runs"
     for grid in plan.grids.values():
         find(grid.measure)
+    if (recorded := REPOSITORY / "docs" / "results" / f"{name}.csv").is_file():
+        rows = {(row["cell"], row["settings"]) for row in csv.DictReader(recorded.read_text().splitlines())}
+        assert rows <= set(settings.items()), f"made with other settings: python scripts/reproduce.py {name}"
 
 
 @pytest.mark.parametrize("name", available_results())
@@ -74,3 +79,20 @@ def test_an_unknown_result_or_measure_lists_the_known_ones() -> None:
         load_plan("step")
     with pytest.raises(ValueError, match=r"unknown measure 'trane'; did you mean 'train'"):
         find("trane")
+
+
+def test_settings_are_what_a_plan_says_and_not_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A default that is said, or an option that a later version has, is no other setting; a null may be one."""
+    monkeypatch.setenv("SYNCBN_RUN_ID", "test")
+
+    def settings(*overrides: str) -> str:
+        plan = write_plan(tmp_path / "small.yaml", {"grids.mlp.axes.lr": {"0.1": list(overrides), "1": ["seed=1"]}})
+        return settings_of(plan)["mlp/0.1"]
+
+    usual = settings("optimizer.lr=0.5")
+    assert usual == settings("optimizer.lr=0.5", "norm.momentum=0.1", "optimizer.dampening=0", "elastic=keep")
+    others = [
+        settings("optimizer.lr=0.5", change)
+        for change in ("norm.momentum=null", "norm.momentum=0.2", "norm=sync", "optimizer.nesterov=false", "threads=2")
+    ]
+    assert len({usual, *others}) == 6

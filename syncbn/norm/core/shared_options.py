@@ -1,7 +1,7 @@
 """The options that norms share, each declared once."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from syncbn.norm.core.options import Count, Fraction, Positive, option
 
@@ -60,6 +60,13 @@ class Pointwise:
         "the dimension of the channels; -1: the last, as of tokens",
         refusal="channel_dim must be 1, for (N, C, *), or -1, for (N, L, C), got {value}",
     )
+
+
+class Shared(TypedDict, total=False):
+    """Options of `Running` that every layer hands on by name, as `**shared`; `TrackingNorm` makes attributes of them.
+
+    Those of version 0.1 stand in the layers' signatures, where they are given by place, too.
+    """
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """What every layer with running statistics shares: its checks, its buffers and how they move."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.capabilities import Capabilities
 from syncbn.norm.core.checks import check_channels, check_num_features
 from syncbn.norm.core.moments import Moments, biased_var, unbiased_var
-from syncbn.norm.core.shared_options import Tracking
+from syncbn.norm.core.shared_options import Shared, Tracking
 from syncbn.norm.kernels.plain import statistics_dtype
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -35,12 +35,17 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
         bias: bool = Tracking.bias,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **shared: Unpack[Shared],
     ) -> None:
+        if unknown := sorted(shared.keys() - Shared.__annotations__.keys()):
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {unknown[0]!r}")
         check_num_features(num_features)
-        check_arguments(Tracking, locals())
+        check_arguments(Tracking, {**locals(), **shared})
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         if not bias:  # torch's own argument of this name is there from 2.12 on
             self.register_parameter("bias", None)
+        for name, value in shared.items():
+            setattr(self, name, value)
         self._widen_buffers()
 
     def reset_parameters(self) -> None:
@@ -50,6 +55,9 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
             nn.init.ones_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + "".join(f", {name}={getattr(self, name)!r}" for name in Shared.__annotations__)
 
     def check_input(self, input: Tensor, mask: Tensor | None) -> None:
         """Raise `ValueError` or `TypeError` for what can't be normalized."""

@@ -12,6 +12,7 @@ from torch import nn
 from syncbn.norm.core import compat
 from syncbn.norm.core.capabilities import takes_step
 from syncbn.norm.core.registry import registered_layers
+from syncbn.norm.core.shared_options import Shared
 from syncbn.norm.core.tracking import TrackingNorm
 
 
@@ -86,6 +87,7 @@ def _plain_arguments(module: Any) -> dict[str, Any]:
         "affine": module.affine,
         "track_running_stats": module.track_running_stats,
         "bias": module.bias is not None or not module.affine,
+        **{name: getattr(module, name) for name in Shared.__annotations__ if hasattr(module, name)},
     }
 
 

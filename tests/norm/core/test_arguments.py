@@ -15,7 +15,9 @@ import syncbn
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.options import Count, Positive, Range, Share, defaults, kinds, option, option_fields
 from syncbn.norm.core.registry import _LAYERS, known_options, layer_modules, our_options
-from syncbn.norm.core.signatures import arguments_of
+from syncbn.norm.core.shared_options import Shared
+from syncbn.norm.core.signatures import arguments_of, takes_more
+from syncbn.norm.core.tracking import TrackingNorm
 
 OF_CODE = {"process_group", "device", "dtype"}
 OF_CONFIGS = {"keras_momentum", "sync_group"}  # which `norm_layer`, and the run, turn into arguments
@@ -27,6 +29,8 @@ def test_a_layer_has_the_options_of_its_dataclass_and_their_defaults(name: str) 
     layer_modules()
     arguments = {argument.name: argument.default for argument in arguments_of(_LAYERS[name])}
     declared = defaults(our_options()[name])
+    if takes_more(_LAYERS[name]):
+        arguments |= {key: getattr(TrackingNorm, key) for key in Shared.__annotations__}
     assert known_options()[name] is our_options()[name]
     assert {key: value for key, value in arguments.items() if key not in OF_CODE} == {
         key: value for key, value in declared.items() if key not in OF_CONFIGS
@@ -154,3 +158,10 @@ def test_the_signature_shows_the_values() -> None:
     assert "groups: Union[int, Literal['auto']] = 'auto', eps: float = 1e-05" in str(
         inspect.signature(syncbn.norm.GroupNorm)
     )
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if "momentum" in defaults(our_options()[name])])
+def test_an_argument_that_no_layer_has_is_refused(name: str) -> None:
+    layer_modules()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'momentun'"):
+        _LAYERS[name](8, momentun=0.1)
