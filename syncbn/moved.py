@@ -76,7 +76,7 @@ def homes_of(module: str) -> tuple[str, ...]:
 
 
 def renamed(target: str) -> str:
-    """A dotted name under a path of version 0.1 as it is called now."""
+    """A dotted name under a path of version 0.1 as it is called now; in the first home of a module that was divided."""
     old = next((old for old in MOVED if target.startswith(f"{old}.")), None)
     return target if old is None else homes_of(old)[0] + target.removeprefix(old)
 

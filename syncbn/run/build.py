@@ -55,8 +55,8 @@ def build_network(config: DictConfig, data: Any, *, fetch_weights: bool = True) 
     """
     options = {key: value for key, value in config.norm.items() if key not in ("name", "sync_group")}
     usual = defaults(known_options()[config.norm.name])
-    if options.get("keras_momentum") is not None and options["momentum"] == usual["momentum"]:
-        del options["momentum"]  # which nobody asked for
+    if options.get("keras_momentum") is not None and options.get("momentum") == usual["momentum"]:
+        del options["momentum"]  # the default; one that was asked for is refused beside the other
     model = DictConfig(OmegaConf.to_container(config.model, resolve=True))
     model.pop("weights", None)  # `load_pretrained` reads them
     if "pretrained" in model and not fetch_weights:

@@ -24,7 +24,7 @@ def rows_of(options: type) -> list[Row]:
     """The options of a dataclass, its own first."""
     fields = [field for field in option_fields(options) if not field.name.startswith("_")]
     said = kinds(options)
-    return [Row(f.name, describe(said[f.name]), _shown(default_of(f)), f.metadata["help"]) for f in fields]
+    return [Row(f.name, describe(said[f.name]), _shown(default_of(f)), f.metadata.get("help", "")) for f in fields]
 
 
 def summary_of(options: type) -> str:

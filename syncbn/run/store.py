@@ -6,6 +6,7 @@ They are a group of `hydra/`, which `--help` doesn't list. A norm without a file
 choice of `norm=` by itself.
 """
 
+import re
 from dataclasses import MISSING
 
 from hydra.core.config_store import ConfigStore
@@ -22,6 +23,8 @@ _MISSING = "???"  # what the config, or the user, must say
 def store_options() -> None:
     """Let Hydra find every option; `syncbn.run.compose` does so when it is imported, and when guests have been."""
     for name, options in known_options().items():
+        if not re.fullmatch(r"[\w-]+", name):  # for code alone: Hydra couldn't be told it
+            continue
         _store(f"{_HIDDEN}/norm", name, options, name=name)
         if not (conf_dir() / "norm" / f"{name}.yaml").is_file():
             _store("norm", name, options, name=name)

@@ -106,3 +106,35 @@ def test_what_asks_for_none_of_them_is_answered_without_importing_them() -> None
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("defaults: [group, _self_]\ngroups: 4\n", {"groups": 4, "eps": 1e-5, "affine": True}),
+        (
+            "defaults: [/hydra/options/norm/group@_here_, _self_]\nname: group\neps: 0.1\n",
+            {"groups": "auto", "eps": 0.1},
+        ),
+        ("name: group\ngroups: 2\n", {"groups": 2}),
+        ("name: sync\nkeras_momentum: 0.75\n", {"keras_momentum": 0.75}),
+        ("name: plain\nfactor: 0.25\n", {"factor": 0.25}),
+    ],
+)
+def test_a_file_of_ones_own_for_a_norm(package: Path, text: str, expected: dict[str, object]) -> None:
+    """With the options of another choice, with all options, or with what it says alone."""
+    from omegaconf import OmegaConf
+
+    from syncbn.run.build import build_data, build_network
+
+    (package.parent / "conf" / "norm").mkdir()
+    (package.parent / "conf" / "norm" / "mine.yaml").write_text(text)
+    (config,) = checked_configs(CommandLine(["norm=mine", "model=mlp"]))
+    assert expected.items() <= config["norm"].items()
+    composed = OmegaConf.create(config)
+    layer = build_network(composed, build_data(composed)).norms[0]
+    for name, value in expected.items():
+        if hasattr(layer, name) and name != "affine":
+            assert getattr(layer, name) == value
+    if config["norm"].get("keras_momentum"):
+        assert layer.momentum == 0.25

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import Field, fields
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from syncbn.norm.core.options import Range, default_of, describe, fits, kinds, shown
+from syncbn.norm.core.options import Range, default_of, describe, fits, kinds, shown, suggest
 
 _WORDS = {int: "an int", float: "a number", bool: "True or False", str: "a str", types.NoneType: "None"}
 
@@ -14,13 +14,20 @@ _WORDS = {int: "an int", float: "a number", bool: "True or False", str: "a str",
 def check_arguments(schema: type, arguments: Mapping[str, Any]) -> None:
     """Check those of `arguments` that are options of a dataclass; a constructor calls it with its `locals()`.
 
+    What stands in `shared` there, a constructor's `**shared`, has to be options.
+
     Raises:
-        TypeError: a value of another type than the option's.
+        TypeError: a value of another type than the option's; in `shared`, no option.
         ValueError: one out of its bounds, or none of its names; whatever the option says of itself (`refusal`).
     """
+    shared = arguments.get("shared", {})
+    for name in shared:
+        if name not in kinds(schema):
+            raise TypeError(f"got an unexpected keyword argument {name!r}; {suggest(name, kinds(schema))}")
+    given = {**arguments, **shared}
     for field in fields(schema):
-        if field.name in arguments:
-            value, kind = _plain(arguments[field.name]), kinds(schema)[field.name]
+        if field.name in given:
+            value, kind = _plain(given[field.name]), kinds(schema)[field.name]
             if not fits(value, kind) and not (kind is bool and value in (0, 1)):
                 raise _refused(field, kind, value)
 

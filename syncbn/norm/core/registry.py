@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from syncbn.norm.core.momentum import from_keras
 from syncbn.norm.core.options import field_names, suggest
-from syncbn.norm.core.signatures import arguments_of, options_from_signature, takes_more
+from syncbn.norm.core.signatures import (
+    OF_CONFIGS,
+    arguments_of,
+    check_declared,
+    options_from_signature,
+    takes_more,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,22 +38,32 @@ def register(
 
     Args:
         name: the norm's name.
-        options: a dataclass of its options (see `syncbn.norm.core.options`); without one, the signature says their
-            names, defaults and types.
+        options: a dataclass of its options (see `syncbn.norm.core.options`), from which the signature takes its
+            defaults; without one, the signature says their names, defaults and types.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken; the dataclass has options that the layer hasn't, or other defaults.
+        TypeError: the options are no dataclass.
     """
 
     def add(layer: Callable[..., "nn.Module"]) -> Callable[..., "nn.Module"]:
         ours = layer.__module__.startswith(f"{_HOME}.")
-        if name in _LAYERS or (not ours and name in our_options()):
+        known = _LAYERS.get(name)
+        if (known or (not ours and name in our_options())) and not _is_redefined(known, layer):
             raise ValueError(f"the norm {name!r} is registered already, by {_lookup(name)}; choose another name")
-        _LAYERS[name] = layer
+        if options is not None:
+            check_declared(layer, options)
         _OPTIONS[name] = options or options_from_signature(layer)
+        _LAYERS[name] = layer
         return layer
 
     return add
+
+
+def _is_redefined(known: Any, layer: Any) -> bool:
+    """Whether the same code made both: a cell of a notebook that is run again, a module after an import that failed."""
+    places = [[getattr(each, name, None) for name in ("__module__", "__qualname__")] for each in (known, layer)]
+    return known is not layer and None not in places[0] and places[0] == places[1]
 
 
 @cache
@@ -87,8 +103,8 @@ def norm_options(name: str) -> tuple[str, ...]:
     """The options that `norm_layer` takes: the layer's arguments after the first, and those that all norms share."""
     layer = _lookup(name)
     named = [argument.name for argument in arguments_of(layer)]
-    declared = [option for option in field_names(_OPTIONS[name]) if option not in (*named, "sync_group")]
-    return (*named, *(option for option in declared if takes_more(layer) or option == "keras_momentum"))
+    more = [option for option in field_names(_OPTIONS[name]) if takes_more(layer) and option not in OF_CONFIGS]
+    return tuple(dict.fromkeys([*named, *more, *(["keras_momentum"] if "momentum" in named else [])]))
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
-"""Options of a layer that declares none: what its signature says of them."""
+"""Options of a layer and its signature: what a signature says where no dataclass does, and whether the two agree."""
 
 import contextlib
+import functools
 import inspect
 import types
 from collections.abc import Callable
-from dataclasses import make_dataclass
+from dataclasses import MISSING, fields, is_dataclass, make_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from syncbn.norm.core.options import option, required
+from syncbn.norm.core.options import default_of, kinds, option, redeclared, required
+from syncbn.norm.core.shared_options import Running, Synchronized
 
 OF_CODE = ("process_group", "device", "dtype")  # arguments that a config can't say
+OF_CONFIGS = ("keras_momentum", "sync_group")  # options that become other arguments
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _PLAIN = (bool, int, float, str, types.NoneType)
 
@@ -19,6 +22,15 @@ def arguments_of(layer: Callable[..., Any]) -> list[inspect.Parameter]:
     return [p for p in list(inspect.signature(layer).parameters.values())[1:] if p.kind not in _VARIADIC]
 
 
+def _handed_on(layer: Any) -> dict[str, inspect.Parameter]:
+    """The arguments of a layer by name; of a class with `**options` also those of the class that it derives from."""
+    own = {argument.name: argument for argument in arguments_of(layer)}
+    if not (isinstance(layer, type) and takes_more(layer)):
+        return own
+    above = next(base for base in layer.__mro__[1:] if "__init__" in vars(base))
+    return (_handed_on(above) if above is not object else {}) | own
+
+
 def takes_more(layer: Callable[..., Any]) -> bool:
     """Whether a layer has `**options`."""
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(layer).parameters.values())
@@ -26,30 +38,63 @@ def takes_more(layer: Callable[..., Any]) -> bool:
 
 def options_from_signature(layer: Callable[..., Any]) -> type:
     """A dataclass of a layer's arguments, with the types of its annotations; Any where a config has no such type."""
-    annotations = _annotations(layer)
+    annotations, arguments = _annotations(layer), _handed_on(layer)
     declared: list[tuple[str, Any, Any]] = []
-    for argument in arguments_of(layer):
-        if argument.name in OF_CODE:
-            continue
+    for name, argument in arguments.items():
         if argument.default is argument.empty:
-            declared.append((argument.name, _in_a_config(annotations.get(argument.name)), required("")))
-        elif _is_plain(argument.default):
-            kind = annotations.get(argument.name, _kind_of(argument.default))
-            declared.append((argument.name, _in_a_config(kind), option(argument.default, "")))
+            declared.append((name, _in_a_config(annotations.get(name)), required("")))
+        elif name not in OF_CODE and _is_plain(argument.default):
+            kind = annotations.get(name, _kind_of(argument.default))
+            declared.append((name, _in_a_config(kind), option(argument.default, "")))
+    for name, of, because in (("keras_momentum", Running, "momentum"), ("sync_group", Synchronized, "process_group")):
+        if because in arguments and name not in arguments:
+            declared.append((name, kinds(of)[name], redeclared(of, name, getattr(of, name))))
     name = getattr(layer, "__name__", type(layer).__name__)
     made = make_dataclass(f"{name}Options", declared, kw_only=True)
     made.__doc__ = (inspect.getdoc(layer) or name).partition("\n")[0]
     return made
 
 
+def check_declared(layer: Callable[..., Any], options: type) -> None:
+    """Raise `TypeError` or `ValueError` where a dataclass can't be the options of a layer, or says other defaults."""
+    if not (isinstance(options, type) and is_dataclass(options)):
+        raise TypeError(f"options must be a dataclass, got {options!r}")
+    try:
+        kinds(options)
+    except Exception as error:
+        raise TypeError(
+            f"the types of {options.__name__} can't be read: {error!r}; define them in its module"
+        ) from error
+    arguments = {argument.name: argument.default for argument in arguments_of(layer)}
+    for field in fields(options):
+        where, declared = f"{options.__name__}.{field.name}", default_of(field)
+        if field.name == "name":
+            raise ValueError(f"{where}: a config's norm.name is the norm's own name; call the option another")
+        if declared is not MISSING and not _is_plain(declared):
+            raise ValueError(f"{where}: a config can't hold the default {declared!r}; take a number, a text or a list")
+        if field.name in OF_CONFIGS or (field.name not in arguments and takes_more(layer)):
+            continue
+        if field.name not in arguments:
+            raise ValueError(f"{where}: the layer has no such argument; it has {', '.join(arguments) or 'none'}")
+        if declared is not MISSING and _listed(arguments[field.name]) != _listed(declared):
+            said = f"is {declared!r} there and {arguments[field.name]!r} in the signature"
+            raise ValueError(f"{where} {said}; write {field.name}={where} in the signature, too")
+
+
 def _annotations(layer: Any) -> dict[str, Any]:
     """The types of a layer's arguments, without those that name what only a type checker imports."""
-    function = inspect.unwrap(layer if inspect.isfunction(layer) else layer.__init__)
+    while isinstance(layer, functools.partial):
+        layer = layer.func
+    functions = [inspect.unwrap(layer)]
+    if isinstance(layer, type):
+        functions = [vars(base)["__init__"] for base in reversed(layer.__mro__) if "__init__" in vars(base)]
     found: dict[str, Any] = {}
-    for name, annotation in getattr(function, "__annotations__", {}).items():
-        one = types.SimpleNamespace(__annotations__={name: annotation})
-        with contextlib.suppress(NameError, AttributeError, TypeError):
-            found |= get_type_hints(one, getattr(function, "__globals__", {}), include_extras=True)
+    for function in functions:
+        for name, annotation in getattr(function, "__annotations__", {}).items():
+            one = types.SimpleNamespace(__annotations__={name: annotation})
+            found.pop(name, None)
+            with contextlib.suppress(NameError, AttributeError, TypeError):
+                found |= get_type_hints(one, getattr(function, "__globals__", {}), include_extras=True)
     return found
 
 
@@ -80,3 +125,7 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     return isinstance(value, _PLAIN)
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

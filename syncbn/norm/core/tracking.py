@@ -37,10 +37,8 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
         dtype: torch.dtype | None = None,
         **shared: Unpack[Shared],
     ) -> None:
-        if unknown := sorted(shared.keys() - Shared.__annotations__.keys()):
-            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {unknown[0]!r}")
         check_num_features(num_features)
-        check_arguments(Tracking, {**locals(), **shared})
+        check_arguments(Tracking, locals())
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         if not bias:  # torch's own argument of this name is there from 2.12 on
             self.register_parameter("bias", None)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
@@ -13,6 +17,7 @@ from torch import Tensor, nn
 import syncbn
 from syncbn.norm.core.options import Positive, Range, defaults, kinds, mistakes, option
 from syncbn.norm.core.registry import _LAYERS, _OPTIONS, known_options, register
+from syncbn.run.describe import rows_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -82,9 +87,8 @@ def test_a_guests_dataclass_says_its_options() -> None:
 def test_a_signature_says_the_options_where_there_is_no_dataclass() -> None:
     options = known_options()["plain"]
     assert options.__doc__ == "Halves what comes in."
-    assert defaults(options) == {
-        "factor": 0.5, "mode": "half", "times": 1, "group": None, "unsaid": 2, "sizes": (1, 2),
-    }  # fmt: skip
+    expected = {"factor": 0.5, "mode": "half", "times": 1, "group": None, "unsaid": 2, "sizes": (1, 2)}
+    assert defaults(options) == expected | {"sync_group": "world"}
     assert kinds(options)["unsaid"] is float
     assert kinds(options)["group"] is kinds(options)["sizes"] is Any
     assert mistakes({"factor": 1, "unsaid": 0.5, "sizes": [3], "group": None}, options) == []
@@ -112,3 +116,159 @@ def test_an_option_without_a_default_is_required() -> None:
         assert mistakes({}, known_options()["scale"]) == ["by: missing; it is a number"]
     finally:
         del _LAYERS["scale"], _OPTIONS["scale"]
+
+
+# Of what strangers register, and of what broke the registries of others: mmdetection#3249, tensorpack#1125.
+
+
+@pytest.fixture
+def guest() -> Iterator[Any]:
+    """`register` under the name "guest", which is free again afterwards."""
+    yield lambda layer, options=None: register("guest", options)(layer)
+    for known in (_LAYERS, _OPTIONS):
+        known.pop("guest", None)
+
+
+def test_a_layer_of_torch_as_it_is(guest: Any) -> None:
+    guest(nn.BatchNorm2d)
+    assert kinds(known_options()["guest"])["momentum"] == float | None
+    assert mistakes({"momentum": None, "eps": 1e-3, "keras_momentum": 0.9}, known_options()["guest"]) == []
+    assert syncbn.norm_layer("guest", keras_momentum=0.75)(3).momentum == 0.25
+    assert type(syncbn.convert(nn.BatchNorm1d(3, eps=0.5), "guest")) is nn.BatchNorm2d
+
+
+def test_a_partial_of_a_layer(guest: Any) -> None:
+    guest(functools.partial(nn.GroupNorm, 2))
+    layer = syncbn.norm_layer("guest", affine=False)(6)
+    assert (layer.num_groups, layer.num_channels, layer.affine) == (2, 6, False)
+    assert mistakes({"eps": "a"}, known_options()["guest"]) == ["eps: expected a number, got 'a'"]
+
+
+def test_a_layer_that_hands_everything_on(guest: Any) -> None:
+    class Passing(nn.BatchNorm2d):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+
+    guest(Passing)
+    assert syncbn.norm_layer("guest", eps=0.5)(3).eps == 0.5
+    with pytest.raises(ValueError, match="no option 'epz'; did you mean 'eps'"):
+        syncbn.norm_layer("guest", epz=0.5)
+
+
+def test_a_layer_derived_from_ours(guest: Any) -> None:
+    class Scaled(syncbn.SyncBatchNorm):
+        def __init__(self, num_features: int, scale: float = 2.0, **options: Any) -> None:
+            super().__init__(num_features, **options)
+            self.scale = scale
+
+    guest(Scaled)
+    declared = defaults(known_options()["guest"])
+    assert (declared["scale"], declared["memory"], declared["sync_group"]) == (2.0, "keep", "world")
+    layer = syncbn.norm_layer("guest", scale=3.0, eps=0.5)(4)
+    assert (layer.scale, layer.eps) == (3.0, 0.5)
+
+
+def test_a_function_with_defaults_and_without_annotations(guest: Any) -> None:
+    guest(lambda channels, groups=1, eps=1e-5: nn.GroupNorm(groups, channels, eps=eps))
+    assert syncbn.norm_layer("guest", groups=2)(4).num_groups == 2
+    assert kinds(known_options()["guest"]) == {"groups": float, "eps": float}
+
+
+def test_a_cell_of_a_notebook_that_is_run_again(guest: Any) -> None:
+    def cell(factor: float) -> type:
+        class Halving(nn.Identity):
+            def __init__(self, num_features: int, by: float = factor) -> None:
+                super().__init__()
+                self.by = by
+
+        return Halving
+
+    guest(cell(0.5))
+    guest(cell(0.25))  # the same code, after a change
+    assert syncbn.norm_layer("guest")(3).by == 0.25
+    assert defaults(known_options()["guest"]) == {"by": 0.25}
+    with pytest.raises(ValueError, match=r"registered already, by .*Halving"):
+        guest(Pixel)
+
+
+def test_a_module_whose_import_failed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guest: Any) -> None:
+    """The second failure is told as the first was: the name that the first left behind isn't in its way."""
+    (tmp_path / "half_a_guest.py").write_text(
+        "from torch import nn\nfrom syncbn.norm import register\n"
+        "@register('guest')\nclass Half(nn.Identity):\n    def __init__(self, num_features): super().__init__()\n"
+        "import no_such_thing\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for _ in range(2):
+        with pytest.raises(ModuleNotFoundError, match="no_such_thing"):
+            importlib.import_module("half_a_guest")
+
+
+@dataclass
+class Other:
+    """With another default than the layer's."""
+
+    eps: float = 1e-5
+
+
+@dataclass
+class Wider:
+    """With an option that the layer hasn't."""
+
+    epsilon: float = 1e-8
+
+
+@dataclass
+class Named:
+    """With a key that a config has already."""
+
+    name: str = "x"
+
+
+@dataclass
+class Unstorable:
+    """With a default that no config holds."""
+
+    eps: Any = nn.ReLU
+
+
+@dataclass
+class Unreadable:
+    """With a type that isn't there when the program runs."""
+
+    eps: ProcessGroup | None = None
+
+
+class Strict(nn.Identity):
+    def __init__(self, num_features: int, eps: float = 1e-8) -> None:
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (Other, ValueError, "Other.eps is 1e-05 there and 1e-08 in the signature; write eps=Other.eps"),
+        (Wider, ValueError, "Wider.epsilon: the layer has no such argument; it has eps"),
+        (Named, ValueError, "Named.name: a config's norm.name is the norm's own"),
+        (Unstorable, ValueError, "Unstorable.eps: a config can't hold the default <class 'torch.nn"),
+        (Unreadable, TypeError, "the types of Unreadable can't be read: NameError"),
+        ({"eps": 1e-8}, TypeError, "options must be a dataclass, got {'eps': 1e-08}"),
+        (Other(), TypeError, "options must be a dataclass, got Other"),
+    ],
+    ids=str,
+)
+def test_options_that_are_none(guest: Any, options: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        guest(Strict, options)
+    assert "guest" not in syncbn.available_norms()
+
+
+@dataclass
+class Bare:
+    eps: float = 1e-8
+
+
+def test_a_plain_dataclass_is_enough(guest: Any) -> None:
+    guest(Strict, Bare)
+    assert rows_of(known_options()["guest"])[0][:3] == ("eps", "a number", "1e-8")
+    assert mistakes({"eps": None}, known_options()["guest"]) == ["eps: expected a number, got None"]
