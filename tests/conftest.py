@@ -1,6 +1,7 @@
 """Fixtures for every test."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 
 # Two processes of one thread each are what the tests' ranks are; wandb and hydra must not look outside.
@@ -32,3 +33,11 @@ def ranks() -> Iterator[Callable[[int], Ranks]]:
     yield pool
     for started in pools.values():
         started.close()
+
+
+@pytest.fixture(autouse=True)
+def determinism_ends_with_its_test() -> Iterator[None]:
+    """A Trainer with `deterministic=True` sets it for the whole process; the tests after it have not asked for it."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].use_deterministic_algorithms(False)
