@@ -21,7 +21,7 @@ import syncbn
 from benchmarks.layers import resnet50_shapes
 from benchmarks.rows import Row, counted, markdown, paired
 from syncbn.norm.core.kernels import kernels_for
-from syncbn.norm.kernels.interface import Affine
+from syncbn.norm.kernels.interface import ChannelAffine
 
 IMAGES = (64, 128, 256)
 REPEATS = 15
@@ -99,7 +99,7 @@ def _passes(x: Tensor, dy: Tensor) -> None:
     kernels = kernels_for(x)
     x = x.detach()
     ones = torch.ones(x.shape[1], device=x.device)
-    affine = Affine(ones, ones, 1e-5, ones, ones)
+    affine = ChannelAffine(ones, ones, 1e-5, ones, ones)
     kernels.moments(x)
     kernels.normalize(x, affine)
     kernels.reduce_grad(dy, x, affine)

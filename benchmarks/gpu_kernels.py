@@ -5,7 +5,7 @@ import sys
 import torch
 
 from syncbn.norm.core.kernels import kernels_for
-from syncbn.norm.kernels.interface import Affine
+from syncbn.norm.kernels.interface import ChannelAffine
 
 _SHAPES = ((3, 5, 7, 7), (4, 64, 14, 13), (2, 257, 3), (33, 8))
 
@@ -30,7 +30,7 @@ def _run(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Non
     kernels = kernels_for(x)
     mean, m2, count = kernels.moments(x)
     mean, var = mean.float(), (m2 / count).float()
-    affine = Affine(mean, var, 1e-5, torch.ones_like(mean), torch.ones_like(mean))
+    affine = ChannelAffine(mean, var, 1e-5, torch.ones_like(mean), torch.ones_like(mean))
     kernels.normalize(x, affine)
     y = kernels.normalize_activate(x, affine, dy, 0.0)
     kernels.reduce_grad(dy, x, affine)

@@ -21,7 +21,7 @@ from syncbn.run.check import conf_dir
 from syncbn.run.errors import user_mistakes
 
 if TYPE_CHECKING:
-    from science.runs import Run
+    from science.runs import Trial
 
 
 @dataclass
@@ -85,7 +85,7 @@ def reproduce(name: str, output: Path, world: World, smoke: bool = False) -> Pat
     """
     from science import page
     from science.records import Records
-    from science.runs import carry_out, missing_runs, settings_of
+    from science.runs import carry_out, missing_trials, settings_of
     from syncbn.run.screen import quiet
 
     quiet()
@@ -93,7 +93,7 @@ def reproduce(name: str, output: Path, world: World, smoke: bool = False) -> Pat
         plan = load_plan(name)
         settings = settings_of(plan, smoke)
         records = Records(output / f"{name}.csv", plan.metrics(), settings)
-        runs = missing_runs(plan, records, smoke)
+        runs = missing_trials(plan, records, smoke)
     done = carry_out(plan, runs, records, settings, world)
     if world.rank > 0:
         for _ in done:
@@ -105,7 +105,7 @@ def reproduce(name: str, output: Path, world: World, smoke: bool = False) -> Pat
     return written
 
 
-def _follow(done: "Iterator[tuple[Run, float]]", name: str, count: int, before: int) -> None:
+def _follow(done: "Iterator[tuple[Trial, float]]", name: str, count: int, before: int) -> None:
     """Go through the runs with a progress bar or, where nobody watches, a line for each."""
     from rich.console import Console
     from rich.progress import track

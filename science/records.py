@@ -54,13 +54,15 @@ class Records:
             self._rewrite()
         self.rows.append(row)
         with self.path.open("ab", buffering=0) as file:
-            file.write(_line(self._fields_of(row)))
+            file.write(_csv_row(self._fields_of(row)))
             os.fsync(file.fileno())
 
     def _rewrite(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_name(f".{self.path.name}.tmp")
-        beside.write_bytes(b"".join(_line(row) for row in [[*_FIXED, *self.metrics], *map(self._fields_of, self.rows)]))
+        beside.write_bytes(
+            b"".join(_csv_row(row) for row in [[*_FIXED, *self.metrics], *map(self._fields_of, self.rows)])
+        )
         os.replace(beside, self.path)
         self._whole = True
 
@@ -99,7 +101,7 @@ def _read(path: Path, metrics: list[str]) -> list[Record]:
     return rows
 
 
-def _line(values: Iterable[str]) -> bytes:
+def _csv_row(values: Iterable[str]) -> bytes:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(values)
     return buffer.getvalue().encode()

@@ -35,7 +35,7 @@ _ALWAYS = (
 _BESIDE = ("run_id", "output_root", "paths", "tags", "task_name")  # what no figure depends on
 
 
-class Run(NamedTuple):
+class Trial(NamedTuple):
     """One training: a cell and a seed."""
 
     cell: Cell
@@ -63,11 +63,11 @@ def ranks_of(plan: Plan, smoke: bool) -> int:
     return min(plan.ranks, 2) if smoke else plan.ranks
 
 
-def missing_runs(plan: Plan, records: Records, smoke: bool = False) -> list[Run]:
+def missing_trials(plan: Plan, records: Records, smoke: bool = False) -> list[Trial]:
     """The runs that aren't among the records, seed by seed, so that what there is can be compared at any time."""
     seeds = SMOKE_SEEDS if smoke else plan.seeds
-    runs = [Run(cell, seed) for seed in range(seeds) for cell in plan.cells(smoke)]
-    return [run for run in runs if not records.has(run.cell.name, run.seed)]
+    trials = [Trial(cell, seed) for seed in range(seeds) for cell in plan.cells(smoke)]
+    return [trial for trial in trials if not records.has(trial.cell.name, trial.seed)]
 
 
 def settings_of(plan: Plan, smoke: bool = False) -> dict[str, str]:
@@ -77,29 +77,31 @@ def settings_of(plan: Plan, smoke: bool = False) -> dict[str, str]:
 
 
 def carry_out(
-    plan: Plan, runs: list[Run], records: Records, settings: Mapping[str, str], world: World
-) -> Iterator[tuple[Run, float]]:
+    plan: Plan, trials: list[Trial], records: Records, settings: Mapping[str, str], world: World
+) -> Iterator[tuple[Trial, float]]:
     """Do the runs, on every rank alike, and yield each with its seconds; the first rank keeps the records."""
     from science.measures import find
 
-    for run in runs:
-        measure: Callable[[Setting], dict[str, float]] = find(plan.grids[run.cell.grid].measure)
-        config = config_of(_overrides(run.cell, run.seed, world.world_size))
-        options = OmegaConf.to_container(OmegaConf.from_dotlist(list(run.cell.options)))
+    for trial in trials:
+        measure: Callable[[Setting], dict[str, float]] = find(plan.grids[trial.cell.grid].measure)
+        config = config_of(_overrides(trial.cell, trial.seed, world.world_size))
+        options = OmegaConf.to_container(OmegaConf.from_dotlist(list(trial.cell.options)))
         assert isinstance(options, dict)
         started, used = time.monotonic(), time.process_time()
-        picture = picture_of(plan, run.cell, records.path.parent) if run.seed == world.rank == 0 else None
+        picture = picture_of(plan, trial.cell, records.path.parent) if trial.seed == world.rank == 0 else None
         found = measure(Setting(config, {str(key): value for key, value in options.items()}, world, picture))
         seconds, cpu_seconds = time.monotonic() - started, time.process_time() - used
         if world.rank == 0:
-            wanted = plan.grids[run.cell.grid].metrics
+            wanted = plan.grids[trial.cell.grid].metrics
             if absent := [name for name in wanted if name not in found]:
-                raise UserError(f"{run.cell.name} has no metric {', '.join(absent)}; it has {', '.join(sorted(found))}")
+                raise UserError(
+                    f"{trial.cell.name} has no metric {', '.join(absent)}; it has {', '.join(sorted(found))}"
+                )
             metrics = {name: float(found[name]) for name in wanted}
             records.add(
-                Record(run.cell.name, run.seed, settings[run.cell.name], seconds, cpu_seconds, _made(), metrics)
+                Record(trial.cell.name, trial.seed, settings[trial.cell.name], seconds, cpu_seconds, _made(), metrics)
             )
-        yield run, seconds
+        yield trial, seconds
 
 
 def picture_of(plan: Plan, cell: Cell, folder: Path) -> Path:

@@ -25,7 +25,8 @@ seconds and writes into `outputs`. The second writes this page. `make results` d
 ![all results](README.png)
 """
 _FOOT = """\
-Beside these, written by hand: [fine-tuning, adaptation and recalibration](finetuning.md).
+Beside these, written by hand: [fine-tuning, adaptation and recalibration](finetuning.md), and
+[two images a rank, on scenes](scenes.md).
 """
 
 
@@ -50,10 +51,10 @@ def write(folder: Path) -> Path:
 
 def _row(plan: Plan, records: Records) -> str:
     if not records.rows:
-        return f"| {plan.name} | {_line(plan.claim)} | {_line(plan.figure)} | | not run yet |"
+        return f"| {plan.name} | {_unwrapped(plan.claim)} | {_unwrapped(plan.figure)} | | not run yet |"
     verdict = overall([judge(claim, records.values) for claim in plan.claims])
     link = f"[{plan.name}]({plan.name}.md)"
-    return f"| {link} | {_line(plan.claim)} | {_line(plan.figure)} | {_measured(plan, records)} | {verdict} |"
+    return f"| {link} | {_unwrapped(plan.claim)} | {_unwrapped(plan.figure)} | {_measured(plan, records)} | {verdict} |"
 
 
 def _measured(plan: Plan, records: Records) -> str:
@@ -86,5 +87,5 @@ def _panel(axes: Any, plan: Plan, records: Records) -> None:
     axes.margins(x=0.15)
 
 
-def _line(text: str) -> str:
+def _unwrapped(text: str) -> str:
     return " ".join(text.split())

@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from benchmarks.scaling import tables
 from benchmarks.scaling.measure import BLOCKS, CALLS, ROUNDS, Timing
 from benchmarks.scaling.model import Costs
-from syncbn.machine.scaling import RESNET50_IMAGES_A_SECOND, SLOWEST, Cost, Kind, nccl_seconds, resnet50_step, step_cost
+from syncbn.machine.scaling import (
+    RESNET50_IMAGES_A_SECOND,
+    SLOWEST,
+    Kind,
+    StepSeconds,
+    nccl_seconds,
+    resnet50_step,
+    step_cost,
+)
 
 PAGE = """\
 # What synchronization costs
@@ -133,7 +141,7 @@ def page(
 ) -> str:
     """The page, from the measurements, the fit and the channels of ResNet-50's norms."""
     node, two_nodes = (step_cost("gather", gpus, channels) for gpus in (8, 16))
-    more = Cost(two_nodes.low - node.low)
+    more = StepSeconds(two_nodes.low - node.low)
     return PAGE.format(
         machine=machine,
         blocks=ROUNDS * BLOCKS,
@@ -151,11 +159,11 @@ def page(
         node=_to(node),
         two=_to(more),
         share=f"{100 * more.low / resnet50_step(64):.0f} to {100 * more.high / resnet50_step(64):.0f}",
-        layer=_to(Cost(100 * nccl_seconds("all_gather", 8, 4 * (2 * 2048 + 1)))),
+        layer=_to(StepSeconds(100 * nccl_seconds("all_gather", 8, 4 * (2 * 2048 + 1)))),
         enough=tables.enough_table(channels),
         budget=tables.budget_table(channels),
     )
 
 
-def _to(cost: Cost) -> str:
+def _to(cost: StepSeconds) -> str:
     return f"{1e3 * cost.low:.1f} to {1e3 * cost.high:.1f}"

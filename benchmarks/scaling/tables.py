@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from benchmarks.scaling.measure import Timing
 from benchmarks.scaling.model import Costs, relative_error
 from benchmarks.scaling.published import MEASUREMENTS
-from syncbn.machine.scaling import GPUS_A_NODE, Cost, Kind, largest_group, resnet50_step, step_cost
+from syncbn.machine.scaling import GPUS_A_NODE, Kind, StepSeconds, largest_group, resnet50_step, step_cost
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 ENOUGH_IMAGES = 32  # a group
@@ -108,7 +108,7 @@ def budget_table(channels: Sequence[int]) -> str:
     return _table(f"{head}\n|--:|--:|{'--:|' * len(budgets)}", rows)
 
 
-def _interval(cost: Cost, step: float | None = None) -> str:
+def _interval(cost: StepSeconds, step: float | None = None) -> str:
     """In milliseconds, or in percent of a step."""
     scale = 1e3 if step is None else 100 / step
     return f"{scale * cost.middle:,.1f} ({scale * cost.low:,.1f}-{scale * cost.high:,.1f})"

@@ -74,7 +74,7 @@ class Parser(Generic[Options]):
             given[self.words] = self._one_word(given[self.words])
         for each in fields(self.options):  # type: ignore[arg-type]  # a dataclass
             if each.name not in given and each.default is each.default_factory is MISSING:
-                raise ValueError(f"{each.name}: missing, {each.metadata['help']}; usage: {self._line()}")
+                raise ValueError(f"{each.name}: missing, {each.metadata['help']}; usage: {self._usage_line()}")
         if found := mistakes(given, self.options):
             raise ValueError("\n       ".join(found))
         return self.options(**given)
@@ -85,9 +85,11 @@ class Parser(Generic[Options]):
         rows = [(self._shown(each), _help(each)) for each in fields(self.options)]  # type: ignore[arg-type]
         width = max((len(shown) for shown, _ in rows), default=0)
         lines = [f"  {shown:<{width}}  {text}" for shown, text in rows]
-        return "\n".join([summary, "", self._line(), "", *lines, *([textwrap.dedent(more).rstrip()] if more else [])])
+        return "\n".join(
+            [summary, "", self._usage_line(), "", *lines, *([textwrap.dedent(more).rstrip()] if more else [])]
+        )
 
-    def _line(self) -> str:
+    def _usage_line(self) -> str:
         """The command as it is typed, with what it can't do without."""
         required = [each for each in fields(self.options) if each.default is each.default_factory is MISSING]  # type: ignore[arg-type]
         words = [f"<{self.words}>"] if self.words else []
@@ -121,19 +123,19 @@ class Parser(Generic[Options]):
                 value = "true"
             elif not equals:
                 if key not in self._named() or not left:
-                    raise ValueError(f"{word}: no such flag, or one without its value; usage: {self._line()}")
+                    raise ValueError(f"{word}: no such flag, or one without its value; usage: {self._usage_line()}")
                 value = left.pop(0)
             yield f"{key}={value}"
 
     def _take_word(self, word: str, given: dict[str, Any]) -> None:
         if not self.words:
             (first, *_) = self._named()
-            raise ValueError(f"expected key=value, got {word!r}; {first}={word}? usage: {self._line()}")
+            raise ValueError(f"expected key=value, got {word!r}; {first}={word}? usage: {self._usage_line()}")
         given[self.words].append(word)
 
     def _one_word(self, words: list[str]) -> str:
         if len(words) != 1:
-            raise ValueError(f"give one {self.words}, got {len(words)}; usage: {self._line()}")
+            raise ValueError(f"give one {self.words}, got {len(words)}; usage: {self._usage_line()}")
         return words[0]
 
 

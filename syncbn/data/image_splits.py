@@ -3,6 +3,7 @@
 from typing import Any
 
 from syncbn.data.base import Part
+from syncbn.norm.core.messages import first_line
 
 INSTALL = 'images need `datasets` and `kornia`: pip install "syncbn[vision]"'
 
@@ -26,7 +27,7 @@ def load_splits(source: str | None, folder: str | None, image_column: str, strea
     except (OSError, ValueError) as error:  # the hub's errors are OSErrors
         where = f"the folder {folder!r}" if folder is not None else f"{source!r} of the hub"
         raise ValueError(
-            f"can't load {where} ({str(error).strip().splitlines()[0]}); with a network, "
+            f"can't load {where} ({first_line(error)}); with a network, "
             "`hf download --repo-type dataset <name>` fetches a data set once for all, and data=image_folder "
             "data.folder=<path> takes train/<class>/*.png"
         ) from error

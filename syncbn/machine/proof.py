@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from syncbn.machine.report import Finding
+from syncbn.norm.core.messages import first_line
 from syncbn.norm.sync import SyncBatchNorm
 
 CHANNELS, SIDE = 8, 6
@@ -93,7 +94,7 @@ def _attempt(case: Case, device: torch.device) -> tuple[float | None, str, str]:
     try:
         error, problem = _compare(case, device), ""
     except Exception as found:  # whatever it is, it is what the report is for
-        error, problem = None, f"{type(found).__name__}: {str(found).strip().splitlines()[0] if str(found) else ''}"
+        error, problem = None, f"{type(found).__name__}: {first_line(found)}"
     worst = torch.tensor([float("inf") if error is None else error], dtype=torch.float64, device=device)
     dist.all_reduce(worst, dist.ReduceOp.MAX)
     largest = float(worst)
@@ -187,7 +188,7 @@ def _why_not_compiled(device: torch.device) -> str:
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(2, device=device))
     except Exception as error:
-        why = f"torch.compile doesn't work here: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        why = f"torch.compile doesn't work here: {type(error).__name__}: {first_line(error)}"
     anywhere = _any_rank(bool(why), device)
     return why or ("torch.compile doesn't work on another rank" if anywhere else "")
 

@@ -27,7 +27,7 @@ RESNET50_IMAGES_A_SECOND = 2470  # one A100, mixed precision, batch 256: NVIDIA/
 
 
 @dataclass(frozen=True)
-class Cost:
+class StepSeconds:
     """Seconds a step: by NCCL's model, at most (`SLOWEST` times that), and between them, their geometric mean."""
 
     low: float
@@ -58,7 +58,7 @@ def nccl_seconds(kind: Kind, gpus: int, size: int) -> float:
     return min(_ring(kind, gpus, nodes), _tree(gpus, nodes)) + size * PER_BYTE
 
 
-def step_cost(design: str, gpus: int, channels: Sequence[int]) -> Cost:
+def step_cost(design: str, gpus: int, channels: Sequence[int]) -> StepSeconds:
     """The collectives of a training step: one forward and one backward for each norm, nothing beside them."""
     total = 0.0
     for count in channels:
@@ -68,7 +68,7 @@ def step_cost(design: str, gpus: int, channels: Sequence[int]) -> Cost:
             )
         else:
             total += nccl_seconds("all_gather", gpus, 4 * (2 * count + 1)) + nccl_seconds("all_reduce", gpus, 8 * count)
-    return Cost(total)
+    return StepSeconds(total)
 
 
 def resnet50_step(images: int) -> float:

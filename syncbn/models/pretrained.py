@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from syncbn.models.common import Norm
 from syncbn.models.pretrained_options import PretrainedOptions as Options
+from syncbn.norm.core.messages import first_line
 from syncbn.norm.core.options import suggest
 from syncbn.norm.core.registry import unusual_options
 from syncbn.norm.surgery.adapters import looks_like_batch_norm
@@ -118,7 +119,7 @@ def _fetching(architecture: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:  # no network, and timm's answer to an unknown tag
         raise ValueError(
-            f"can't fetch the weights of {architecture} ({str(error).strip().splitlines()[0]}); with a network they "
+            f"can't fetch the weights of {architecture} ({first_line(error)}); with a network they "
             "are fetched once for all; without weights: pretrained=False (model.pretrained=false), with those of a "
             "file: model.weights=<file> too"
         ) from error
@@ -141,7 +142,7 @@ def _check_logits(model: nn.Module, shape: tuple[int, ...], num_classes: int, ar
     try:
         output = copied(torch.zeros(2, *shape, device="meta"))
     except (RuntimeError, ValueError, AssertionError) as error:  # pooled to nothing, or made for one size alone
-        raise ValueError(f"{architecture} doesn't take images {shape}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{architecture} doesn't take images {shape}: {first_line(error)}") from error
     if not isinstance(output, Tensor) or output.shape != (2, num_classes):
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"{architecture} returns {got} for 2 images, not logits (2, {num_classes}); choose another")

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from syncbn.norm.core.messages import first_line
+
 _STATE = "_extra_state"  # what a layer remembers of past steps: not a weight
 _PREFIXES = ("module.", "_orig_mod.", "net.")  # of DDP, of torch.compile, of this package's tasks
 
@@ -64,11 +66,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{str(path)!r} is not a file of tensors, and is not read further ({_line(error)}); if it holds a whole "
-            "model, save its state_dict() with torch.save and load that"
+            f"{str(path)!r} is not a file of tensors, and is not read further ({first_line(error)}); if it holds a "
+            "whole model, save its state_dict() with torch.save and load that"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{str(path)!r} is damaged ({_line(error)}); fetch it again") from error
+        raise ValueError(f"{str(path)!r} is damaged ({first_line(error)}); fetch it again") from error
     return _tensors(content, path)
 
 
@@ -81,7 +83,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is damaged ({_line(error)}); fetch it again") from error
+        raise ValueError(f"{str(path)!r} is damaged ({first_line(error)}); fetch it again") from error
 
 
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
@@ -119,7 +121,3 @@ def _mistakes(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], anew: lis
     ]
     named = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     return [f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in named.items() if keys]
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -13,7 +13,7 @@ from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, unbiase
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.running import RunningNorm
 from syncbn.norm.core.shared_options import Shared
-from syncbn.norm.kernels.interface import Affine
+from syncbn.norm.kernels.interface import ChannelAffine
 from syncbn.norm.kernels.plain import PLAIN, statistics_dtype
 from syncbn.norm.learnable_momentum_options import LearnableMomentumOptions as Options
 from syncbn.norm.sync import SyncBatchNorm
@@ -105,7 +105,7 @@ class LearnableMomentumBatchNorm(RunningNorm, SyncBatchNorm):
     def normalize_batch(self, input: Tensor, moments: Moments, group: ProcessGroup | None) -> Tensor:
         dtype = statistics_dtype(input)
         mean, var = moments.mean.to(dtype), unbiased_var(moments).to(dtype)
-        return PLAIN.normalize(input, Affine(mean, var, self.eps, *self.affine_parameters(input)))
+        return PLAIN.normalize(input, ChannelAffine(mean, var, self.eps, *self.affine_parameters(input)))
 
     def evaluate(self, input: Tensor) -> Tensor:
         output = super().evaluate(input)

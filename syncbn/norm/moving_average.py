@@ -18,7 +18,7 @@ from syncbn.norm.core.registry import register
 from syncbn.norm.core.reparametrizing import Reparametrizing
 from syncbn.norm.core.running import RunningNorm
 from syncbn.norm.core.shared_options import Shared
-from syncbn.norm.kernels.interface import Affine, Kernels
+from syncbn.norm.kernels.interface import ChannelAffine, Kernels
 from syncbn.norm.kernels.plain import PLAIN, statistics_dtype
 from syncbn.norm.moving_average_options import MovingAverageOptions as Options
 from syncbn.norm.sync import SyncBatchNorm, group_moments
@@ -217,14 +217,14 @@ class _Normalize(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, square, count)
         ctx.layer, ctx.group = layer, group
-        return _kernels(x).normalize(x, Affine(torch.zeros_like(square), square, layer.eps, weight, bias))
+        return _kernels(x).normalize(x, ChannelAffine(torch.zeros_like(square), square, layer.eps, weight, bias))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError("moving average batch normalization has no second derivative")
         x, weight, square, count = ctx.saved_tensors
-        affine = Affine(torch.zeros_like(square), square, ctx.layer.eps)
+        affine = ChannelAffine(torch.zeros_like(square), square, ctx.layer.eps)
         sum_dy, sum_dy_z = _kernels(x, dy).reduce_grad(dy, x, affine)
         dx = None
         if ctx.needs_input_grad[0]:

@@ -61,7 +61,7 @@ class SpectralNorm(Reparametrized):
 
     def _parametrize(self, feeder: Any) -> None:
         dim = 1 if is_transposed(feeder) else 0
-        normalized = compat.SpectralNorm(feeder.weight, self.n_power_iterations, dim)
+        normalized = compat.SpectralParametrization(feeder.weight, self.n_power_iterations, dim)
         parametrize.register_parametrization(feeder, "weight", normalized)
 
     def _restore(self, feeder: Any) -> None:

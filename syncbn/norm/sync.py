@@ -18,7 +18,7 @@ from syncbn.norm.core.shared_options import Memory, Shared
 from syncbn.norm.core.tracking import TrackingNorm
 from syncbn.norm.fusion.deferred import Deferred
 from syncbn.norm.fusion.fused import Normalization, ReverseMode, away_from_zero, check_memory, check_scale
-from syncbn.norm.kernels.interface import Affine, Kernels
+from syncbn.norm.kernels.interface import ChannelAffine, Kernels
 from syncbn.norm.kernels.plain import PLAIN, statistics_dtype
 from syncbn.norm.sync_options import SyncBatchNormOptions as Options
 
@@ -52,7 +52,7 @@ def normalize(
     """
     mean, var = _as_statistics(moments, x)
     if compat.is_tracing():
-        return PLAIN.normalize(x, Affine(mean, var, eps, weight, bias))
+        return PLAIN.normalize(x, ChannelAffine(mean, var, eps, weight, bias))
     return _Normalize.apply(x, weight, bias, mean, var, moments.count, eps, group)
 
 
@@ -73,7 +73,7 @@ class _Normalize(ReverseMode):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, var, count)
         ctx.eps, ctx.group = eps, group
-        return kernels_for(x).normalize(x, Affine(mean, var, eps, weight, bias))
+        return kernels_for(x).normalize(x, ChannelAffine(mean, var, eps, weight, bias))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -83,7 +83,7 @@ class _Normalize(ReverseMode):
             mean, var = attach_moments(x, mean, var, count, ctx.group)
         else:
             kernels = kernels_for(x, dy)
-        affine = Affine(mean, var, ctx.eps, weight)
+        affine = ChannelAffine(mean, var, ctx.eps, weight)
         sum_dy, sum_dy_xhat = kernels.reduce_grad(dy, x, affine)
         dx = None
         if ctx.needs_input_grad[0]:

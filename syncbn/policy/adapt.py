@@ -16,7 +16,7 @@ from syncbn.norm.core.moments import mean_over_ranks
 from syncbn.norm.core.options import suggest
 from syncbn.norm.surgery.select import Globs, select_layers
 from syncbn.norm.surgery.trace import modes_kept
-from syncbn.policy import batches as passes
+from syncbn.policy.batches import device_of, in_step, unwrapped
 from syncbn.policy.freeze import has_frozen_statistics
 from syncbn.policy.recalibrate import recalibrate
 
@@ -86,7 +86,7 @@ def adapt(
         )
     tent = Tent(model, process_group=process_group, include=include, exclude=exclude, **options)
     group = communicating_group(process_group)
-    for inputs in passes.in_step(batches, max_batches, passes.device_of(model), group):
+    for inputs in in_step(batches, max_batches, device_of(model), group):
         tent(inputs)
     return model
 
@@ -149,7 +149,7 @@ class Tent:
         """Logits of the batch, as they were before the model learned from it."""
         if self.episodic:
             self.reset()
-        net, group = passes.unwrapped(self.model), communicating_group(self.process_group)
+        net, group = unwrapped(self.model), communicating_group(self.process_group)
         predicted: Tensor | None = None
         with modes_kept(self.model), torch.enable_grad():
             self.model.eval()

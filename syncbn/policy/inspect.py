@@ -15,7 +15,7 @@ from syncbn.norm.core.capabilities import synchronizes, tracks_batch
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, biased_var, pool
 from syncbn.norm.surgery.trace import modes_kept, trace
-from syncbn.policy import batches as passes
+from syncbn.policy.batches import device_of, generators_kept, in_step, inputs_of, unwrapped
 from syncbn.policy.diagnose import Facts, diagnose
 from syncbn.policy.freeze import has_frozen_statistics
 from syncbn.policy.layers import has_statistics
@@ -59,42 +59,42 @@ def inspect(
         TypeError: a batch that isn't a tensor or a tuple that begins with one.
     """
     group = communicating_group(process_group)
-    watches = watches_of(model, group)
-    if not watches:
+    probes = probes_of(model, group)
+    if not probes:
         raise ValueError("the model has no batch normalization layer with running statistics to inspect")
-    moving = {w.layer for w in watches if tracks_batch(w.layer) and not has_frozen_statistics(w.layer)}
+    moving = {p.layer for p in probes if tracks_batch(p.layer) and not has_frozen_statistics(p.layer)}
     wrong_mode = {layer for layer in moving if layer.training and not model.training}
     biases: dict[nn.Module, str] = {}
     if reference is not None:
-        _watch(model, watches, reference, max_batches, group)
-        for watch in watches:
-            watch.becomes_reference()
+        _measure(model, probes, reference, max_batches, group)
+        for probe in probes:
+            probe.becomes_reference()
     if batches is not None:
         iterator = iter(batches)
         first = list(islice(iterator, 1))
         if first:
-            biases = _redundant_biases(model, passes.inputs_of(first[0], passes.device_of(model)))
-        _watch(model, watches, chain(first, iterator), max_batches, group)
+            biases = _redundant_biases(model, inputs_of(first[0], device_of(model)))
+        _measure(model, probes, chain(first, iterator), max_batches, group)
     facts = [
         Facts(
-            row=watch.row(),
-            synchronized=watch.group is not None,
-            momentum=watch.layer.momentum,
+            row=probe.row(),
+            synchronized=probe.group is not None,
+            momentum=probe.layer.momentum,
             steps=steps,
-            in_training_mode_at_evaluation=watch.layer in wrong_mode,
-            redundant_bias=biases.get(watch.layer),
+            in_training_mode_at_evaluation=probe.layer in wrong_mode,
+            redundant_bias=biases.get(probe.layer),
         )
-        for watch in watches
+        for probe in probes
     ]
     return NormReport([f.row for f in facts], [warning for f in facts for warning in diagnose(f)])
 
 
-def watches_of(model: nn.Module, group: ProcessGroup | None) -> list[Watch]:
+def probes_of(model: nn.Module, group: ProcessGroup | None) -> list[LayerProbe]:
     """One for each layer that can be measured."""
-    return [Watch(name, layer, group) for name, layer in model.named_modules() if _is_inspected(layer)]
+    return [LayerProbe(name, layer, group) for name, layer in model.named_modules() if _is_inspected(layer)]
 
 
-class Watch:
+class LayerProbe:
     """Measures one layer while batches go through it, whatever its mode. `add` is a forward pre-hook."""
 
     def __init__(self, name: str, layer: Any, pool: ProcessGroup | None) -> None:
@@ -182,19 +182,19 @@ class Watch:
         return all_reduce(functools.reduce(pool, self.batches), self.pool)
 
 
-def _watch(
+def _measure(
     model: nn.Module,
-    watches: list[Watch],
+    probes: list[LayerProbe],
     batches: Iterable[Any],
     max_batches: int | None,
     group: ProcessGroup | None,
 ) -> None:
-    device, net = passes.device_of(model), passes.unwrapped(model)
-    handles = [w.layer.register_forward_pre_hook(w.add, with_kwargs=True) for w in watches]
+    device, net = device_of(model), unwrapped(model)
+    handles = [p.layer.register_forward_pre_hook(p.add, with_kwargs=True) for p in probes]
     try:
-        with modes_kept(model), passes.generators_kept(device), torch.no_grad():
+        with modes_kept(model), generators_kept(device), torch.no_grad():
             model.eval()
-            for inputs in passes.in_step(batches, max_batches, device, group):
+            for inputs in in_step(batches, max_batches, device, group):
                 net(inputs)
     finally:
         for handle in handles:

@@ -14,7 +14,7 @@ from syncbn.norm.core.exchange import communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, pool, unbiased_var
 from syncbn.norm.surgery.select import Globs, select_layers
 from syncbn.norm.surgery.trace import modes_kept
-from syncbn.policy import batches as passes
+from syncbn.policy.batches import device_of, generators_kept, in_step, unwrapped
 from syncbn.policy.freeze import has_frozen_statistics
 from syncbn.policy.layers import buffers_of, has_statistics
 
@@ -68,10 +68,10 @@ def recalibrate(
         BatchNorm").
     """
     layers = _layers(model, include, exclude)
-    net, device = passes.unwrapped(model), passes.device_of(model)
+    net, device = unwrapped(model), device_of(model)
     group = communicating_group(process_group)
     sums = {layer: _Sum(path, layer) for path, layer in layers}
-    with _buffers_kept_on_failure(sums), modes_kept(model), passes.generators_kept(device), torch.no_grad():
+    with _buffers_kept_on_failure(sums), modes_kept(model), generators_kept(device), torch.no_grad():
         model.eval()
         for layer in sums:
             layer.training = True
@@ -79,7 +79,7 @@ def recalibrate(
         synchronized = any(synchronizes(layer) for layer in sums)
         count = 0
         try:
-            for inputs in passes.in_step(batches, max_batches, device, group):
+            for inputs in in_step(batches, max_batches, device, group):
                 count += 1
                 if len(inputs) or synchronized:  # torch's layers refuse an empty batch
                     net(inputs)

@@ -71,7 +71,11 @@ class NormReport:
 
     def to_markdown(self) -> str:
         """A table of the rows, and a list of the warnings."""
-        lines = [_line(_HEADER), _line(["---"] * len(_HEADER)), *(_line(_cells(row)) for row in self.rows)]
+        lines = [
+            _table_row(_HEADER),
+            _table_row(["---"] * len(_HEADER)),
+            *(_table_row(_cells(row)) for row in self.rows),
+        ]
         lines += ["", *(f"- {warning}" for warning in self.warnings)] if self.warnings else ["", "No warnings."]
         return "\n".join(lines) + "\n"
 
@@ -120,7 +124,7 @@ def _cells(row: NormRow) -> list[str]:
     return ["" if v is None else f"{v:.3g}" if isinstance(v, float) else str(v) for v in values]
 
 
-def _line(cells: Any) -> str:
+def _table_row(cells: Any) -> str:
     return f"| {' | '.join(cells)} |"
 
 

@@ -10,6 +10,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from syncbn.launch import stop
 from syncbn.launch.stop import Stopped
+from syncbn.norm.core.messages import first_line
 from syncbn.training import watch
 
 
@@ -27,7 +28,7 @@ def stoppable(trainer: Trainer) -> Iterator[None]:
     except Exception as error:
         if not (signum := stop.requested()):
             raise
-        stop.say(f"before it could save: {str(error).strip().splitlines()[0]}", signum)
+        stop.say(f"before it could save: {first_line(error)}", signum)
         raise Stopped(signum) from error
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 
+from syncbn.norm.core.messages import first_line
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes to disk and renames; reads tensors and plain types alone.
@@ -82,12 +84,13 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{str(path)!r} is not a checkpoint of tensors and plain types, and is not read further ({_line(error)}); "
-            "if it holds Python objects, save its state_dict again with torch.save and load that"
+            f"{str(path)!r} is not a checkpoint of tensors and plain types, and is not read further "
+            f"({first_line(error)}); if it holds Python objects, save its state_dict again with torch.save and load "
+            "that"
         ) from error
     except (RuntimeError, EOFError) as error:
         raise ValueError(
-            f"the checkpoint {str(path)!r} is damaged ({_line(error)}); "
+            f"the checkpoint {str(path)!r} is damaged ({first_line(error)}); "
             f"use another, those beside it: {_neighbours(path)}"
         ) from error
     if not isinstance(checkpoint, dict):
@@ -119,17 +122,13 @@ def _damage(path: Path) -> str | None:
         with zipfile.ZipFile(path) as file:
             part = file.testzip()
     except Exception as error:  # damage to the file's own tables: zipfile raises of everything then
-        return _line(error)
+        return first_line(error)
     return f"the checksum of {part} is wrong" if part else None
 
 
 def _neighbours(path: Path) -> str:
     others = sorted(other.name for other in path.parent.glob("*.ckpt") if other != path)
     return ", ".join(others) or "none"
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _umask() -> int:

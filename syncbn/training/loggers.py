@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from syncbn.norm.core.messages import first_line
 from syncbn.training.loggers_options import WandbOptions as Options
 
 
@@ -120,7 +121,7 @@ class _OfflineIfUnreachable(WandbLogger):
             return super().experiment
         except wandb.errors.CommError as error:
             print(
-                f"W&B can't be reached ({str(error).splitlines()[0]}): this run is logged offline, and sent later by "
+                f"W&B can't be reached ({first_line(error)}): this run is logged offline, and sent later by "
                 f"wandb sync {self._wandb_init['dir']}/wandb/offline-run-*",
                 file=sys.stderr,
                 flush=True,

@@ -59,11 +59,11 @@ def table(rows: Iterable[NormTime]) -> str:
     for row in rows:
         values = [value / max(row.calls, 1) for value in astuple(row)[2:]]
         sums = [a + b for a, b in zip(sums, values, strict=True)]
-        lines.append(_line(row.layer, width, values))
-    return "\n".join([*lines, _line("all", width, sums)])
+        lines.append(_layer_row(row.layer, width, values))
+    return "\n".join([*lines, _layer_row("all", width, sums)])
 
 
-def _line(name: str, width: int, values: Iterable[float]) -> str:
+def _layer_row(name: str, width: int, values: Iterable[float]) -> str:
     columns = (f"{value:>{column}.3f}" for value, column in zip(values, (18, 15, 19, 15), strict=True))
     return f"{name:<{width}}{''.join(columns)}"
 

@@ -56,7 +56,7 @@ def place_of(thread: int, model: nn.Module) -> Place:
         return Place("is in the debugger", debugged=True)
     if collective := _collective(frames):
         return Place(f"waits in {_layer(frames, model) or collective}", waits=True)
-    line = _line(frames)
+    line = _own_line(frames)
     if any(file in _COMPILERS for file in files):
         return Place(f"compiles{line}", slow=True)
     if _FETCHERS in files:
@@ -127,7 +127,7 @@ def _owner_of_parameters(node: Any, model: nn.Module) -> str | None:
     return next((owners[id(variable)] for variable in variables if id(variable) in owners), None)
 
 
-def _line(frames: list[FrameType]) -> str:
+def _own_line(frames: list[FrameType]) -> str:
     """The innermost line that isn't PyTorch's or Lightning's."""
     for frame in frames:
         if not frame.f_code.co_filename.startswith((_TORCH, _LIGHTNING, "<")):

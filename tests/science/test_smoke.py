@@ -10,7 +10,7 @@ import torch.distributed as dist
 from science.command import reproduce
 from science.plan import SMOKE_SEEDS, available_results, load_plan
 from science.records import Records
-from science.runs import carry_out, missing_runs, ranks_of, settings_of
+from science.runs import carry_out, missing_trials, ranks_of, settings_of
 from syncbn.launch.world import World
 from tests.ranks import Ranks
 from tests.science.plans import write_plan
@@ -54,7 +54,7 @@ def test_a_stopped_reproduction_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     path, plan = tmp_path / "small.csv", write_plan(tmp_path / "small.yaml")
     settings = settings_of(plan, smoke=True)
     records = Records(path, plan.metrics(), settings)
-    runs = missing_runs(plan, records, smoke=True)
+    runs = missing_trials(plan, records, smoke=True)
     assert len(runs) == 4, "2 cells of the claim, 2 seeds"
     with fits.launched():
         stopped = carry_out(plan, runs, records, settings, ALONE)
@@ -65,14 +65,14 @@ def test_a_stopped_reproduction_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
         assert before.count("\n") == 3
 
         records = Records(path, plan.metrics(), settings)
-        rest = missing_runs(plan, records, smoke=True)
+        rest = missing_trials(plan, records, smoke=True)
         assert rest == runs[2:]
         assert [run for run, _ in carry_out(plan, rest, records, settings, ALONE)] == rest
     assert path.read_text().startswith(before)
 
     changed = write_plan(tmp_path / "small.yaml", {"grids.mlp.overrides.1": "model.hidden_size=16"})
     records = Records(path, plan.metrics(), settings_of(changed, smoke=True))
-    assert len(missing_runs(changed, records, smoke=True)) == 4
+    assert len(missing_trials(changed, records, smoke=True)) == 4
 
 
 def test_the_same_run_gives_the_same_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +83,6 @@ def test_the_same_run_gives_the_same_figures(tmp_path: Path, monkeypatch: pytest
         settings = settings_of(plan, smoke=True)
         records = Records(tmp_path / f"{name}.csv", plan.metrics(), settings)
         with fits.launched():
-            list(carry_out(plan, missing_runs(plan, records, smoke=True)[:2], records, settings, ALONE))
+            list(carry_out(plan, missing_trials(plan, records, smoke=True)[:2], records, settings, ALONE))
         found.append([(row.cell, row.seed, row.metrics) for row in records.rows])
     assert found[0] == found[1]

@@ -138,7 +138,7 @@ def is_profiling() -> bool:
     return getattr(torch.autograd.profiler, "_is_profiler_enabled", True)
 
 
-class SpectralNorm(parametrizations._SpectralNorm):
+class SpectralParametrization(parametrizations._SpectralNorm):
     """The parametrization of torch's `spectral_norm`, without a power iteration where a forward pass is repeated.
 
     Torch's own goes on when activation checkpointing repeats a forward pass, which then has other weights.

@@ -11,7 +11,7 @@ from syncbn.norm.core.kernels import kernels_for
 from syncbn.norm.core.moments import all_means, attach_moments
 from syncbn.norm.core.shared_options import Memory
 from syncbn.norm.fusion.recomputed import Recomputed
-from syncbn.norm.kernels.interface import Affine, Kernels
+from syncbn.norm.kernels.interface import ChannelAffine, Kernels
 from syncbn.norm.kernels.plain import PLAIN
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class _Activated(ReverseMode):
         group: ProcessGroup | None,
         recompute: bool,
     ) -> Tensor:
-        y = _activated(x, Affine(mean, var, eps, weight, bias), residual, slope)
+        y = _activated(x, ChannelAffine(mean, var, eps, weight, bias), residual, slope)
         ctx.save_for_backward(x, weight, bias, mean, var, count, None if recompute or slope == 1 else y)
         ctx.eps, ctx.slope, ctx.group = eps, slope, group
         ctx.again = None
@@ -94,7 +94,7 @@ class _Activated(ReverseMode):
             mean, var = attach_moments(x, mean, var, count, ctx.group)
         else:
             kernels = kernels_for(x, dy)
-        affine = Affine(mean, var, ctx.eps, weight)
+        affine = ChannelAffine(mean, var, ctx.eps, weight)
         if ctx.slope == 1:
             dz = dy
             sum_dz, sum_dz_xhat = kernels.reduce_grad(dy, x, affine)
@@ -117,7 +117,7 @@ def _output_again(node: Any) -> Tensor:
     return node.again[-1]
 
 
-def _activated(x: Tensor, affine: Affine, residual: Tensor | None, slope: float) -> Tensor:
+def _activated(x: Tensor, affine: ChannelAffine, residual: Tensor | None, slope: float) -> Tensor:
     kernels = kernels_for(x) if residual is None else kernels_for(x, residual)
     return kernels.normalize_activate(x, affine, residual, slope)
 
@@ -132,7 +132,7 @@ def _saved(ctx: Any) -> tuple[Any, ...]:
 def _with_output(saved: tuple[Any, ...], eps: float, slope: float) -> tuple[Any, ...]:
     x, weight, bias, mean, var, count, _ = saved
     with torch.no_grad():
-        y = _activated(x, Affine(mean, var, eps, weight, bias), None, slope)
+        y = _activated(x, ChannelAffine(mean, var, eps, weight, bias), None, slope)
     return x, weight, bias, mean, var, count, y
 
 
@@ -157,7 +157,7 @@ class _Invertible(ReverseMode):
         slope: float,
         group: ProcessGroup | None,
     ) -> Tensor:
-        y = _activated(x, Affine(mean, var, eps, weight, bias), residual, slope)
+        y = _activated(x, ChannelAffine(mean, var, eps, weight, bias), residual, slope)
         ctx.save_for_backward(y, weight, bias, residual, var, count)
         ctx.eps, ctx.slope, ctx.group = eps, slope, group
         return y
@@ -176,7 +176,7 @@ class _Invertible(ReverseMode):
         if residual is not None:
             w = w - residual
         kernels = kernels_for(y, dy)
-        affine = Affine(bias, weight.square(), 0.0)
+        affine = ChannelAffine(bias, weight.square(), 0.0)
         sum_dz, sum_dz_xhat, dz = kernels.reduce_grad_activate(dy, y, w, affine, ctx.slope)
         dx = None
         if ctx.needs_input_grad[0]:

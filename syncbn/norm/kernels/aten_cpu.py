@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from syncbn.norm.kernels.interface import PLAIN_TYPES, Affine, Kernels, in_memory
+from syncbn.norm.kernels.interface import PLAIN_TYPES, ChannelAffine, Kernels, in_memory
 from syncbn.norm.kernels.plain import statistics_dtype
 
 # Rows of a channels-last tensor that one float32 accumulator may add up: past some thousands its rounding shows.
@@ -58,7 +58,7 @@ class AtenCpuKernels(Kernels):
         offset = total.double() / count
         return near + offset, squares - total * offset, count
 
-    def normalize(self, x: Tensor, affine: Affine) -> Tensor:
+    def normalize(self, x: Tensor, affine: ChannelAffine) -> Tensor:
         """See `Kernels`."""
         mean, var = affine.mean, affine.var
         if (mean.square() > var * _FARTHER).any():
@@ -66,12 +66,12 @@ class AtenCpuKernels(Kernels):
             return _scale_and_shift(shifted, affine._replace(mean=torch.zeros_like(mean))).to(x.dtype)
         return _scale_and_shift(dense(x), affine)
 
-    def reduce_grad(self, dy: Tensor, x: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
+    def reduce_grad(self, dy: Tensor, x: Tensor, affine: ChannelAffine) -> tuple[Tensor, Tensor]:
         """See `Kernels`."""
         x = dense(x)
         return _sums(like(dy, x), x, affine.mean, affine.var, affine.eps)
 
-    def input_grad(self, dy: Tensor, x: Tensor, affine: Affine, mean_dy: Tensor, mean_dy_xhat: Tensor) -> Tensor:
+    def input_grad(self, dy: Tensor, x: Tensor, affine: ChannelAffine, mean_dy: Tensor, mean_dy_xhat: Tensor) -> Tensor:
         """See `Kernels`."""
         x = dense(x)
         dx = torch.empty_like(x)
@@ -127,7 +127,7 @@ def _sums(a: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[
     return total, products
 
 
-def _scale_and_shift(x: Tensor, affine: Affine, out: Tensor | None = None) -> Tensor:
+def _scale_and_shift(x: Tensor, affine: ChannelAffine, out: Tensor | None = None) -> Tensor:
     """(x - mean) / sqrt(var + eps) · weight + bias. A new tensor, not a view: what follows may work in place."""
     mean, var, eps, weight, bias = affine
     y = torch.empty_like(x) if out is None else out
@@ -147,7 +147,7 @@ def _scale_and_shift(x: Tensor, affine: Affine, out: Tensor | None = None) -> Te
     return y
 
 
-def _scale(affine: Affine) -> Tensor:
+def _scale(affine: ChannelAffine) -> Tensor:
     """weight / sqrt(var + eps)."""
     scale = (affine.var + affine.eps).rsqrt_()
     return scale if affine.weight is None else scale.mul_(affine.weight)

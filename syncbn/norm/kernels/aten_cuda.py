@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from syncbn.norm.kernels.interface import Affine, Kernels
+from syncbn.norm.kernels.interface import ChannelAffine, Kernels
 from syncbn.norm.kernels.plain import statistics_dtype
 
 
@@ -26,14 +26,14 @@ class AtenCudaKernels(Kernels):
         # With eps = 0 the kernel returns 1/std, and 0 for a variance of 0.
         return mean, torch.where(invstd > 0, invstd.double() ** -2 * count, 0.0), count
 
-    def normalize(self, x: Tensor, affine: Affine) -> Tensor:
+    def normalize(self, x: Tensor, affine: ChannelAffine) -> Tensor:
         """See `Kernels`."""
         if x.numel() == 0:
             return torch.empty_like(x)
         mean, var, eps, weight, bias = affine
         return torch.batch_norm_elemt(_dense(x), weight, bias, mean, (var + eps).rsqrt(), eps)
 
-    def reduce_grad(self, dy: Tensor, x: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
+    def reduce_grad(self, dy: Tensor, x: Tensor, affine: ChannelAffine) -> tuple[Tensor, Tensor]:
         """See `Kernels`."""
         mean, var, eps, _, _ = affine
         if x.numel() == 0:
@@ -44,7 +44,7 @@ class AtenCudaKernels(Kernels):
         )
         return total, dy_xhat
 
-    def input_grad(self, dy: Tensor, x: Tensor, affine: Affine, mean_dy: Tensor, mean_dy_xhat: Tensor) -> Tensor:
+    def input_grad(self, dy: Tensor, x: Tensor, affine: ChannelAffine, mean_dy: Tensor, mean_dy_xhat: Tensor) -> Tensor:
         """See `Kernels`."""
         if x.numel() == 0:
             return torch.empty_like(x)

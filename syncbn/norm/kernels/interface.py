@@ -14,7 +14,7 @@ _leaky_relu_backward: Any = torch.ops.aten.leaky_relu_backward
 PLAIN_TYPES = frozenset((Tensor, nn.Parameter))
 
 
-class Affine(NamedTuple):
+class ChannelAffine(NamedTuple):
     """What a normalization does to each channel: y = x̂ · weight + bias, with x̂ = (x - mean) / sqrt(var + eps).
 
     All are (C,), in the dtype of the statistics: float64 for a float64 input, else float32. A weight of None is 1, a
@@ -66,10 +66,10 @@ class Kernels(ABC):
         """Mean and M2 = Σ(x - mean)², (C,), in float64 or the dtype of the statistics, and the number of samples."""
 
     @abstractmethod
-    def normalize(self, x: Tensor, affine: Affine) -> Tensor:
+    def normalize(self, x: Tensor, affine: ChannelAffine) -> Tensor:
         """y, in the dtype of `x`."""
 
-    def normalize_activate(self, x: Tensor, affine: Affine, residual: Tensor | None, slope: float) -> Tensor:
+    def normalize_activate(self, x: Tensor, affine: ChannelAffine, residual: Tensor | None, slope: float) -> Tensor:
         """a(y + residual), with a(z) = z where z > 0 and slope·z elsewhere: a slope of 0 is ReLU's, 1 no activation."""
         z = self.normalize(x, affine)
         if residual is not None:
@@ -79,11 +79,11 @@ class Kernels(ABC):
         return torch.relu_(z) if slope == 0 else torch.nn.functional.leaky_relu_(z, slope)
 
     @abstractmethod
-    def reduce_grad(self, dy: Tensor, x: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
+    def reduce_grad(self, dy: Tensor, x: Tensor, affine: ChannelAffine) -> tuple[Tensor, Tensor]:
         """Σdy and Σdy·x̂."""
 
     def reduce_grad_activate(
-        self, dy: Tensor, y: Tensor, x: Tensor, affine: Affine, slope: float
+        self, dy: Tensor, y: Tensor, x: Tensor, affine: ChannelAffine, slope: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Σdz, Σdz·x̂, and the gradient before the activation: dz = dy where y > 0, slope·dy elsewhere."""
         if slope == 1:
@@ -95,7 +95,7 @@ class Kernels(ABC):
         return *self.reduce_grad(dz, x, affine), dz
 
     @abstractmethod
-    def input_grad(self, dy: Tensor, x: Tensor, affine: Affine, mean_dy: Tensor, mean_dy_xhat: Tensor) -> Tensor:
+    def input_grad(self, dy: Tensor, x: Tensor, affine: ChannelAffine, mean_dy: Tensor, mean_dy_xhat: Tensor) -> Tensor:
         """dx = weight / sqrt(var + eps) · (dy - mean_dy - x̂ · mean_dy_xhat), in the dtype of `x`."""
 
     def row_dots(self, parts: Sequence[Tensor], b: Tensor) -> Tensor:

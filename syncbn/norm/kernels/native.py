@@ -15,7 +15,7 @@ from torch import Tensor
 
 from syncbn.norm.kernels import aten_cpu as cpu
 from syncbn.norm.kernels import build
-from syncbn.norm.kernels.interface import PLAIN_TYPES, Affine, Kernels, in_memory
+from syncbn.norm.kernels.interface import PLAIN_TYPES, ChannelAffine, Kernels, in_memory
 
 
 @functools.cache
@@ -75,11 +75,11 @@ class NativeKernels(Kernels):
         _run("moments", x, *_sizes(x), mean, m2)
         return mean, m2, x.numel() // channels
 
-    def normalize(self, x: Tensor, affine: Affine) -> Tensor:
+    def normalize(self, x: Tensor, affine: ChannelAffine) -> Tensor:
         """See `Kernels`."""
         return self.normalize_activate(x, affine, None, 1.0)
 
-    def normalize_activate(self, x: Tensor, affine: Affine, residual: Tensor | None, slope: float) -> Tensor:
+    def normalize_activate(self, x: Tensor, affine: ChannelAffine, residual: Tensor | None, slope: float) -> Tensor:
         """See `Kernels`."""
         x = cpu.dense(x)
         residual = None if residual is None else _like(residual, x)
@@ -88,7 +88,7 @@ class NativeKernels(Kernels):
         _run("normalize", x, *_sizes(x), mean, var, affine.eps, weight, bias, residual, slope, y)
         return y
 
-    def reduce_grad(self, dy: Tensor, x: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
+    def reduce_grad(self, dy: Tensor, x: Tensor, affine: ChannelAffine) -> tuple[Tensor, Tensor]:
         """See `Kernels`."""
         x = cpu.dense(x)
         dy, (mean, var) = _like(dy, x), _per_channel(affine.mean, affine.var)
@@ -97,7 +97,7 @@ class NativeKernels(Kernels):
         return sum_dy, sum_dy_xhat
 
     def reduce_grad_activate(
-        self, dy: Tensor, y: Tensor, x: Tensor, affine: Affine, slope: float
+        self, dy: Tensor, y: Tensor, x: Tensor, affine: ChannelAffine, slope: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `Kernels`."""
         x = cpu.dense(x)
@@ -107,7 +107,7 @@ class NativeKernels(Kernels):
         _run("reduce_grad_activate", dy, y, x, *_sizes(x), mean, var, affine.eps, slope, dz, sum_dz, sum_dz_xhat)
         return sum_dz, sum_dz_xhat, dz
 
-    def input_grad(self, dy: Tensor, x: Tensor, affine: Affine, mean_dy: Tensor, mean_dy_xhat: Tensor) -> Tensor:
+    def input_grad(self, dy: Tensor, x: Tensor, affine: ChannelAffine, mean_dy: Tensor, mean_dy_xhat: Tensor) -> Tensor:
         """See `Kernels`."""
         x = cpu.dense(x)
         dy = _like(dy, x)

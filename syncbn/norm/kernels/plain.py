@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from syncbn.norm.kernels.interface import Affine, Kernels
+from syncbn.norm.kernels.interface import ChannelAffine, Kernels
 
 
 class PlainKernels(Kernels):
@@ -36,7 +36,7 @@ class PlainKernels(Kernels):
         m2 = centred.square().sum(dims) - offset.square() / divisor
         return near.flatten() + offset / divisor, m2, count
 
-    def normalize(self, x: Tensor, affine: Affine) -> Tensor:
+    def normalize(self, x: Tensor, affine: ChannelAffine) -> Tensor:
         """See `Kernels`."""
         y = _normalized(x, affine)
         if affine.weight is not None:
@@ -45,7 +45,7 @@ class PlainKernels(Kernels):
             y = y + _broadcast(affine.bias, x)
         return y.to(x.dtype)
 
-    def normalize_activate(self, x: Tensor, affine: Affine, residual: Tensor | None, slope: float) -> Tensor:
+    def normalize_activate(self, x: Tensor, affine: ChannelAffine, residual: Tensor | None, slope: float) -> Tensor:
         """See `Kernels`; nothing is written in place, which autograd would refuse."""
         z = self.normalize(x, affine)
         if residual is not None:
@@ -54,20 +54,20 @@ class PlainKernels(Kernels):
             return z
         return torch.relu(z) if slope == 0 else torch.nn.functional.leaky_relu(z, slope)
 
-    def reduce_grad(self, dy: Tensor, x: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
+    def reduce_grad(self, dy: Tensor, x: Tensor, affine: ChannelAffine) -> tuple[Tensor, Tensor]:
         """See `Kernels`."""
         dims = _all_but_channels(x)
         dy = dy.to(affine.mean.dtype)
         return dy.sum(dims), (dy * _normalized(x, affine)).sum(dims)
 
     def reduce_grad_activate(
-        self, dy: Tensor, y: Tensor, x: Tensor, affine: Affine, slope: float
+        self, dy: Tensor, y: Tensor, x: Tensor, affine: ChannelAffine, slope: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `Kernels`."""
         dz = dy if slope == 1 else torch.where(y > 0, dy, 0 if slope == 0 else slope * dy)
         return *self.reduce_grad(dz, x, affine), dz
 
-    def input_grad(self, dy: Tensor, x: Tensor, affine: Affine, mean_dy: Tensor, mean_dy_xhat: Tensor) -> Tensor:
+    def input_grad(self, dy: Tensor, x: Tensor, affine: ChannelAffine, mean_dy: Tensor, mean_dy_xhat: Tensor) -> Tensor:
         """See `Kernels`."""
         scale = (affine.var + affine.eps).rsqrt()
         if affine.weight is not None:
@@ -91,7 +91,7 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _normalized(x: Tensor, affine: Affine) -> Tensor:
+def _normalized(x: Tensor, affine: ChannelAffine) -> Tensor:
     invstd = (affine.var + affine.eps).rsqrt()
     return (x.to(affine.mean.dtype) - _broadcast(affine.mean, x)) * _broadcast(invstd, x)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from syncbn.norm.kernels import aten_cpu as cpu
 from syncbn.norm.kernels import triton_programs as programs
-from syncbn.norm.kernels.interface import PLAIN_TYPES, Affine, Kernels, in_memory
+from syncbn.norm.kernels.interface import PLAIN_TYPES, ChannelAffine, Kernels, in_memory
 from syncbn.norm.kernels.plain import statistics_dtype
 
 _DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
@@ -71,11 +71,11 @@ class TritonKernels(Kernels):
         _merge(programs.moments_merge, parts, mean, m2)
         return mean, m2, count
 
-    def normalize(self, x: Tensor, affine: Affine) -> Tensor:
+    def normalize(self, x: Tensor, affine: ChannelAffine) -> Tensor:
         """See `Kernels`."""
         return self.normalize_activate(x, affine, None, 1.0)
 
-    def normalize_activate(self, x: Tensor, affine: Affine, residual: Tensor | None, slope: float) -> Tensor:
+    def normalize_activate(self, x: Tensor, affine: ChannelAffine, residual: Tensor | None, slope: float) -> Tensor:
         """See `Kernels`."""
         x = cpu.dense(x)
         y = torch.empty_like(x)
@@ -85,20 +85,20 @@ class TritonKernels(Kernels):
         _elementwise(programs.normalize, x, residual, *per_channel, y, EPS=affine.eps, **activation)
         return y
 
-    def reduce_grad(self, dy: Tensor, x: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
+    def reduce_grad(self, dy: Tensor, x: Tensor, affine: ChannelAffine) -> tuple[Tensor, Tensor]:
         """See `Kernels`."""
         x = cpu.dense(x)
         return _sums(cpu.like(dy, x), None, None, x, affine, None)
 
     def reduce_grad_activate(
-        self, dy: Tensor, y: Tensor, x: Tensor, affine: Affine, slope: float
+        self, dy: Tensor, y: Tensor, x: Tensor, affine: ChannelAffine, slope: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `Kernels`."""
         x = cpu.dense(x)
         dz = torch.empty_like(x)
         return *_sums(cpu.like(dy, x), cpu.like(y, x), dz, x, affine, float(slope)), dz
 
-    def input_grad(self, dy: Tensor, x: Tensor, affine: Affine, mean_dy: Tensor, mean_dy_xhat: Tensor) -> Tensor:
+    def input_grad(self, dy: Tensor, x: Tensor, affine: ChannelAffine, mean_dy: Tensor, mean_dy_xhat: Tensor) -> Tensor:
         """See `Kernels`."""
         x = cpu.dense(x)
         dx = torch.empty_like(x)
@@ -111,7 +111,7 @@ TRITON = TritonKernels()
 
 
 def _sums(
-    dy: Tensor, y: Tensor | None, dz: Tensor | None, x: Tensor, affine: Affine, slope: float | None
+    dy: Tensor, y: Tensor | None, dz: Tensor | None, x: Tensor, affine: ChannelAffine, slope: float | None
 ) -> tuple[Tensor, Tensor]:
     """Σdz and Σdz·x̂, and, with a slope, `dz` filled."""
     mean, var, eps, _, _ = affine

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.exchange import communicating_group
 from syncbn.policy.diagnose import Facts, diagnose
-from syncbn.policy.inspect import Watch, watches_of
+from syncbn.policy.inspect import LayerProbe, probes_of
 from syncbn.policy.report import NormReport, NormRow
 from syncbn.training.callbacks.norm_monitor_options import NormMonitorOptions as Options
 
@@ -40,7 +40,7 @@ class NormMonitor(L.Callback):
         check_arguments(Options, locals())
         self.every_n_steps = every_n_steps
         self.report: NormReport | None = None
-        self._watches: list[Watch] = []
+        self._probes: list[LayerProbe] = []
         self._handles: list[RemovableHandle] = []
         self._measured_step = -1
         self._warned: set[tuple[str, str]] = set()
@@ -53,8 +53,8 @@ class NormMonitor(L.Callback):
         if step % self.every_n_steps or step == self._measured_step:  # a step may accumulate several batches
             return
         self._measured_step = step
-        self._watches = watches_of(pl_module, communicating_group(None))
-        self._handles = [w.layer.register_forward_pre_hook(w.add, with_kwargs=True) for w in self._watches]
+        self._probes = probes_of(pl_module, communicating_group(None))
+        self._handles = [p.layer.register_forward_pre_hook(p.add, with_kwargs=True) for p in self._probes]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         """Log what the layers saw."""
@@ -63,7 +63,7 @@ class NormMonitor(L.Callback):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        facts = [self._facts(watch, trainer) for watch in self._watches]
+        facts = [self._facts(probe, trainer) for probe in self._probes]
         warnings = [w for f in facts for w in diagnose(f) if w.identifier in _WARNED]
         self.report = NormReport([f.row for f in facts], warnings)
         metrics = {f"norm/{row.layer}/{name}": value for row in self.report.rows for name, value in _measures(row)}
@@ -81,12 +81,12 @@ class NormMonitor(L.Callback):
                 table = self.report.to_wandb()
                 logger.experiment.log({"norm_report": table, "trainer/global_step": trainer.global_step})
 
-    def _facts(self, watch: Watch, trainer: L.Trainer) -> Facts:
+    def _facts(self, probe: LayerProbe, trainer: L.Trainer) -> Facts:
         steps = trainer.estimated_stepping_batches
         return Facts(
-            row=watch.row(),
-            synchronized=watch.group is not None,
-            momentum=watch.layer.momentum,
+            row=probe.row(),
+            synchronized=probe.group is not None,
+            momentum=probe.layer.momentum,
             steps=int(steps) if steps != float("inf") else None,
             in_training_mode_at_evaluation=False,
             redundant_bias=None,

@@ -119,7 +119,7 @@ def test_the_padding_of_a_convolution() -> None:
 def test_the_power_iteration_of_spectral_norm_is_torchs() -> None:
     for seed in range(3):
         torch.manual_seed(seed)
-        ours = compat.SpectralNorm(torch.randn(4, 3, 2))
+        ours = compat.SpectralParametrization(torch.randn(4, 3, 2))
         torch.manual_seed(seed)
         theirs = nn.utils.parametrizations._SpectralNorm(torch.randn(4, 3, 2))
         weight = torch.randn(4, 3, 2)

@@ -15,7 +15,7 @@ import syncbn
 from syncbn.norm.core.kernels import kernels_for
 from syncbn.norm.kernels import build
 from syncbn.norm.kernels.aten_cpu import ATEN_CPU
-from syncbn.norm.kernels.interface import Affine
+from syncbn.norm.kernels.interface import ChannelAffine
 from syncbn.norm.kernels.native import NATIVE, library
 from syncbn.norm.kernels.plain import PLAIN
 
@@ -41,10 +41,10 @@ def some(*shape: int, channels_last: bool = False, seed: int = 0) -> Tensor:
     return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else tensor
 
 
-def wide(argument: Tensor | Affine) -> Tensor | Affine:
+def wide(argument: Tensor | ChannelAffine) -> Tensor | ChannelAffine:
     """The same numbers in float64."""
-    if isinstance(argument, Affine):
-        return Affine(*(wide(part) if isinstance(part, Tensor) else part for part in argument))
+    if isinstance(argument, ChannelAffine):
+        return ChannelAffine(*(wide(part) if isinstance(part, Tensor) else part for part in argument))
     return argument.double()
 
 
@@ -84,7 +84,7 @@ def test_passes_are_those_in_float64(kernels, shape, channels_last, affine):
     var, weight = some(2, channels, seed=3).abs() + 0.1
     weight, bias = (weight, bias) if affine else (None, None)
 
-    affine = Affine(mean, var, EPS, weight, bias)
+    affine = ChannelAffine(mean, var, EPS, weight, bias)
 
     def both(name: str, *arguments):
         return getattr(kernels, name)(*arguments), getattr(PLAIN, name)(*map(wide, arguments))
@@ -106,7 +106,7 @@ def test_activated_passes_are_the_composed_ones(shape, channels_last, residual, 
     channels = x.shape[1]
     (mean, bias), (var, weight) = some(2, channels, seed=3), some(2, channels, seed=4).abs() + 0.1
 
-    affine = Affine(mean, var, EPS, weight, bias)
+    affine = ChannelAffine(mean, var, EPS, weight, bias)
     y = NATIVE.normalize_activate(x, affine, other if residual else None, slope)
     z = PLAIN.normalize(x.double(), wide(affine))
     z = z + other.double() if residual else z
@@ -126,7 +126,7 @@ def test_what_is_not_finite_stays_so_in_its_channel(special, channels_last):
     mean, m2, _ = NATIVE.moments(x)
     assert mean.isfinite().tolist() == [True, False, True]
     assert m2.isfinite().tolist() == [True, False, True]
-    y = NATIVE.normalize(x, Affine(torch.zeros(3), torch.ones(3), EPS))
+    y = NATIVE.normalize(x, ChannelAffine(torch.zeros(3), torch.ones(3), EPS))
     assert torch.equal(y.isfinite(), x.isfinite())
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import syncbn
 from syncbn.norm.core.kernels import candidates, kernels_for
-from syncbn.norm.kernels.interface import Affine
+from syncbn.norm.kernels.interface import ChannelAffine
 from syncbn.norm.kernels.native import NATIVE
 from syncbn.norm.kernels.plain import PLAIN
 
@@ -135,7 +135,7 @@ def test_defaults_of_the_interface_follow_from_the_abstract_passes() -> None:
     """What ATen's kernels inherit equals the same of `plain`, which overrides it."""
     aten = candidates("aten")[0]
     x, dy, residual = (numbers((4, 3, 5), seed) for seed in range(3))
-    affine = Affine(numbers((3,), 3), numbers((3,), 4).square() + 0.1, 1e-5, numbers((3,), 5), numbers((3,), 6))
+    affine = ChannelAffine(numbers((3,), 3), numbers((3,), 4).square() + 0.1, 1e-5, numbers((3,), 5), numbers((3,), 6))
     for slope in (0.0, 0.1, 1.0):
         y = aten.normalize_activate(x, affine, residual, slope)
         torch.testing.assert_close(y, PLAIN.normalize_activate(x, affine, residual, slope))

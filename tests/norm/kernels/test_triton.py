@@ -17,7 +17,7 @@ from torch import Tensor
 
 from syncbn.norm import kernels
 from syncbn.norm.core.kernels import candidates, kernels_for
-from syncbn.norm.kernels.interface import Affine
+from syncbn.norm.kernels.interface import ChannelAffine
 from tests.norm import oracle, steps
 from tests.norm.steps import Batch
 from tests.norm.test_sync import TOLERANCE, assert_equals_one_process, random_batch
@@ -66,7 +66,7 @@ def all_passes(
         x, dy = (tensor.movedim(1, -1).contiguous().movedim(-1, 1) for tensor in (x, dy))
     mean, m2, count = kernels.moments(x)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    affine = Affine(mean.to(wide), (m2 / max(count, 1)).to(wide), EPS, weight, bias)
+    affine = ChannelAffine(mean.to(wide), (m2 / max(count, 1)).to(wide), EPS, weight, bias)
     if activate:
         y = kernels.normalize_activate(x, affine, residual, SLOPE)
         dbias, dweight, dz = kernels.reduce_grad_activate(dy, y, x, affine, SLOPE)

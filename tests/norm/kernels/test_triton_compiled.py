@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource, CompiledKernel  # noqa: E402
 
 from syncbn.norm.kernels import triton as kernels  # noqa: E402
-from syncbn.norm.kernels.interface import Affine  # noqa: E402
+from syncbn.norm.kernels.interface import ChannelAffine  # noqa: E402
 from syncbn.norm.kernels.triton import TRITON  # noqa: E402
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64"}
@@ -40,7 +40,7 @@ def compile_for(architecture: int, kernel: Any, *arguments: Any, **constants: An
 def step(x: Tensor) -> None:
     """A launch of every kernel: a training step of batch normalization, shortcut and ReLU, and one without them."""
     channels = torch.ones(x.shape[1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    affine = Affine(channels, channels, 1e-5, channels, channels)
+    affine = ChannelAffine(channels, channels, 1e-5, channels, channels)
     TRITON.moments(x)
     TRITON.normalize(x, affine._replace(bias=None))
     TRITON.normalize_activate(x, affine, x, 0.0)

@@ -1,8 +1,8 @@
-"""The measurements and the table of docs/results/scenes.md: python docs/results/scenes.py [seeds=3] [option=value ...].
+"""The measurements and tables of docs/results/scenes.md: python -m science.scenes [seeds=3] [option=value ...].
 
 Trains `experiment=fcn_scenes` in one process of 8 images, on 4 ranks of 2 with synchronized statistics, and on 4 ranks
-of 2 with each rank's own. Each run adds a line to docs/results/scenes.csv; what is there already isn't run again.
-Options are those of scripts/train.py. The table is printed at the end.
+of 2 with each rank's own. Each run adds a line to docs/results/scenes.csv; runs that it has already aren't repeated.
+Options are those of scripts/train.py. The tables are printed at the end.
 """
 
 import csv
@@ -12,8 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-TABLE = Path(__file__).with_suffix(".csv")
-TRAIN = str(Path(__file__).parents[2] / "scripts" / "train.py")
+_REPOSITORY = Path(__file__).parents[1]
+TABLE = _REPOSITORY / "docs" / "results" / "scenes.csv"
+TRAIN = str(_REPOSITORY / "scripts" / "train.py")
 COLUMNS = ("setting", "seed", "steps", "miou", "acc", "loss")
 RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", TRAIN, "trainer=ddp"]
 SETTINGS = {
@@ -36,16 +37,16 @@ def measure(setting: str, seed: int, options: list[str]) -> dict[str, str]:
 
 
 def measured() -> list[dict[str, str]]:
-    """The rows that are there."""
+    """The rows of the runs that have been made."""
     if not TABLE.exists():
         return []
     with open(TABLE, newline="") as file:
         return list(csv.DictReader(file))
 
 
-def table(rows: list[dict[str, str]]) -> str:
-    """mIoU of each seed and setting, and the mean over the seeds, as Markdown."""
-    found = {(row["setting"], row["seed"]): float(row["miou"]) for row in rows}
+def table(rows: list[dict[str, str]], metric: str) -> str:
+    """A metric of each seed and setting, and the mean over the seeds, as Markdown."""
+    found = {(row["setting"], row["seed"]): float(row[metric]) for row in rows}
     seeds = sorted({seed for _, seed in found}, key=int)
     lines = [f"| seed | {' | '.join(SETTINGS)} |", "|---" + "|--:" * len(SETTINGS) + "|"]
     for seed in seeds:
@@ -67,7 +68,8 @@ def main() -> None:
                     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                     writer.writeheader()
                     writer.writerows(rows)
-    print(table(measured()))
+    for metric in ("miou", "acc", "loss"):
+        print(f"{metric}\n\n{table(measured(), metric)}\n")
 
 
 if __name__ == "__main__":

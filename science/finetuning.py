@@ -1,4 +1,4 @@
-"""The tables of docs/results/finetuning.md, on scikit-learn's digits: python docs/results/finetuning.py <table>.
+"""The tables of docs/results/finetuning.md, on scikit-learn's digits: python -m science.finetuning <table>.
 
 Tables: domains, recalibration, policies. Options: seeds=5.
 """
@@ -52,7 +52,7 @@ def block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 def train(
-    net: nn.Module, data: DigitsDataModule, lr: float, callbacks: tuple[L.Callback, ...] = (), **limits: int
+    net: nn.Module, data: DigitsDataModule, lr: float, callbacks: tuple[L.Callback, ...] = (), **limits: Any
 ) -> nn.Module:
     """Fit by SGD with momentum at a constant learning rate."""
     task = ClassificationTask(net, partial(torch.optim.SGD, lr=lr, momentum=0.9, weight_decay=5e-4))
@@ -87,7 +87,7 @@ def trained(seed: int) -> nn.Module:
 def domains(seed: int, names: Sequence[str] = tuple(DOMAINS)) -> dict[tuple[str, ...], float]:
     """Test accuracy on other domains, as it is and adapted to unlabeled training images of the domain."""
     net = trained(seed)
-    found = {("as trained", "as it is"): accuracy(net, DigitsDataModule())}
+    found: dict[tuple[str, ...], float] = {("as trained", "as it is"): accuracy(net, DigitsDataModule())}
     for name in names:
         data = DigitsDataModule(augment=False, batch_size=128, corruptions=DOMAINS[name])
         found[name, "as it is"] = accuracy(net, data)
@@ -101,7 +101,7 @@ def domains(seed: int, names: Sequence[str] = tuple(DOMAINS)) -> dict[tuple[str,
 
 def recalibration(seed: int, counts: Sequence[int] = (20, 40, 80, 160, 320)) -> dict[tuple[str, ...], float]:
     """Test accuracy of a ResNet-18 early in training, with momentum 0.01, before and after recalibration."""
-    found = {}
+    found: dict[tuple[str, ...], float] = {}
     data = DigitsDataModule(seed=seed, augment=False)
     for steps in counts:
         torch.manual_seed(seed)
@@ -125,7 +125,8 @@ POLICIES: dict[str, Callable[[], tuple[L.Callback, ...]]] = {
 
 def policies(seed: int) -> dict[tuple[str, ...], float]:
     """Test accuracy after fine-tuning on 100 labels of a domain, from statistics as they are and recalibrated."""
-    net, found = trained(seed), {}
+    net = trained(seed)
+    found: dict[tuple[str, ...], float] = {}
     for domain in ("0.4·x + 0.5", "turned by 30°"):
         data = DigitsDataModule(seed=seed, augment=False, batch_size=10, corruptions=DOMAINS[domain])
         data.train_indices = data.train_indices[
@@ -161,6 +162,7 @@ def table(rows: list[dict[tuple[str, ...], float]]) -> str:
 
 
 def main() -> None:
+    measures: dict[str, Callable[[int], dict[tuple[str, ...], float]]]
     measures = {"domains": domains, "recalibration": recalibration, "policies": policies}
     names = [argument for argument in sys.argv[1:] if argument in measures]
     seeds = int(next((a.removeprefix("seeds=") for a in sys.argv[1:] if a.startswith("seeds=")), "5"))
