@@ -151,29 +151,29 @@ def jpeg_compression(x: Tensor, quality: int, draws: Draws) -> Tensor:
     return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).to(x) / 255
 
 
-class Kind(NamedTuple):
+class Corruption(NamedTuple):
     """A corruption, and its strength at severities 1 to 5."""
 
     function: Callable[[Tensor, Any, Draws], Tensor]
     strengths: tuple[Any, Any, Any, Any, Any]
 
 
-KINDS: dict[str, Kind] = {
-    "gaussian_noise": Kind(gaussian_noise, (0.05, 0.10, 0.15, 0.20, 0.28)),
-    "shot_noise": Kind(shot_noise, (60, 30, 15, 8, 4)),
-    "impulse_noise": Kind(impulse_noise, (0.03, 0.06, 0.10, 0.16, 0.25)),
-    "defocus_blur": Kind(defocus_blur, (0.9, 1.3, 1.8, 2.4, 3.2)),
-    "glass_blur": Kind(glass_blur, ((1, 0.4), (1.5, 0.5), (2, 0.6), (2.5, 0.7), (3.5, 0.8))),
-    "motion_blur": Kind(motion_blur, (2.5, 4, 5.5, 7, 9)),
-    "zoom_blur": Kind(zoom_blur, (1.15, 1.25, 1.4, 1.6, 1.9)),
-    "snow": Kind(snow, ((0.03, 0.1), (0.05, 0.2), (0.08, 0.25), (0.11, 0.3), (0.15, 0.35))),
-    "frost": Kind(frost, (0.2, 0.35, 0.5, 0.65, 0.8)),
-    "fog": Kind(fog, (0.2, 0.35, 0.5, 0.62, 0.74)),
-    "bright": Kind(bright, (0.1, 0.2, 0.3, 0.4, 0.5)),
-    "low_contrast": Kind(low_contrast, (0.75, 0.5, 0.35, 0.22, 0.12)),
-    "elastic_transform": Kind(elastic_transform, (0.5, 0.9, 1.3, 1.8, 2.4)),
-    "pixelate": Kind(pixelate, (0.75, 0.6, 0.45, 0.35, 0.25)),
-    "jpeg_compression": Kind(jpeg_compression, (40, 25, 15, 8, 3)),
+KINDS: dict[str, Corruption] = {
+    "gaussian_noise": Corruption(gaussian_noise, (0.05, 0.10, 0.15, 0.20, 0.28)),
+    "shot_noise": Corruption(shot_noise, (60, 30, 15, 8, 4)),
+    "impulse_noise": Corruption(impulse_noise, (0.03, 0.06, 0.10, 0.16, 0.25)),
+    "defocus_blur": Corruption(defocus_blur, (0.9, 1.3, 1.8, 2.4, 3.2)),
+    "glass_blur": Corruption(glass_blur, ((1, 0.4), (1.5, 0.5), (2, 0.6), (2.5, 0.7), (3.5, 0.8))),
+    "motion_blur": Corruption(motion_blur, (2.5, 4, 5.5, 7, 9)),
+    "zoom_blur": Corruption(zoom_blur, (1.15, 1.25, 1.4, 1.6, 1.9)),
+    "snow": Corruption(snow, ((0.03, 0.1), (0.05, 0.2), (0.08, 0.25), (0.11, 0.3), (0.15, 0.35))),
+    "frost": Corruption(frost, (0.2, 0.35, 0.5, 0.65, 0.8)),
+    "fog": Corruption(fog, (0.2, 0.35, 0.5, 0.62, 0.74)),
+    "bright": Corruption(bright, (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "low_contrast": Corruption(low_contrast, (0.75, 0.5, 0.35, 0.22, 0.12)),
+    "elastic_transform": Corruption(elastic_transform, (0.5, 0.9, 1.3, 1.8, 2.4)),
+    "pixelate": Corruption(pixelate, (0.75, 0.6, 0.45, 0.35, 0.25)),
+    "jpeg_compression": Corruption(jpeg_compression, (40, 25, 15, 8, 3)),
 }
 SEVERITIES = range(1, 6)
 

@@ -23,7 +23,7 @@ from syncbn.norm.surgery.feeding import attach_norms
 _ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid}
 
 
-class Row(NamedTuple):
+class InceptionRow(NamedTuple):
     """A row of the paper's Figure 5: output channels of the branches; a stride of 2 has no 1×1 and passes the pool."""
 
     one: int
@@ -37,16 +37,16 @@ class Row(NamedTuple):
 
 
 PAPER = {
-    "3a": Row(64, 64, 64, 64, 96, "avg", 32),
-    "3b": Row(64, 64, 96, 64, 96, "avg", 64),
-    "3c": Row(0, 128, 160, 64, 96, "max", 0, stride=2),
-    "4a": Row(224, 64, 96, 96, 128, "avg", 128),
-    "4b": Row(192, 96, 128, 96, 128, "avg", 128),
-    "4c": Row(160, 128, 160, 128, 160, "avg", 96),
-    "4d": Row(96, 128, 192, 160, 192, "avg", 96),
-    "4e": Row(0, 128, 192, 192, 256, "max", 0, stride=2),
-    "5a": Row(352, 192, 320, 160, 224, "avg", 128),
-    "5b": Row(352, 192, 320, 192, 224, "max", 128),
+    "3a": InceptionRow(64, 64, 64, 64, 96, "avg", 32),
+    "3b": InceptionRow(64, 64, 96, 64, 96, "avg", 64),
+    "3c": InceptionRow(0, 128, 160, 64, 96, "max", 0, stride=2),
+    "4a": InceptionRow(224, 64, 96, 96, 128, "avg", 128),
+    "4b": InceptionRow(192, 96, 128, 96, 128, "avg", 128),
+    "4c": InceptionRow(160, 128, 160, 128, 160, "avg", 96),
+    "4d": InceptionRow(96, 128, 192, 160, 192, "avg", 96),
+    "4e": InceptionRow(0, 128, 192, 192, 256, "max", 0, stride=2),
+    "5a": InceptionRow(352, 192, 320, 160, 224, "avg", 128),
+    "5b": InceptionRow(352, 192, 320, 192, 224, "max", 128),
 }
 SMALL = {name: PAPER[name] for name in ("3a", "3b", "3c", "4a", "4b")}
 
@@ -69,7 +69,7 @@ class ConvNorm(nn.Module):
 class InceptionBlock(nn.Module):
     """Branches of 1×1, 3×3, two 3×3 and a pool, side by side in the channels. (N, in, H, W) -> (N, out, H/s, W/s)."""
 
-    def __init__(self, in_channels: int, row: Row, norm: NormFactory, activation: Activation) -> None:
+    def __init__(self, in_channels: int, row: InceptionRow, norm: NormFactory, activation: Activation) -> None:
         super().__init__()
 
         def layer(inputs: int, channels: int, kernel: int, stride: int = 1) -> ConvNorm:
@@ -133,7 +133,7 @@ class BNInception(nn.Module):
 
     def __init__(
         self,
-        rows: dict[str, Row],
+        rows: dict[str, InceptionRow],
         norm: Norm = "batch",
         num_classes: int = 1000,
         in_channels: int = 3,
@@ -218,7 +218,7 @@ def _stem(
     raise ValueError(f"unknown stem {stem!r}; allowed: 'imagenet', 'cifar'")
 
 
-def _scaled(row: Row, width: int) -> Row:
+def _scaled(row: InceptionRow, width: int) -> InceptionRow:
     channels = {
         name: getattr(row, name) * width // 64
         for name in ("one", "three_reduce", "three", "double_reduce", "double", "projection")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import syncbn
-from syncbn.models.inception import InceptionBlock, Row, bn_inception, bn_inception_small
+from syncbn.models.inception import InceptionBlock, InceptionRow, bn_inception, bn_inception_small
 
 # Figure 5 of the paper, as printed: output size, #1x1, #3x3 reduce, #3x3, double #3x3 reduce, double #3x3, projection.
 FIGURE_5 = {
@@ -52,10 +52,15 @@ def test_sizes_and_parameters_are_figure_5s() -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [Row(3, 2, 4, 5, 6, "avg", 7), Row(3, 2, 4, 5, 6, "max", 7), Row(0, 2, 4, 5, 6, "max", 0, 2)]
+    "row",
+    [
+        InceptionRow(3, 2, 4, 5, 6, "avg", 7),
+        InceptionRow(3, 2, 4, 5, 6, "max", 7),
+        InceptionRow(0, 2, 4, 5, 6, "max", 0, 2),
+    ],
 )
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
-def test_a_block_is_its_branches_side_by_side(row: Row, activation: str) -> None:
+def test_a_block_is_its_branches_side_by_side(row: InceptionRow, activation: str) -> None:
     torch.manual_seed(0)
     block = InceptionBlock(5, row, syncbn.norm_layer("batch"), activation).double()
     state = {key: torch.randn_like(value) if value.dim() else value for key, value in block.state_dict().items()}
