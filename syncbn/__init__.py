@@ -17,7 +17,18 @@ if TYPE_CHECKING:
         revert,
         sync_group,
     )
-    from syncbn.policy import adapt, freeze, fuse, inspect, prune, recalibrate, unfreeze, verify
+    from syncbn.policy import (
+        adapt,
+        freeze,
+        fuse,
+        inspect,
+        plan_fusion,
+        plan_prune,
+        prune,
+        recalibrate,
+        unfreeze,
+        verify,
+    )
     from syncbn.run.folder import load_run
 
 __all__ = [
@@ -34,6 +45,8 @@ __all__ = [
     "load_run",
     "mean_over_ranks",
     "norm_layer",
+    "plan_fusion",
+    "plan_prune",
     "prune",
     "recalibrate",
     "revert",
@@ -58,6 +71,8 @@ _HOMES = {
     "load_run": "syncbn.run.folder",
     "mean_over_ranks": "syncbn.norm",
     "norm_layer": "syncbn.norm",
+    "plan_fusion": "syncbn.policy",
+    "plan_prune": "syncbn.policy",
     "prune": "syncbn.policy",
     "recalibrate": "syncbn.policy",
     "revert": "syncbn.norm",

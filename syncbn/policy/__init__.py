@@ -4,7 +4,7 @@ from syncbn.policy.adapt import Tent, adapt, use_batch_statistics, use_running_s
 from syncbn.policy.freeze import freeze, unfreeze
 from syncbn.policy.fuse import Fusion, fuse, plan_fusion
 from syncbn.policy.inspect import inspect
-from syncbn.policy.prune import Cost, cost_of, prune
+from syncbn.policy.prune import Cost, Pruning, cost_of, plan_prune, prune
 from syncbn.policy.recalibrate import recalibrate
 from syncbn.policy.report import NormReport, NormRow, NormWarning
 from syncbn.policy.verify import VerifyReport, verify
@@ -15,6 +15,7 @@ __all__ = [
     "NormReport",
     "NormRow",
     "NormWarning",
+    "Pruning",
     "Tent",
     "VerifyReport",
     "adapt",
@@ -23,6 +24,7 @@ __all__ = [
     "fuse",
     "inspect",
     "plan_fusion",
+    "plan_prune",
     "prune",
     "recalibrate",
     "unfreeze",

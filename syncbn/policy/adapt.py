@@ -14,8 +14,8 @@ from syncbn.norm.core.capabilities import normalizes_by_batch
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import mean_over_ranks
 from syncbn.norm.core.options import suggest
+from syncbn.norm.surgery.forward import modes_kept
 from syncbn.norm.surgery.select import Globs, select_layers
-from syncbn.norm.surgery.trace import modes_kept
 from syncbn.policy.batches import device_of, in_step, unwrapped
 from syncbn.policy.freeze import has_frozen_statistics
 from syncbn.policy.recalibrate import recalibrate

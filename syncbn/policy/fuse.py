@@ -1,19 +1,20 @@
 """Batch normalization folded into the convolution before it, for inference."""
 
-import copy
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
-from syncbn.norm.core.attachable import FEEDERS
-from syncbn.norm.surgery.trace import Example, ModuleCall, Trace, trace
-from syncbn.policy.layers import has_statistics, is_batch_norm
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+from syncbn.norm.core import compat
+from syncbn.norm.surgery.feeding import layer_before, other_use, weight_and_bias
+from syncbn.norm.surgery.forward import Example, Forward, copied
+from syncbn.norm.surgery.graph import Call, Graph, Operation, View, is_whole, storages
+from syncbn.norm.surgery.record import record
+from syncbn.policy.fold import Rest, fold, folded, remainder, replace_everywhere
+from syncbn.policy.layers import has_statistics, is_batch_norm, refuse_wrapped
+from syncbn.policy.proof import prove_fusion
 
 
 @dataclass(frozen=True)
@@ -31,122 +32,172 @@ class Fusion:
     reason: str | None
 
 
-def fuse(model: nn.Module, example_input: Example) -> nn.Module:
+def fuse(model: nn.Module, example_input: Example, *, forward: Forward | None = None) -> nn.Module:
     """A copy of `model` in eval mode, whose batch norms are part of the convolutions and linear layers before them.
 
     With y = W∗x + b and s = γ / sqrt(running_var + eps), per output channel,
 
         γ·(y - running_mean) / sqrt(running_var + eps) + β  =  (s·W)∗x + s·(b - running_mean) + β
 
-    computed in float64. Layers are found by one forward pass. One is folded if its input is the output of one
-    convolution (transposed and grouped ones too) or linear layer, used nowhere else, both are called once, and its
-    evaluation is the formula above. The others stay; a warning lists them with the reasons, and so does `plan_fusion`.
-    `torch.nn.Identity` stands for the folded layers, so names of the others don't change.
+    computed in float64. Layers are found by one forward pass, in which every operation is recorded
+    (`syncbn.norm.surgery.record`). One is folded if its input is the output of one convolution (transposed and grouped
+    ones too) or linear layer, used nowhere else, both are called once, and its evaluation is the formula above, or the
+    formula and an activation of its own, which stays in its place. The others stay; a warning lists them with the
+    reasons, and so does `plan_fusion`. `torch.nn.Identity` stands for the folded layers, so names of the others don't
+    change.
+
+    The result is proved: on a float64 copy with other γ, β and statistics, on the example and on random numbers, the
+    output of each folded layer and of the model has to be the original's to 1e-9 of its largest value.
 
     Args:
         model: any model with batch normalization layers of torch or of this package; it isn't changed.
-        example_input: the model's argument, or a tuple of its arguments, for the forward pass.
+        example_input: for the forward pass. A tuple is the model's positional arguments, a dict its keywords, anything
+            else its argument.
+        forward: how to call the model, `forward(model, example_input)`, where that isn't enough.
 
     Returns:
         A new model for evaluation; training it further would be training another network.
 
+    Raises:
+        ValueError: the model is wrapped, compiled or scripted; the proof fails.
+
     Source: Markuš, Fusing batch normalization and convolution in runtime, 2018,
     https://nenadmarkus.com/p/fusing-batchnorm-and-conv/.
     """
-    fused = copy.deepcopy(model).eval()
-    plan = plan_fusion(fused, example_input)
-    modules = dict(fused.named_modules(remove_duplicate=False))
-    for fusion in plan:
-        if fusion.feeder is not None:
-            layer = modules[fusion.layer]
-            if hasattr(layer, "without_feeder"):  # cross-iteration norms have a hook on their convolution
-                layer.without_feeder("folded into it")
-            _fold(modules[fusion.feeder], layer)
-            for path in [path for path, module in modules.items() if module is layer]:
-                fused.set_submodule(path, nn.Identity())
-    left = [f"{fusion.layer or 'the model'}: {fusion.reason}" for fusion in plan if fusion.reason]
+    plan = _plan(model, example_input, forward)
+    folds = [step for step in plan if step.rest is not None]
+    if folds:
+        prove_fusion(
+            model, folds, lambda copy: _apply(copy, folds), example_input, forward, all(step.exact for step in folds)
+        )
+    fused = copied(model).eval()
+    _apply(fused, folds)
+    left = [f"{step.layer or 'the model'}: {step.reason}" for step in plan if step.reason]
     if left:
         warnings.warn(f"{len(left)} of {len(plan)} batch norms can't be folded: {'; '.join(left)}", stacklevel=2)
     return fused
 
 
-def plan_fusion(model: nn.Module, example_input: Example) -> list[Fusion]:
+def plan_fusion(model: nn.Module, example_input: Example, *, forward: Forward | None = None) -> list[Fusion]:
     """What `fuse` would do with each batch normalization layer of `model`, in the order of the modules."""
-    seen = trace(model, example_input)
+    return [Fusion(step.layer, step.feeder, step.reason) for step in _plan(model, example_input, forward)]
+
+
+@dataclass(frozen=True)
+class _Step(Fusion):
+    """With what is left of the layer, None where it isn't folded, and whether it is the formula in float64, too."""
+
+    rest: Rest | None = None
+    exact: bool = True
+
+
+def _plan(model: nn.Module, example_input: Example, forward: Forward | None) -> list[_Step]:
+    refuse_wrapped(model, "fuse")
+    graph = record(model, example_input, forward)
     names = {module: name for name, module in model.named_modules()}
     plan = []
-    for name, layer in model.named_modules():
+    for layer, name in names.items():
         if is_batch_norm(layer):
-            found = _feeder(layer, seen)
+            found = _Search(graph, layer, name).feeder()
             if isinstance(found, str):
-                plan.append(Fusion(name, None, found))
+                plan.append(_Step(name, None, found))
             else:
-                plan.append(Fusion(name, names[found], None))
+                plan.append(_Step(name, names[found[0]], None, *found[1:]))
     return plan
 
 
-def _feeder(layer: nn.Module, seen: Trace) -> nn.Module | str:
-    """The layer to fold into, or the reason why there is none."""
-    calls = seen.calls_of(layer)
-    if len(calls) != 1:
-        return f"it is called {len(calls)} times in a forward pass"
-    (call,) = calls
-    if not has_statistics(layer):
-        return "it has no running statistics, and normalizes by the batch"
-    if not _is_affine_map(layer, call):
-        return f"the evaluation of {type(layer).__name__} isn't γ·(x - running_mean) / sqrt(running_var + eps) + β"
-    feeder = seen.source_of(call.input, FEEDERS)
-    if feeder is None:
-        return "its input isn't the output of a convolution or linear layer"
-    if len(seen.calls_of(feeder)) != 1:
-        return f"the {type(feeder).__name__} before it is called {len(seen.calls_of(feeder))} times in a forward pass"
-    if isinstance(feeder, nn.Linear) and call.input.dim() != 2:
-        return "it normalizes another dimension than the features of the linear layer before it"
-    if seen.is_used_outside(call.input, layer):
-        return f"the output of the {type(feeder).__name__} before it is used elsewhere too"
-    if parametrize.is_parametrized(feeder):
-        return (
-            f"the {type(feeder).__name__} before it is parametrized: torch.nn.utils.parametrize.remove_parametrizations"
+def _apply(model: nn.Module, folds: list[_Step]) -> None:
+    """Fold what the plan says, in place."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for step in folds:
+        layer = modules[step.layer]
+        assert step.rest is not None
+        assert step.feeder is not None
+        if hasattr(layer, "without_feeder"):  # cross-iteration norms have a hook on their convolution
+            layer.without_feeder("folded into it")
+        fold(modules[step.feeder], layer)
+        replace_everywhere(model, layer, step.rest(layer).train(layer.training))
+
+
+class _Search:
+    """For the layer to fold a norm into, step by step; each step may find a reason why there is none."""
+
+    def __init__(self, graph: Graph, layer: nn.Module, name: str) -> None:
+        self.graph = graph
+        self.layer = layer
+        self.name = name
+
+    def feeder(self) -> tuple[nn.Module, Rest, bool] | str:
+        """The layer, what is left of the norm, and whether the formula holds in float64; or the reason."""
+        calls = self.graph.calls_of(self.layer)
+        if len(calls) != 1:
+            return f"it is called {len(calls)} times in a forward pass"
+        (call,) = calls
+        if not has_statistics(self.layer):
+            return "it has no running statistics, and normalizes by the batch"
+        formula = (
+            f"the evaluation of {type(self.layer).__name__} isn't γ·(x - running_mean) / sqrt(running_var + eps) + β"
         )
-    assert isinstance(feeder.weight, Tensor)
-    if seen.is_used_outside(feeder.weight, feeder):
-        return f"the weight of the {type(feeder).__name__} before it is used elsewhere too"
-    return feeder
+        if compat.has_hooks(self.layer):
+            return f"{formula} alone: it has hooks"
+        if len(call.inputs) != 1 or len(call.outputs) != 1:
+            return f"{formula} of one tensor"
+        rest = remainder(self.layer, call.inputs[0].shape)
+        if rest is None:
+            return formula
+        found = self._before(call)
+        if isinstance(found, str):
+            return found
+        feeder, operation = found
+        reason = self._own_state(call) or other_use(self.graph, operation, call) or self._overflow(feeder)
+        return reason or (feeder, *rest)
 
+    def _before(self, call: Call) -> tuple[nn.Module, Operation] | str:
+        """The layer whose output the norm's input is, and its operation, if its parameters can be changed."""
+        found = layer_before(self.graph, call)
+        if isinstance(found, str):
+            return found
+        caller, operation = found
+        feeder: Any = caller.module
+        kind = type(feeder).__name__
+        if parametrize.is_parametrized(feeder):
+            return f"the {kind} before it is parametrized: torch.nn.utils.parametrize.remove_parametrizations"
+        for part, view in zip(("weight", "bias"), weight_and_bias(operation), strict=True):
+            reason = self._parameter(feeder, caller.name, part, view, operation)
+            if reason is not None:
+                return f"the {part} of the {kind} before it {reason}"
+        if feeder.bias is None and compat.runs_own_code(feeder):
+            return f"the {kind} before it has a forward of its own, and no bias to fold into"
+        return feeder, operation
 
-def _is_affine_map(layer: Any, call: ModuleCall) -> bool:
-    """Whether the layer did to its input what folding would: it may be of another kind, or have hooks."""
-    scale, shift = _scale_and_shift(layer)
-    if scale.dim() != 1 or call.input.dim() < 2 or call.input.shape[1] != len(scale):
-        return False
-    along = (1, -1, *(1 for _ in call.input.shape[2:]))
-    expected = call.input.double() * scale.view(along) + shift.view(along)
-    largest = expected.abs().max() + (layer.running_mean.double() * scale).abs().max() + 1
-    rounding = 64 * torch.finfo(call.output.dtype).eps * largest
-    return bool((call.output.double() - expected).abs().max() <= rounding)
+    def _parameter(self, feeder: Any, name: str, part: str, view: Any, operation: Operation) -> str | None:
+        """Why a parameter of the layer before can't be changed."""
+        parameter = getattr(feeder, part)
+        if view is None and parameter is None:
+            return None
+        named = self.graph.parameter(view) if isinstance(view, View) else None
+        if named is None or f"{name}.{part}" not in named.names or not is_whole(view, named.view):
+            return "is computed from other tensors: remove the hook or the method that does it"
+        if self.graph.uses_of(named) != [operation]:
+            return "is used elsewhere too"
+        return None
 
+    def _own_state(self, call: Call) -> str | None:
+        """Why the norm can't do without its parameters, or with them alone."""
+        mine = set()
+        for named in (named for several in self.graph.named.values() for named in several):
+            if any(name.rpartition(".")[0] == self.name for name in named.names):
+                mine.add(named.view.storage)
+                alone = all(name.startswith(f"{self.name}.") for name in named.names)
+                if alone and not all(call.holds(op) for op in self.graph.uses_of(named)):
+                    return f"its {named.names[0].rpartition('.')[2]} is used elsewhere too"
+        inside = self.graph.operations[call.start : call.stop]
+        others = storages(view for op in inside for view in op.reads) - mine - {call.inputs[0].storage}
+        if any(self.graph.makers(storage, call.start) for storage in others):
+            return "it reads other tensors than its input"
+        return None
 
-def _scale_and_shift(layer: Any) -> tuple[Tensor, Tensor]:
-    """s and t of y = s·x + t, (C) float64."""
-    scale = (layer.running_var.double() + layer.eps).rsqrt()
-    if layer.weight is not None:
-        scale = scale * layer.weight.double()
-    shift = -layer.running_mean.double() * scale
-    if layer.bias is not None:
-        shift = shift + layer.bias.double()
-    return scale.detach(), shift.detach()
-
-
-def _fold(feeder: Any, layer: nn.Module) -> None:
-    scale, shift = _scale_and_shift(layer)
-    weight = feeder.weight.detach().double()
-    if isinstance(feeder, _TRANSPOSED):  # (C_in, C_out / groups, *kernel)
-        by_group = weight.unflatten(0, (feeder.groups, -1))
-        factors = scale.view(feeder.groups, 1, -1, *(1 for _ in weight.shape[2:]))
-        weight = (by_group * factors).flatten(0, 1)
-    else:
-        weight = weight * scale.view(-1, *(1 for _ in weight.shape[1:]))
-    bias = shift if feeder.bias is None else feeder.bias.detach().double() * scale + shift
-    dtype = feeder.weight.dtype
-    feeder.weight = nn.Parameter(weight.to(dtype), requires_grad=feeder.weight.requires_grad)
-    feeder.bias = nn.Parameter(bias.to(dtype), requires_grad=feeder.weight.requires_grad)
+    def _overflow(self, feeder: Any) -> str | None:
+        if not all(part.isfinite().all() for part in folded(feeder, self.layer)):
+            return f"the folded weights don't fit {feeder.weight.dtype}: its running variance is too small"
+        return None

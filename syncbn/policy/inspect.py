@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from syncbn.norm.core.attachable import FEEDERS
 from syncbn.norm.core.capabilities import synchronizes, tracks_batch
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, biased_var, pool
-from syncbn.norm.surgery.trace import modes_kept, trace
+from syncbn.norm.surgery.feeding import layer_before, other_use
+from syncbn.norm.surgery.forward import modes_kept
+from syncbn.norm.surgery.record import record
 from syncbn.policy.batches import device_of, generators_kept, in_step, inputs_of, unwrapped
 from syncbn.policy.diagnose import Facts, diagnose
 from syncbn.policy.freeze import has_frozen_statistics
@@ -203,14 +204,16 @@ def _measure(
 
 def _redundant_biases(model: nn.Module, inputs: Tensor) -> dict[nn.Module, str]:
     """The convolution with a bias that feeds a layer, by layer."""
-    seen = trace(model, inputs)
+    graph = record(unwrapped(model), inputs)
     names = {module: name for name, module in model.named_modules()}
     found = {}
-    for call in seen.calls:
-        if _is_inspected(call.module):
-            feeder = seen.source_of(call.input, FEEDERS)
-            if feeder is not None and feeder.bias is not None and not seen.is_used_outside(call.input, call.module):
-                found[call.module] = names[feeder]
+    for call in graph.calls:
+        if _is_inspected(call.module) and call.inputs:
+            before = layer_before(graph, call)
+            if not isinstance(before, str) and not other_use(graph, before[1], call):
+                caller: Any = before[0]
+                if caller.module.bias is not None:
+                    found[call.module] = names[caller.module]
     return found
 
 

@@ -25,3 +25,21 @@ def is_norm(module: nn.Module) -> bool:
 def buffers_of(layer: nn.Module) -> dict[str, Tensor]:
     """A layer's own buffers by name: running statistics and the number of batches they are of."""
     return dict(layer.named_buffers(recurse=False))
+
+
+def refuse_wrapped(model: nn.Module, action: str) -> None:
+    """Raise `ValueError` for a model that `syncbn.<action>` can't look into, saying what to give it instead."""
+    if compat.is_compiled(model):
+        raise ValueError(
+            f"the model is compiled: give the one inside, syncbn.{action}(model._orig_mod, ...), and compile the result"
+        )
+    for module in model.modules():
+        for cls in type(module).__mro__:
+            known = cls.__module__.startswith("torch.") and cls.__name__ in compat.WRAPPERS
+            if not known or (module is not model and cls.__name__ in ("DataParallel", "ScriptModule")):
+                continue  # inside of a model they are parts like others
+            if hasattr(module, "module"):
+                inside = f"syncbn.{action}(model.module, ...)"
+                raise ValueError(f"the model is wrapped by {cls.__name__}: give the one inside, {inside}")
+            instead = compat.WRAPPERS[cls.__name__].replace("convert(model", f"{action}(model")
+            raise ValueError(f"the model is a {cls.__name__}, which can't be changed; {action} first: {instead}")

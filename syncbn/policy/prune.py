@@ -1,16 +1,22 @@
 """Channels with the smallest |γ| removed for good."""
 
-import copy
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from syncbn.norm.surgery.trace import Example, modes_kept, trace
-from syncbn.policy.channels import CONVOLUTIONS, Channels, is_depthwise, is_prunable_norm, kept
-from syncbn.policy.layers import buffers_of
+from syncbn.norm.core.capabilities import is_per_channel
+from syncbn.norm.surgery.forward import Example, Forward, copied, copied_example, modes_kept, run
+from syncbn.norm.surgery.graph import Graph
+from syncbn.norm.surgery.record import record
+from syncbn.policy.layers import is_norm, refuse_wrapped
+from syncbn.policy.pruning.flow import Axis, Flow
+from syncbn.policy.pruning.proof import PruningProof
+from syncbn.policy.pruning.shrink import Removal
 
 
 @dataclass(frozen=True)
@@ -21,107 +27,203 @@ class Cost:
     parameters: int
 
 
-def prune(model: nn.Module, ratio: float, example_input: Example) -> nn.Module:
+@dataclass(frozen=True)
+class Pruning:
+    """What becomes of the channels of one batch normalization layer.
+
+    Attributes:
+        layer: its name in the model.
+        channels: how many it has.
+        removed: the numbers of those that go.
+        held: those that must stay, each with the operation that holds it.
+    """
+
+    layer: str
+    channels: int
+    removed: tuple[int, ...]
+    held: dict[int, str] = field(default_factory=dict)
+
+
+def prune(model: nn.Module, ratio: float, example_input: Example, *, forward: Forward | None = None) -> nn.Module:
     """A copy of `model` without the channels whose batch norm scales |γ| are the smallest.
 
     Channels of all layers are compared with each other. A channel that several layers share, through a residual sum, a
-    depthwise convolution or a concatenation, goes from all of them or from none, by its largest |γ|. Convolutions,
-    linear layers and batch norms get smaller parameters. The output's channels stay, so do those that flow through
-    something that isn't understood (a grouped convolution, a reshape), and at least one channel of each layer. γ and β
-    of 0 make the removal exact; otherwise train the result further, with an optimizer made after it. `cost_of` tells
-    what was won.
+    depthwise convolution or a concatenation, goes from all of them or from none, by its largest |γ|. Parameters and
+    buffers of whatever has the channel get smaller: convolutions (grouped ones lose whole groups, or the same channels
+    of each), linear layers, norms, scales. `plan_prune` tells which channels go, and what holds others: the output; an
+    operation that mixes channels, such as a softmax, or that isn't known; a constant that γ and β of 0 leave behind,
+    such as sigmoid(0); the last channel of a layer. `cost_of` tells what was won. Train the result further, with an
+    optimizer made after it.
+
+    The result is proved, on a float64 copy with other γ, β and statistics, on the example and on random numbers: it
+    equals the original with a mask of 0 and 1 right before each weight that loses columns, and the original in which
+    γ and β of the removed channels are 0 and nothing else is changed.
 
     Train with `syncbn.training.NormL1` first, so that scales of channels that aren't needed go to 0.
 
     Args:
         model: any model with batch normalization layers that have a scale; it isn't changed.
         ratio: part of the channels to remove, of those that can be; at least 0 and below 1.
-        example_input: the model's argument, or a tuple of its arguments, for a forward pass that finds what depends on
-            what.
+        example_input: for a forward pass that finds what depends on what. A tuple is the model's positional arguments,
+            a dict its keywords, anything else its argument.
+        forward: how to call the model, `forward(model, example_input)`, where that isn't enough.
 
     Raises:
-        ValueError: a ratio out of range, or no channel that could be removed.
+        ValueError: a ratio out of range, or no channel that could be removed; the model is wrapped, compiled or
+            scripted; the proof fails.
 
     Source: Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017,
     https://arxiv.org/abs/1708.06519.
     """
-    if not 0 <= ratio < 1:
-        raise ValueError(f"ratio must be at least 0 and below 1, got {ratio}")
-    pruned = copy.deepcopy(model)
-    channels = Channels(trace(pruned, example_input))
-    removed = _smallest(channels, ratio)
-    for layer in channels.inputs:
-        _shrink(layer, channels, removed)
+    removal, _ = _decided(model, ratio, example_input, forward)
+    pruned = copied(model)
+    removal.shrink(pruned)
     return pruned
 
 
-def cost_of(model: nn.Module, example_input: Example) -> Cost:
+def plan_prune(
+    model: nn.Module, ratio: float, example_input: Example, *, forward: Forward | None = None
+) -> list[Pruning]:
+    """What `prune` would do with the channels of each batch normalization layer, in the order of the modules.
+
+    The same arguments and errors as `prune`; but a model of which no channel can be removed has a plan, too.
+    """
+    removal, norms = _decided(model, ratio, example_input, forward, even_none=True)
+    channels, plan = removal.flow.channels, []
+    for name, labels in norms.items():
+        gone = {place for place, label in enumerate(labels) if channels.root(label) in removal.roots}
+        held = {place: channels.reason(label) for place, label in enumerate(labels)}
+        plan.append(
+            Pruning(name, len(labels), tuple(sorted(gone)), {i: why for i, why in held.items() if why is not None})
+        )
+    return plan
+
+
+def cost_of(model: nn.Module, example_input: Example, *, forward: Forward | None = None) -> Cost:
     """Floating-point operations of one forward pass in evaluation, and the number of parameters."""
     counter = FlopCounterMode(display=False)
-    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     with modes_kept(model), torch.no_grad(), counter:
-        model.eval()(*arguments)
+        run(model.eval(), copied_example(example_input), forward)
     return Cost(counter.get_total_flops(), sum(parameter.numel() for parameter in model.parameters()))
 
 
-def _smallest(channels: Channels, ratio: float) -> set[int]:
+def _decided(
+    model: nn.Module, ratio: float, example_input: Example, forward: Forward | None, even_none: bool = False
+) -> tuple[Removal, dict[str, tuple[int, ...]]]:
+    """The channels to remove, with proof, and those of each norm."""
+    if not 0 <= ratio < 1:
+        raise ValueError(f"ratio must be at least 0 and below 1, got {ratio}")
+    refuse_wrapped(model, "prune")
+    graphs = _graphs(model, example_input, forward)
+    flow = _flow(model, graphs)
+    proof: PruningProof | None = None
+    while True:
+        norms = _norms(model, flow)
+        removed = _smallest(model, flow, norms, ratio, even_none)
+        removal = Removal(flow, removed)
+        if not removed:
+            return removal, norms
+        if proof is None:
+            proof = PruningProof(model, graphs, example_input, forward)
+        fault = proof.fault(removal)
+        if fault is None:
+            return removal, norms
+        about = fault.labels
+        if not removed & {flow.channels.root(label) for label in about}:
+            about = _halved(proof, flow, removed, norms)
+        if not about:
+            raise ValueError(f"pruning would change what this model computes: {fault.reason}; it is unchanged")
+        flow.channels.hold(about, fault.reason)
+
+
+def _graphs(model: nn.Module, example_input: Example, forward: Forward | None) -> list[Graph]:
+    """A pass in evaluation, and one in training mode where only that runs all modules, if it can be made."""
+    graph = record(model, example_input, forward)
+    called = {call.module for call in graph.calls}
+    if all(module in called for module in model.modules() if module._parameters or module._buffers):
+        return [graph]
+    try:
+        return [graph, record(model, example_input, forward, training=True)]
+    except Exception:  # it needs targets, or more than one sample
+        return [graph]
+
+
+def _flow(model: nn.Module, graphs: list[Graph]) -> Flow:
+    norms = {name: module for name, module in model.named_modules() if is_norm(module)}
+    zeros = [f"{name}.{part}" for name, norm in norms.items() if is_per_channel(norm) for part in ("weight", "bias")]
+    whole = [
+        f"{name}.{part}"
+        for name, norm in norms.items()
+        if not is_per_channel(norm) and not isinstance(norm, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d)
+        for part, _ in (*norm.named_parameters(), *norm.named_buffers())
+    ]
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # its parameters can't be replaced
+            whole += [f"{name}.{part}" for part, _ in (*module.named_parameters(), *module.named_buffers())]
+    flow = Flow((name.removeprefix(".") for name in zeros), (name.removeprefix(".") for name in whole))
+    flow.follow(graphs[0])
+    if len(graphs) > 1:
+        called = {call.name for call in graphs[0].calls}
+        flow.follow(graphs[1], only={call.name for call in graphs[1].calls} - called)
+    return flow
+
+
+def _norms(model: nn.Module, flow: Flow) -> dict[str, tuple[int, ...]]:
+    """The channels of each norm with a scale."""
+    first_name = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    found = {}
+    for name, layer in model.named_modules():
+        if is_per_channel(layer) and isinstance(layer.weight, Tensor):
+            labels = flow.axes.get(Axis(first_name.get(id(layer.weight), ""), 0))
+            if labels is not None:
+                found[name] = labels
+    return found
+
+
+def _smallest(
+    model: nn.Module, flow: Flow, norms: dict[str, tuple[int, ...]], ratio: float, even_none: bool
+) -> set[int]:
     """The channels to remove."""
+    root = flow.channels.root
     scales: dict[int, float] = {}
-    for layer, labels in channels.inputs.items():
-        if is_prunable_norm(layer) and isinstance(layer.weight, Tensor):
-            for label, scale in zip(labels, layer.weight.detach().abs().tolist(), strict=True):
-                root = channels.root(label)
-                scales[root] = max(scale, scales.get(root, 0.0))
-    fixed = channels.fixed_roots()
-    candidates = sorted((root for root in scales if root not in fixed), key=lambda root: scales[root])
-    if not candidates:
+    for name, labels in norms.items():
+        layer: Any = model.get_submodule(name)
+        for label, scale in zip(labels, layer.weight.detach().abs().tolist(), strict=True):
+            scales[root(label)] = max(scale, scales.get(root(label), 0.0))
+    candidates = sorted((label for label in scales if label != 0), key=lambda label: scales[label])
+    if not candidates and not even_none:
         raise ValueError(
-            "no channel can be removed: the model has no batch norm with a scale between layers that are understood"
+            "no channel can be removed: the model has no batch norm with a scale between layers that are understood; "
+            "syncbn.plan_prune names what holds each channel"
         )
-    left = {layer: len({channels.root(x) for x in labels}) for layer, labels in channels.outputs.items()}
-    layers_of: dict[int, list[nn.Module]] = {}
-    for layer, labels in channels.outputs.items():
-        for root in {channels.root(label) for label in labels}:
-            layers_of.setdefault(root, []).append(layer)
+    left = {axis: {root(label) for label in labels} for axis, labels in flow.axes.items()}
+    axes_of: dict[int, list[Axis]] = {}
+    for axis, roots in left.items():
+        for label in roots:
+            axes_of.setdefault(label, []).append(axis)
     removed: set[int] = set()
-    for root in candidates:
+    for label in candidates:
         if len(removed) >= int(ratio * len(candidates)):
             break
-        if all(left[layer] > 1 for layer in layers_of[root]):
-            removed.add(root)
-            for layer in layers_of[root]:
-                left[layer] -= 1
+        if all(len(left[axis]) > 1 for axis in axes_of[label]):
+            removed.add(label)
+            for axis in axes_of[label]:
+                left[axis].discard(label)
     return removed
 
 
-def _shrink(layer: Any, channels: Channels, removed: set[int]) -> None:
-    taken, returned = (kept(of[layer], channels, removed) for of in (channels.inputs, channels.outputs))
-    if len(taken) == len(channels.inputs[layer]) and len(returned) == len(channels.outputs[layer]):
-        return
-    if is_prunable_norm(layer):
-        _shrink_norm(layer, taken)
-        return
-    weight = layer.weight.detach()[returned]
-    if is_depthwise(layer):
-        layer.groups = len(returned)
-    else:
-        weight = weight[:, taken]
-    layer.weight = nn.Parameter(weight.clone(), requires_grad=layer.weight.requires_grad)
-    if layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias.detach()[returned].clone(), requires_grad=layer.bias.requires_grad)
-    names = ("in_channels", "out_channels") if isinstance(layer, CONVOLUTIONS) else ("in_features", "out_features")
-    setattr(layer, names[0], len(taken))
-    setattr(layer, names[1], len(returned))
+def _halved(proof: PruningProof, flow: Flow, removed: set[int], norms: dict[str, tuple[int, ...]]) -> set[int]:
+    """The channels of one norm that a fault needs, found by trying; none if it needs those of several.
+
+    A number that the model takes from a shape, such as the square root of the number of channels, shows only where it
+    is used.
+    """
+    layers = [labels for labels in norms.values() if removed & set(map(flow.channels.root, labels))]
+    while len(layers) > 1:
+        halves = layers[: len(layers) // 2], layers[len(layers) // 2 :]
+        layers = next((half for half in halves if proof.fault(Removal(flow, _of(flow, removed, half)))), [])
+    return set(layers[0]) if layers and proof.fault(Removal(flow, _of(flow, removed, layers))) else set()
 
 
-def _shrink_norm(layer: Any, taken: Tensor) -> None:
-    for name, parameter in list(layer.named_parameters(recurse=False)):
-        setattr(layer, name, nn.Parameter(parameter.detach()[taken].clone(), requires_grad=parameter.requires_grad))
-    for name, buffer in buffers_of(layer).items():
-        if buffer.dim() == 1:
-            setattr(layer, name, buffer[taken].clone())
-    layer.num_features = len(taken)
-    if clear_window := getattr(layer, "clear_window", None):  # cross-iteration norms: moments of all channels
-        clear_window()
-    if (original := layer.__dict__.get("converted_from")) is not None:  # what `syncbn.revert` puts back
-        _shrink_norm(original, taken)
+def _of(flow: Flow, removed: set[int], layers: list[tuple[int, ...]]) -> set[int]:
+    return removed & {flow.channels.root(label) for labels in layers for label in labels}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from syncbn.norm.core.capabilities import clear_window, synchronizes
 from syncbn.norm.core.exchange import communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, pool, unbiased_var
+from syncbn.norm.surgery.forward import modes_kept
 from syncbn.norm.surgery.select import Globs, select_layers
-from syncbn.norm.surgery.trace import modes_kept
 from syncbn.policy.batches import device_of, generators_kept, in_step, unwrapped
 from syncbn.policy.freeze import has_frozen_statistics
 from syncbn.policy.layers import buffers_of, has_statistics

@@ -21,7 +21,7 @@ from syncbn.norm.core import compat
 from syncbn.norm.core.capabilities import synchronizes
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import mean_over_ranks
-from syncbn.norm.surgery.trace import tensors_in
+from syncbn.norm.surgery.forward import tensors_in
 from syncbn.policy.batches import inputs_of
 from syncbn.policy.layers import is_batch_norm
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, distributed_c10d
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import parametrizations
 from torch.utils import _python_dispatch, _pytree
 
@@ -235,3 +236,58 @@ def plain_tensors() -> Any:
 def saved_tensor_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
     """The innermost `torch.autograd.graph.saved_tensors_hooks` that is active: (pack, unpack)."""
     return private.top_saved_tensor_hooks(False)
+
+
+def storage_ref(tensor: Tensor) -> Any:
+    """A reference to a tensor's storage that doesn't keep it alive: `.cdata` is its identity, `.expired()` its end.
+
+    None for a tensor without one, such as a sparse tensor.
+    """
+    try:
+        return StorageWeakRef(tensor.untyped_storage())
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def storage_key(tensor: Tensor) -> int | None:
+    """The identity of a tensor's storage, as in `storage_ref`."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def no_torch_functions() -> Any:
+    """A context in which neither modes nor subclasses see what is asked of tensors."""
+    return private.disable_all_torch_functions()
+
+
+def remove_global_hook(handle: Any) -> None:
+    """Remove a hook of all modules, with the mark that torch leaves of one that takes keyword arguments."""
+    handle.remove()
+    nn.modules.module._global_forward_hooks_with_kwargs.pop(handle.id, None)
+
+
+def written_arguments(op: Any) -> list[tuple[int, str]]:
+    """The place and name of each argument that an operator of `torch.ops` writes to, by its schema."""
+    return [
+        (place, argument.name)
+        for place, argument in enumerate(op._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+
+def without_writing(op: Any) -> Any:
+    """The operator `add.Tensor` of `add_.Tensor`; the same operator where there is none."""
+    name = op.overloadpacket.__name__
+    functional = getattr(torch.ops.aten, name.rstrip("_"), None) if name.endswith("_") else None
+    return op if functional is None else getattr(functional, op._overloadname, op)
+
+
+def runs_own_code(module: nn.Module) -> bool:
+    """Whether a layer of torch's, or of a subclass, computes by methods that aren't torch's."""
+    names = ("forward", "_conv_forward", "__call__")
+    if any(name in vars(module) for name in names):
+        return True
+    own = [cls for cls in type(module).__mro__ if cls.__module__.partition(".")[0] not in ("torch", "builtins")]
+    return any(name in vars(cls) for cls in own for name in names)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -133,6 +134,20 @@ def _disables_functions(context: Callable[[], Any]) -> bool:
         return x.dim() == 1
 
 
+def _hides_from_modes(context: Callable[[], Any]) -> bool:
+    seen = []
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    x = torch.ones(2)
+    with Mode(), context():
+        x.stride()
+    return not seen
+
+
 graph_task_id = Private(
     "torch._C._current_graph_task_id",
     "a batch norm that is trained, which must know a repeated forward pass (activation checkpointing),",
@@ -168,6 +183,9 @@ make_wrapper_subclass = Private(
 )
 disable_torch_function = Private(
     "torch._C.DisableTorchFunctionSubclass", "fuse_activation=True", "leave fuse_activation out", _disables_functions
+)
+disable_all_torch_functions = Private(
+    "torch._C.DisableTorchFunction", "what reads a model's graph", "don't give it example_input", _hides_from_modes
 )
 resolve_process_group = Private(
     "torch.distributed.distributed_c10d._resolve_process_group",

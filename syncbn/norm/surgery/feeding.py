@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.fx
-from torch import Tensor, nn
+from torch import nn
 
+from syncbn.norm.core import compat
 from syncbn.norm.core.attachable import FEEDERS, Attachable
-from syncbn.norm.surgery.trace import modes_kept, symbolic_trace
+from syncbn.norm.surgery.forward import Example
+from syncbn.norm.surgery.graph import Call, Graph, Operation, View
+from syncbn.norm.surgery.record import record
+from syncbn.norm.surgery.symbolic import symbolic
 
 
-def attach_norms(model: nn.Module, example_input: Tensor | None = None) -> dict[str, str]:
+def attach_norms(model: nn.Module, example_input: Example | None = None) -> dict[str, str]:
     """Give every layer of `model` that acts on the convolution before it that convolution, by `layer.attach(conv)`.
 
     What feeds what is read off a symbolic trace (`torch.fx`), or, given `example_input`, off one forward pass in
@@ -22,7 +26,7 @@ def attach_norms(model: nn.Module, example_input: Tensor | None = None) -> dict[
 
     Args:
         model: its layers without an `attach` method, and those attached already, are left alone, as is `model` itself.
-        example_input: an input for one forward pass.
+        example_input: for one forward pass; a tuple is the model's positional arguments, a dict its keywords.
 
     Returns:
         The layers that couldn't be attached, by name, each with the reason. They are told by
@@ -38,8 +42,8 @@ def attach_norms(model: nn.Module, example_input: Tensor | None = None) -> dict[
     }
     if not waiting:
         return {}
-    calls = _calls_by_trace(model) if example_input is None else _calls_by_forward(model, example_input)
-    feeders = {name: _feeder(module, calls) for name, module in waiting.items()}
+    graph = _by_trace(model) if example_input is None else record(model, example_input)
+    feeders = {name: _feeder(module, graph) for name, module in waiting.items()}
     reasons = {name: feeder for name, feeder in feeders.items() if isinstance(feeder, str)}
     for name, reason in reasons.items():
         if not hasattr(waiting[name], "without_feeder"):
@@ -55,65 +59,103 @@ def attach_norms(model: nn.Module, example_input: Tensor | None = None) -> dict[
     return reasons
 
 
-class _Call:
-    """One call of a module: what its input was computed by, a module or the name of something else."""
-
-    def __init__(self, module: nn.Module, source: nn.Module | str) -> None:
-        self.module = module
-        self.source = source
-
-
-def _feeder(norm: nn.Module, calls: list[_Call]) -> nn.Module | str:
-    """The module that feeds `norm`, or the reason why there is none."""
-    sources = [call.source for call in calls if call.module is norm]
-    if len(sources) != 1:
-        return f"it is called {len(sources)} times in a forward pass"
-    (source,) = sources
-    if isinstance(source, str):
-        return f"its input comes from {source}"
-    if not isinstance(source, FEEDERS):
-        return f"its input comes from a {type(source).__name__}"
-    times = sum(call.module is source for call in calls)
-    return source if times == 1 else f"the {type(source).__name__} before it is called {times} times in a forward pass"
-
-
-def _calls_by_trace(model: nn.Module) -> list[_Call]:
+def _by_trace(model: nn.Module) -> Graph:
     try:
-        seen = symbolic_trace(model)
+        return symbolic(model)
     except ValueError as error:
         raise ValueError(f"{error}; or call layer.attach(conv) yourself") from error
-    return [_Call(call.module, _source_of(call.input, model)) for call in seen.calls]
 
 
-def _source_of(node: Any, model: nn.Module) -> nn.Module | str:
-    if not isinstance(node, torch.fx.Node):
-        return "an argument given by name"
-    if node.op == "placeholder":
-        return "the model's input"
-    if node.op != "call_module":
-        return f"{getattr(node.target, '__name__', node.target)}()"
-    source = model.get_submodule(str(node.target))
-    return _source_of(node.args[0], model) if isinstance(source, nn.Identity) else source
+def _feeder(norm: nn.Module, graph: Graph) -> nn.Module | str:
+    """The module that feeds `norm`, or the reason why there is none."""
+    calls = graph.calls_of(norm)
+    if len(calls) != 1:
+        return f"it is called {len(calls)} times in a forward pass"
+    (call,) = calls
+    if not call.inputs:
+        return "its input isn't a tensor"
+    giver = graph.giver(call.inputs[0], call.start)
+    if giver is None:
+        return "its input comes from the model's input, which is no module's output"
+    source = graph.returned_by(giver, call.inputs[0])
+    if source is None:
+        return f"its input comes from {giver.kind}(), which is no module's output"
+    feeder = source.module
+    kind = type(feeder).__name__
+    if not isinstance(feeder, FEEDERS):
+        return f"its input comes from a {kind}"
+    times = len(graph.calls_of(feeder))
+    if times != 1:
+        return f"the {kind} before it is called {times} times in a forward pass"
+    if compat.runs_own_code(feeder):
+        return f"the {kind} before it has a forward of its own"
+    return feeder
 
 
-def _calls_by_forward(model: nn.Module, example_input: Tensor) -> list[_Call]:
-    outputs: list[tuple[Any, nn.Module | str]] = []
-    calls: list[_Call] = []
+def layer_before(graph: Graph, call: Call) -> tuple[Call, Operation] | str:
+    """The convolution or linear layer whose output is the input of a norm, channel by channel; or why there is none.
 
-    def origin(value: Any) -> nn.Module | str:
-        return next((source for output, source in reversed(outputs) if output is value), "no module's output")
+    Args:
+        graph: of a forward pass, not symbolic.
+        call: the norm's.
 
-    def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        source = origin(args[0]) if args else "an argument given by name"
-        calls.append(_Call(module, source))
-        outputs.append((output, source if isinstance(module, nn.Identity) else module))
+    Returns:
+        The call of the layer, which is its only one, and the operation in it.
+    """
+    view = call.inputs[0]
+    makers = graph.makers(view.storage, call.start)
+    if len(makers) != 1 or makers[0].kind not in _WEIGHTS:
+        what = f": {makers[-1]} made it" if makers else ""
+        return f"its input isn't the output of a convolution or linear layer{what}"
+    (operation,) = makers
+    caller = next((c for c in reversed(operation.calls) if isinstance(c.module, FEEDERS)), None)
+    if caller is None:
+        return f"its input isn't the output of a convolution or linear layer, but of {operation}, outside of one"
+    kind = type(caller.module).__name__
+    if (times := len(graph.calls_of(caller.module))) != 1:
+        return f"the {kind} before it is called {times} times in a forward pass"
+    if not _is_along_channels(view, operation.outputs[0]):
+        return f"it normalizes another dimension than the channels of the {kind} before it"
+    return caller, operation
 
-    leaves = [module for module in model.modules() if isinstance(module, Attachable) or not any(module.children())]
-    handles = [module.register_forward_hook(record) for module in leaves]
-    try:
-        with modes_kept(model), torch.no_grad():
-            model.eval()(example_input)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
+
+def other_use(graph: Graph, operation: Operation, call: Call) -> str | None:
+    """Who, beside a norm's call, needs what the convolution or linear layer before it returned; None if nobody does."""
+    storage = operation.outputs[0].storage
+    others = [op for op in graph.touching(storage) if op is not operation and not call.holds(op)]
+    layer = next((c.module for c in reversed(operation.calls) if isinstance(c.module, FEEDERS)), None)
+    where = f"the output of the {type(layer).__name__} before it is used elsewhere too"
+    if others:
+        return f"{where}: by {others[0]}"
+    if storage in graph.kept:
+        return f"{where}: the model returns it, or keeps it"
+    if graph.has_unseen_after(operation.index):
+        return f"{where}, perhaps: by what made a tensor of unknown origin"
+    return None
+
+
+def weight_and_bias(operation: Operation) -> tuple[Any, Any]:
+    """Those of an operation that `layer_before` found."""
+    return _WEIGHTS[operation.kind](operation.args)
+
+
+def _is_along_channels(input: View, output: View) -> bool:
+    """Whether dimension 1 of a norm's input is that of the output of the layer before, however it is looked at."""
+    if (input.shape, input.strides, input.offset) == (output.shape, output.strides, output.offset):
+        return True
+    channels, stride = output.shape[1], output.strides[1]
+    if input.offset != output.offset or input.shape[1:2] != (channels,) or input.strides[1] != stride:
+        return False
+    others = [(n, s) for i, (n, s) in enumerate(zip(input.shape, input.strides, strict=True)) if i != 1 and n > 1]
+    within = sum((n - 1) * s for n, s in others if s < stride)
+    apart = all(s % (stride * channels) == 0 and s > 0 for _, s in others if s >= stride)
+    return within < stride and apart and math.prod(input.shape) == math.prod(output.shape)
+
+
+# The weight and bias among the arguments of those operators that a convolution or linear layer may be.
+_WEIGHTS: dict[str, Callable[[Any], tuple[Any, Any]]] = {
+    "convolution": lambda args: (args[1], args[2]),
+    "addmm": lambda args: (args[2], args[0]),
+    "mm": lambda args: (args[1], None),
+    "linear": lambda args: (args[1], args[2] if len(args) > 2 else None),
+}

@@ -6,17 +6,20 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from syncbn.norm.core import compat
 from syncbn.norm.fusion.deferred import SUM, slope_of
-from syncbn.norm.surgery.trace import Operation, Trace, symbolic_trace, trace
+from syncbn.norm.surgery.forward import Example
+from syncbn.norm.surgery.graph import Graph, Operation, View
+from syncbn.norm.surgery.record import record
+from syncbn.norm.surgery.symbolic import symbolic
 
 _SUMS = {*SUM, operator.add, operator.iadd}
 
 
 def activations_after(
-    model: nn.Module, norms: Iterable[nn.Module], example_input: Tensor | None = None
+    model: nn.Module, norms: Iterable[nn.Module], example_input: Example | None = None
 ) -> dict[nn.Module, float | str]:
     """The slope of the ReLU (0) or LeakyReLU after each norm, or the reason why the two can't be one.
 
@@ -26,7 +29,7 @@ def activations_after(
     Args:
         model: read by a symbolic trace (`torch.fx`) or, given `example_input`, by one forward pass in evaluation mode.
         norms: modules of it.
-        example_input: an input for one forward pass.
+        example_input: for one forward pass; a tuple is the model's positional arguments, a dict its keywords.
 
     Raises:
         ValueError: the model can't be traced.
@@ -34,52 +37,60 @@ def activations_after(
     norms = list(norms)
     if model in norms:
         return dict.fromkeys(norms, "it is the model")
-    seen = symbolic_trace(model, norms) if example_input is None else trace(model, example_input)
-    return {norm: _activation_after(norm, seen) for norm in norms}
+    graph = symbolic(model, norms) if example_input is None else record(model, example_input)
+    return {norm: _activation_after(norm, graph) for norm in norms}
 
 
-def _activation_after(norm: nn.Module, seen: Trace) -> float | str:
-    calls = seen.calls_of(norm)
+def _activation_after(norm: nn.Module, graph: Graph) -> float | str:
+    calls = graph.calls_of(norm)
     if len(calls) != 1:
         return f"it is called {len(calls)} times in a forward pass"
     if compat.has_output_hooks(norm):
         return "it has hooks that see its output"
-    use = _only_use(calls[0].output, norm, seen)
+    if len(calls[0].outputs) != 1:
+        return "its output isn't a tensor"
+    (value,) = calls[0].outputs
+    use = _only_use(value, calls[0].stop, graph)
     if isinstance(use, Operation) and use.function in _SUMS and _is_sum_of_two(use):
-        use = _only_use(use.output, norm, seen, after=use)
+        use = _only_use(use.outputs[0], use.index + 1, graph)
     if isinstance(use, str):
         return use
-    module = use.modules[-1] if use.modules else None
+    module = use.calls[-1].module if use.calls else None
     slope = _slope(use, module)
     if slope is None:
-        kind = getattr(use.function, "__name__", type(use.function).__name__)
+        kind = getattr(use.function, "__name__", use.kind if use.function is None else type(use.function).__name__)
         return f"its output goes into {kind}, which isn't ReLU or LeakyReLU"
     if module is not None and type(module) in (nn.ReLU, nn.LeakyReLU) and compat.has_hooks(module):
         return f"the {type(module).__name__} after it has hooks"
     return slope
 
 
-def _only_use(value: Any, norm: nn.Module, seen: Trace, after: Operation | None = None) -> Operation | str:
-    """What is computed with a tensor, if that is one thing; what works in place makes another tensor of it."""
-    uses = seen.uses_outside(value, norm)
-    if after is not None and after.output is value:
-        uses = [use for use in uses if use is not after]
-    if uses and uses[0].output is value:
+def _only_use(value: View, start: int, graph: Graph) -> Operation | str:
+    """What is done with a tensor, if that is one thing; what works in place makes another tensor of it."""
+    uses = [op for op in graph.operations[start:] if any(view.storage == value.storage for view in op.reads)]
+    if uses and value in uses[0].writes and value in uses[0].outputs:
         return uses[0]
-    if len(uses) == 1 and not seen.returns(value):
-        return uses[0]
-    if seen.returns(value):
-        return "the model returns its output"
-    return f"its output is used {len(uses)} times"
+    if value.storage in graph.kept:
+        return "the model returns its output, or keeps it"
+    if graph.has_unseen_after(start - 1):
+        return "it can't be seen what else uses its output"
+    return uses[0] if len(uses) == 1 else f"its output is used {len(uses)} times"
 
 
 def _slope(use: Operation, module: nn.Module | None) -> float | None:
-    if use.function is module:  # in a symbolic trace
+    if use.function is not None and use.function is module:  # in a symbolic trace
         slopes: dict[type[nn.Module], Any] = {nn.ReLU: 0.0, nn.LeakyReLU: getattr(module, "negative_slope", None)}
         slope = slopes.get(type(module))
         return slope if slope is not None and slope >= 0 else None
-    return slope_of(use.function, use.args, use.kwargs)
+    return None if use.function is None else slope_of(use.function, use.args, use.kwargs)
 
 
 def _is_sum_of_two(use: Operation) -> bool:
-    return len(use.args) == 2 and not use.kwargs and use.args[0] is not use.args[1]
+    given = [*use.args, *use.kwargs.values()]
+    if use.op is not None:  # aten.add.Tensor(a, b, *, alpha=1)
+        return len(use.args) == 2 and use.kwargs.get("alpha", 1) == 1 and _two_tensors(use.args)
+    return len(given) == 2 and _two_tensors(given)
+
+
+def _two_tensors(given: Any) -> bool:
+    return all(isinstance(value, View) for value in given) and given[0] != given[1]

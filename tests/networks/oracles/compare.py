@@ -152,12 +152,11 @@ def check_usable(model: nn.Module, description: Description, copyable: bool, tra
 
 
 def is_copyable(model: nn.Module) -> bool:
-    """Whether deepcopy accepts a network."""
+    """Whether deepcopy accepts a network, and the copy can be trained; that of a scripted module can't."""
     try:
-        copy.deepcopy(model)
+        return all(parameter.is_leaf for parameter in copy.deepcopy(model).parameters())
     except RuntimeError:
         return False
-    return True
 
 
 @contextmanager

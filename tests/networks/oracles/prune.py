@@ -22,6 +22,7 @@ from tests.networks.oracles.verdict import Facts, policy
 from tests.networks.spec import Spec
 
 RATIOS = (0.2, 0.5, 0.9)
+_WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 def judge_prune(spec: Spec) -> Facts:
@@ -114,8 +115,10 @@ def _mask(masked: nn.Module, pruned: nn.Module, description: Description) -> boo
     """Put masks before the layers that lost inputs. False where that can't be known from the values of a weight."""
     called: set[str] = set()
     masks: dict[str, Tensor] = {}
+    if _loses_bare_columns(masked, pruned):
+        return False
     for name, layer in masked.named_modules():
-        if not isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
+        if not isinstance(layer, _WEIGHTED):
             continue
         small = pruned.get_submodule(name)
         if small.weight.shape == layer.weight.shape:
@@ -135,6 +138,16 @@ def _mask(masked: nn.Module, pruned: nn.Module, description: Description) -> boo
         layer.register_forward_pre_hook(multiply)
     run(masked, description.arguments(1))
     return called == masks.keys()  # a weight that is read otherwise than by its layer can't be masked so
+
+
+def _loses_bare_columns(original: nn.Module, pruned: nn.Module) -> bool:
+    """Whether a matrix that is no layer's has become smaller: nothing tells where it is read."""
+    smaller = {name: parameter.shape for name, parameter in pruned.named_parameters()}
+    for name, parameter in original.named_parameters():
+        layer = original.get_submodule(name.rpartition(".")[0])
+        if parameter.dim() > 1 and parameter.shape != smaller[name] and not isinstance(layer, _WEIGHTED):
+            return True
+    return False
 
 
 def kept(small: Any, layer: Any) -> tuple[Tensor, Tensor] | None:

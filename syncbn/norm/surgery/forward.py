@@ -1,0 +1,150 @@
+"""Forward passes of somebody's model that leave nothing behind: how it is called, on what copy, in which mode."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from syncbn.norm.core import compat
+
+# What a model is called with: one argument, a tuple of positional ones, a dict of keywords, or what `forward=` takes.
+Example = Any
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def run(model: nn.Module, example_input: Example, forward: Forward | None = None) -> Any:
+    """Call a model.
+
+    Args:
+        model: in the mode it is to run in.
+        example_input: a tuple is the model's positional arguments, a dict its keywords, anything else its argument.
+        forward: how to call it instead, `forward(model, example_input)`.
+    """
+    if forward is not None:
+        return forward(model, example_input)
+    if isinstance(example_input, tuple) and not hasattr(example_input, "_fields"):
+        return model(*example_input)
+    if isinstance(example_input, Mapping):
+        return model(**example_input)
+    return model(example_input)
+
+
+def copied(model: nn.Module, share_parameters: bool = False) -> nn.Module:
+    """A deep copy of a model, or one with the same parameters.
+
+    Process groups and scripted functions are shared. A tensor that a hook has computed and left on a module, such as
+    the `weight` of torch's old `weight_norm` or of a pruning mask, is copied by its values; `copy.deepcopy` alone
+    refuses it.
+    """
+    memo: dict[int, Any] = {}
+    if share_parameters:
+        memo |= {id(parameter): parameter for parameter in model.parameters()}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+            elif isinstance(value, ProcessGroup | torch.jit.ScriptFunction):
+                memo[id(value)] = value
+            elif type(value) in (dict, OrderedDict) and not value:
+                memo[id(value)] = type(
+                    value
+                )()  # a dozen dictionaries of hooks a module, which deepcopy takes its time for
+    with torch.no_grad():  # a scripted module's copy would depend on the original
+        clone = copy.deepcopy(model, memo)
+    for parameter, original in zip(clone.parameters(), model.parameters(), strict=True):
+        if parameter.requires_grad != original.requires_grad:
+            parameter.requires_grad_(original.requires_grad)
+    return clone
+
+
+def copied_example(example_input: Example) -> Example:
+    """The same with tensors of its own, so that a model that works in place doesn't change the caller's."""
+    return compat.pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), example_input)
+
+
+def varied(example_input: Example) -> Example:
+    """Another example of the same shapes: noise of the same mean and spread in place of floating-point numbers."""
+
+    def other(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            return tensor.detach().clone()
+        noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        spread = tensor.double().std(correction=0).clamp(min=0.1)
+        values = noise.to(tensor.device) * spread + tensor.double().mean()
+        return torch.empty_like(tensor).copy_(values)
+
+    return compat.pytree.tree_map_only(Tensor, other, example_input)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested containers, in mappings, dataclasses and other objects that hold them, once each."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if item is None or isinstance(item, str | bytes | int | float | complex | type | nn.Module) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            yield item
+        else:
+            waiting += reversed(list(_parts(item)))
+
+
+def _parts(item: Any) -> Iterator[Any]:
+    if isinstance(item, Mapping):
+        yield from item.values()
+    elif isinstance(item, list | tuple | set | frozenset):
+        yield from item
+    elif dataclasses.is_dataclass(item):
+        yield from (getattr(item, field.name, None) for field in dataclasses.fields(item))
+    elif type(item).__module__ != "builtins" and not callable(item):
+        yield from getattr(item, "__dict__", {}).values()
+        for cls in type(item).__mro__:
+            slots = cls.__dict__.get("__slots__", ())
+            yield from (getattr(item, name, None) for name in ([slots] if isinstance(slots, str) else slots))
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Put each module's `training` back at the end."""
+    training = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, was in training.items():
+            module.training = was
+
+
+@contextmanager
+def seeded(devices: set[torch.device]) -> Iterator[None]:
+    """Start the generators of Python, NumPy and torch from 0, and put them back at the end."""
+    python = random.getstate()
+    numpy: Any = sys.modules.get("numpy.random")
+    numpys = numpy.get_state() if numpy is not None else None
+    try:
+        with torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
+            torch.manual_seed(0)
+            random.seed(0)
+            if numpy is not None:
+                numpy.seed(0)
+            yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.set_state(numpys)
+
+
+def devices_of(model: nn.Module) -> set[torch.device]:
+    """Where a model's parameters and buffers are."""
+    return {tensor.device for tensors in (model.parameters(), model.buffers()) for tensor in tensors}

@@ -1,0 +1,237 @@
+"""Channels by number: which of them have to be the same ones, which have to stay, and where in memory they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from syncbn.norm.surgery.graph import View
+
+BLANK = -1  # no channel, nor one that has to stay: of constants and noise, whose size may follow that of others
+
+
+class Pattern(NamedTuple):
+    """The channels of a tensor: those of its slices along one dimension.
+
+    Attributes:
+        axis: the dimension.
+        labels: for each slice, the number of the channel; 0 for one that has to stay, or `BLANK`.
+        zero: for each slice, whether it is 0 where γ and β of its channel are 0.
+    """
+
+    axis: int
+    labels: tuple[int, ...]
+    zero: tuple[bool, ...]
+
+    def moved(self, axis: int) -> Pattern:
+        """The same along another dimension."""
+        return self._replace(axis=axis)
+
+    def with_zero(self, zero: bool) -> Pattern:
+        """The same with slices that all are 0, or none."""
+        return self._replace(zero=(zero,) * len(self.zero))
+
+    def but_zero(self, zero: bool) -> Pattern:
+        """The same where what is 0 stays so, `zero`, or doesn't."""
+        return self if zero else self.with_zero(False)
+
+    def codes(self, dimensions: int) -> Tensor:
+        """Label and zero in one number a slice, shaped to be broadcast to the tensor."""
+        values = [2 * label + zero for label, zero in zip(self.labels, self.zero, strict=True)]
+        return torch.tensor(values, dtype=torch.int64).view([-1 if d == self.axis else 1 for d in range(dimensions)])
+
+
+class Channels:
+    """Numbers of channels, 1 and up. Some are tied: they are removed together or not at all. Some are held: they stay.
+
+    The number 0 stands for whatever stays.
+    """
+
+    def __init__(self) -> None:
+        self._parents = [0]
+        self._reasons = {0: "it stays"}  # by the root of what is held
+
+    def new(self, count: int) -> tuple[int, ...]:
+        """Numbers for `count` channels that have nothing to do with others yet; a single one stays."""
+        if count <= 1:
+            return (0,) * count
+        start = len(self._parents)
+        self._parents += range(start, start + count)
+        return tuple(range(start, start + count))
+
+    def root(self, label: int) -> int:
+        """One number for all channels that are tied together; 0 for those that stay."""
+        root = self._root(label)
+        return 0 if root in self._reasons else root
+
+    def reason(self, label: int) -> str | None:
+        """What holds a channel; None for one that may go."""
+        return self._reasons.get(self._root(label))
+
+    def tie(self, a: int, b: int, reason: str) -> None:
+        """Tie two channels. With 0 the other one is held, and `reason` says by what."""
+        if a == b or BLANK in (a, b):
+            return
+        if 0 in (a, b):
+            self._reasons.setdefault(self._root(a or b), reason)
+            return
+        a, b = self._root(a), self._root(b)
+        if a != b:
+            self._parents[b] = a
+            held = self._reasons.pop(b, None)
+            if held is not None:
+                self._reasons.setdefault(a, held)
+
+    def tie_all(self, a: Iterable[int], b: Iterable[int], reason: str) -> None:
+        """Tie channels one by one."""
+        if a != b:
+            for one, other in zip(a, b, strict=True):
+                self.tie(one, other, reason)
+
+    def hold(self, labels: Iterable[int], reason: str) -> None:
+        """Keep channels, and those tied to them."""
+        for label in labels:
+            self.tie(0, label, reason)
+
+    def hold_all(self, reason: str) -> None:
+        """Keep every channel there is so far."""
+        self.hold(range(1, len(self._parents)), reason)
+
+    def pattern(self, codes: Tensor, reason: str) -> Pattern | None:
+        """The pattern of a tensor with these codes; None where it has no channel.
+
+        A tensor can only lose whole slices along one dimension: channels that lie otherwise are tied until they do.
+        """
+        codes = _narrowed(codes)
+        roots = _narrowed(codes.clone().apply_(lambda code: self.root(code // 2) if code >= 0 else BLANK))
+        several = [axis for axis, size in enumerate(roots.shape) if size > 1]
+        if not (roots > 0).any():
+            return None
+        if not several:
+            self.hold(roots.unique().tolist(), f"{reason}, which takes one channel of several")
+            return None
+        rows = {axis: [set(row.tolist()) - {BLANK} for row in _slices(roots, axis)] for axis in several}
+        axis = several[0] if len(several) == 1 else max(several, key=lambda axis: _groups(rows[axis]))
+        for row in rows[axis]:
+            first, *others = sorted(row) or [BLANK]
+            for other in others:
+                self.tie(first, other, reason)
+        zero = _slices(codes % 2 == 1, axis).all(1)
+        labels = tuple(self.root(min(row)) if row else BLANK for row in rows[axis])
+        return Pattern(axis, labels, tuple(zero.tolist())) if any(label > 0 for label in labels) else None
+
+    def _root(self, label: int) -> int:
+        parents = self._parents
+        while parents[label] != label:
+            parents[label] = parents[parents[label]]
+            label = parents[label]
+        return label
+
+
+class Memory:
+    """Which channel each element of a storage belongs to."""
+
+    def __init__(self, first: View) -> None:
+        self._itemsize = _itemsize(first)
+        self._written: list[tuple[View, Pattern | None]] = []
+        self._codes: Tensor | None = None  # of every element, once parts of it were written
+
+    def fits(self, view: View) -> bool:
+        """Whether the elements of a tensor are those that are counted here."""
+        return _itemsize(view) == self._itemsize and len(view.strides) == len(view.shape)
+
+    def blank(self, view: View) -> bool | None:
+        """Whether a tensor is 0, if it is nothing but constants and noise; None otherwise."""
+        if not self.fits(view):
+            return None
+        if self._codes is None:
+            patterns = [pattern for _, pattern in self._written]
+            if any(pattern is None or set(pattern.labels) != {BLANK} for pattern in patterns):
+                return None
+            return all(all(pattern.zero) for pattern in patterns if pattern is not None)
+        codes = self._spread(view).as_strided(view.shape, view.strides, view.offset)
+        return bool((codes % 2 == 1).all()) if bool((codes < 0).all()) else None
+
+    def write(self, view: View, pattern: Pattern | None) -> None:
+        """Note the channels of a tensor that was written."""
+        if (self._codes is None and not self._written) or (
+            self._codes is None and _place(self._written[0][0]) == _place(view)
+        ):
+            self._written = [(view, pattern)]
+        else:
+            self._codes = self._spread(view)
+            self._lay(view, pattern)
+
+    def read(self, view: View, channels: Channels, reason: str) -> Pattern | None:
+        """The channels of a tensor."""
+        if self._codes is None:
+            written, pattern = self._written[0]
+            if pattern is None or _place(written) == _place(view):
+                return pattern
+        self._codes = self._spread(view)
+        return channels.pattern(self._codes.as_strided(view.shape, view.strides, view.offset), reason)
+
+    def labels(self) -> list[int]:
+        """Every channel in the storage."""
+        if self._codes is not None:
+            return [code // 2 for code in self._codes.unique().tolist() if code > 1]
+        return [label for _, pattern in self._written if pattern for label in pattern.labels if label > 0]
+
+    def _spread(self, also: View) -> Tensor:
+        """The code of every element, as far as views go."""
+        views = [also, *(view for view, _ in self._written)]
+        size = max(_end(view) for view in views)
+        codes = self._codes
+        if codes is None or len(codes) < size:
+            self._codes = torch.zeros(size, dtype=torch.int64)
+            if codes is not None:
+                self._codes[: len(codes)] = codes
+            for view, pattern in self._written:
+                self._lay(view, pattern)
+            self._written = []
+        assert self._codes is not None
+        return self._codes
+
+    def _lay(self, view: View, pattern: Pattern | None) -> None:
+        assert self._codes is not None
+        codes = torch.zeros((), dtype=torch.int64) if pattern is None else pattern.codes(len(view.shape))
+        self._codes.as_strided(view.shape, view.strides, view.offset).copy_(codes.expand(view.shape))
+
+
+def _narrowed(codes: Tensor) -> Tensor:
+    """Without the dimensions along which all slices are alike: they have size 1."""
+    for axis, size in enumerate(codes.shape):
+        if size > 1 and bool((codes == (first := codes.narrow(axis, 0, 1))).all()):
+            codes = first
+    return codes
+
+
+def _slices(tensor: Tensor, axis: int) -> Tensor:
+    """Along a dimension, each as a row."""
+    return tensor.movedim(axis, 0).reshape(tensor.shape[axis], -1)
+
+
+def _groups(rows: list[set[int]]) -> int:
+    """How many independent channels are left when those of each slice are tied."""
+    parts: list[set[int]] = []
+    for row in rows:
+        touching = [part for part in parts if part & row]
+        parts = [part for part in parts if not part & row] + [row.union(*touching)]
+    return sum(bool(part) and 0 not in part for part in parts)
+
+
+def _itemsize(view: View) -> int:
+    return 0 if view.dtype is None else view.dtype.itemsize
+
+
+def _place(view: View) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    return view.shape, view.strides, view.offset
+
+
+def _end(view: View) -> int:
+    if 0 in view.shape:
+        return view.offset
+    return view.offset + 1 + sum((size - 1) * stride for size, stride in zip(view.shape, view.strides, strict=True))

@@ -1,0 +1,254 @@
+"""How channels flow through a network: from the weights that make them, through every operation, to those that read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from syncbn.norm.surgery.graph import Graph, Named, Operation, View, is_whole
+from syncbn.policy.pruning.channels import BLANK, Channels, Memory, Pattern
+from syncbn.policy.pruning.rules import rule_for
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+class Axis(NamedTuple):
+    """A dimension of a parameter or buffer, which is known by the first of its names."""
+
+    name: str
+    axis: int
+
+
+class Flow:
+    """What makes, changes and reads each channel of a network.
+
+    Attributes:
+        channels: their numbers, and which of them are tied or held.
+        axes: the channels of dimensions of parameters and buffers.
+        read: the dimensions of weights that read channels, and lose columns with them.
+        grouped: convolutions of which channels take a group with them: the channels of their outputs.
+        counted: norms of instances, which know how many channels they get and have nothing for each: those channels.
+        taken: the channels that each operation took, by graph and index.
+        returned: the patterns of what it returned.
+    """
+
+    def __init__(self, zeros: Iterable[str], whole: Iterable[str]) -> None:
+        """Begin.
+
+        Args:
+            zeros: names of the parameters that are 0 for the channels that go: γ and β.
+            whole: names of the parameters and buffers that stay as they are.
+        """
+        self.channels = Channels()
+        self.axes: dict[Axis, tuple[int, ...]] = {}
+        self.read: set[Axis] = set()
+        self.grouped: dict[str, tuple[int, ...]] = {}
+        self.counted: dict[str, tuple[int, ...]] = {}
+        self.taken: dict[tuple[int, int], set[int]] = {}
+        self.returned: dict[tuple[int, int], list[Pattern | None]] = {}
+        self._zeros = set(zeros)
+        self._whole = set(whole)
+        self._graphs: list[Graph] = []
+        self._only: set[str] | None = None
+
+    def follow(self, graph: Graph, only: set[str] | None = None) -> None:
+        """Go through the operations of a forward pass.
+
+        Args:
+            graph: of the model that the names belong to.
+            only: hold channels only where modules of these names run: in training mode, the rest has been followed in
+                evaluation.
+        """
+        self._graphs.append(graph)
+        self._graph, self._only = graph, only
+        self._memories: dict[int, Memory] = {}
+        unseen = set(graph.unseen.values())
+        counting = {
+            call.start: call for call in graph.calls if isinstance(call.module, _INSTANCE_NORMS) and call.inputs
+        }
+        for self._operation in graph.operations:
+            if self._operation.index in unseen and self._counts():
+                self.channels.hold_all(f"{self._operation} works on a tensor of unknown origin")
+            if (call := counting.get(self._operation.index)) and (pattern := self._seen(call.inputs[0])):
+                self.counted[call.name] = pattern.labels
+            self._step(self._operation)
+        if only is None:
+            for storage in graph.kept & self._memories.keys():
+                self.channels.hold(self._memories[storage].labels(), "the model returns it, or keeps it")
+
+    def _step(self, operation: Operation) -> None:
+        self._understood: set[str] = set()
+        patterns = [self._seen(view) for view in operation.reads]
+        key = (len(self._graphs) - 1, operation.index)
+        rule = None if operation.op is None else rule_for(operation)
+        understood = operation.op is None and not operation.writes  # a function that only passes on
+        if not understood and (rule is None or not rule(self, operation)):
+            self._understood.clear()
+            for pattern in patterns:
+                self.hold(pattern)
+            if not operation.is_geometry:
+                for view in (*operation.writes, *operation.outputs):
+                    self.write(view, None)
+        if not operation.is_geometry:
+            for view in operation.reads:
+                named = self.named(view)
+                if named is not None and named.names[0] not in self._understood:
+                    self._keep(named)
+        returned = [self._seen(view) for view in operation.outputs]
+        self.taken[key] = {label for pattern in patterns if pattern for label in pattern.labels if label > 0}
+        self.returned[key] = returned
+
+    # Tensors
+
+    def pattern(self, view: View, axis: int | None = None) -> Pattern | None:
+        """The channels of a tensor that an operation reads.
+
+        Those of a parameter that is a vector are the vector's; those of a larger one are along `axis`, if it is given.
+        """
+        named = self.named(view)
+        if named is None:
+            return self._seen(view)
+        long = [d for d, (size, stride) in enumerate(zip(view.shape, view.strides, strict=True)) if size > 1 and stride]
+        along = axis if axis is not None and axis in long else (long[0] if len(long) == 1 else None)
+        if not long:
+            self._understood.add(named.names[0])
+            return None
+        labels = None if along is None or (axis is not None and along != axis) else self.weight(view, along)
+        if labels is None or along is None:
+            return None
+        for other in long:
+            if other != along:
+                self.hold_labels(self.weight(view, other) or ())
+        zero = any(name in self._zeros for name in named.names)
+        return Pattern(along, labels, (zero,) * len(labels)) if any(labels) else None
+
+    def weight(self, view: View, dimension: int) -> tuple[int, ...] | None:
+        """The channels along a dimension of a parameter; None if the tensor isn't one as it is."""
+        axis = self.axis(view, dimension)
+        if axis is None:
+            return None
+        self._understood.add(axis.name)
+        if axis not in self.axes:
+            size = view.shape[dimension]
+            self.axes[axis] = (0,) * size if axis.name in self._whole else self.channels.new(size)
+        return self.axes[axis]
+
+    def axis(self, view: View, dimension: int) -> Axis | None:
+        """Which dimension of which parameter a dimension of a tensor is; None if it isn't one as it is."""
+        named = self.named(view)
+        if named is None or self._graph.is_written(named):
+            return None
+        if not is_whole(view, named.view):
+            return None
+        here = view.shape[dimension], view.strides[dimension]
+        places = [i for i, there in enumerate(zip(named.view.shape, named.view.strides, strict=True)) if there == here]
+        if here[0] == 1:
+            return Axis(named.names[0], -1)
+        return Axis(named.names[0], places[0]) if len(places) == 1 else None
+
+    def named(self, view: View) -> Named | None:
+        """The parameter or buffer that a tensor is, or is a part of."""
+        return self._graph.parameter(view) if view.storage in self._graph.named else None
+
+    def blank(self, view: View) -> bool | None:
+        """Whether a tensor is 0, if it is made of constants and noise alone; None otherwise."""
+        memory = self._memories.get(view.storage)
+        return None if memory is None else memory.blank(view)
+
+    def write(self, view: View, pattern: Pattern | None) -> None:
+        """Note the channels of a tensor that an operation returned or wrote to."""
+        if view.storage in self._graph.named:
+            return
+        if view.storage not in self._memories:
+            if pattern is None:
+                return
+            self._memories[view.storage] = Memory(view)
+        self._memories[view.storage].write(view, pattern)
+
+    def write_blank(self, view: View, zero: bool) -> None:
+        """Note that a tensor is a constant, or noise: its size may follow that of others."""
+        if view.shape:
+            self.write(view, Pattern(0, (BLANK,) * view.shape[0], (zero,) * view.shape[0]))
+
+    def _seen(self, view: View) -> Pattern | None:
+        memory = self._memories.get(view.storage)
+        if memory is None:
+            return None
+        if not memory.fits(view):
+            self.hold_labels(memory.labels())
+            return None
+        pattern = memory.read(view, self.channels, str(self._operation))
+        return pattern if pattern is not None and any(label > 0 for label in pattern.labels) else None
+
+    # Channels
+
+    def hold(self, pattern: Pattern | None, reason: str | None = None) -> None:
+        """Keep the channels of a tensor, because of the operation."""
+        if pattern is not None:
+            self.hold_labels(pattern.labels, reason)
+
+    def hold_labels(self, labels: Iterable[int], reason: str | None = None) -> None:
+        """Keep channels, because of the operation."""
+        if self._counts():
+            self.channels.hold(labels, str(self._operation) if reason is None else reason)
+
+    def tie(self, a: Sequence[int], b: Sequence[int]) -> bool:
+        """Tie channels one by one; those that stay hold others, in parts that count."""
+        if len(a) != len(b):
+            self.hold_labels((*a, *b))
+            return False
+        if a != b:
+            for one, other in zip(a, b, strict=True):
+                if (one and other) or self._counts():
+                    self.channels.tie(one, other, str(self._operation))
+        return True
+
+    def consume(self, pattern: Pattern | None, weight: View, dimension: int) -> bool:
+        """Let a dimension of a weight read channels: columns go with them, if what they read is 0 then."""
+        axis, labels = self.axis(weight, dimension), self.weight(weight, dimension)
+        if labels is None or axis is None:
+            return False
+        if pattern is None:
+            self.hold_labels(labels, f"{self._operation} reads channels that stay")
+            return True
+        self.tie(pattern.labels, labels)
+        self.check_zero(pattern)
+        self.note_reader(axis)
+        return True
+
+    def note_reader(self, axis: Axis) -> None:
+        """Note that a dimension of a weight reads channels; a weight that is used both ways round stays whole."""
+        for other in self.read:
+            if other.name == axis.name and other.axis != axis.axis:
+                for each in (axis, other):
+                    self.hold_labels(self.axes[each], f"{self._operation} uses {axis.name} the other way round")
+        self.read.add(axis)
+
+    def check_zero(self, pattern: Pattern) -> None:
+        """Keep channels that aren't 0 where γ and β are, since the operation would miss what they are."""
+        left = [label for label, zero in zip(pattern.labels, pattern.zero, strict=True) if not zero]
+        self.hold_labels(left, f"{self._operation} reads something else than 0 where γ and β are 0")
+
+    def convolution_module(self, weight: View, groups: int) -> str | None:
+        """The name of the module that runs a convolution and knows the number of its groups."""
+        named = self.named(weight)
+        for call in reversed(self._operation.calls):
+            if isinstance(call.module, _CONVOLUTIONS) and named and f"{call.name}.weight" in named.names:
+                return call.name if call.module.groups == groups else None
+        return None
+
+    def _keep(self, named: Named) -> None:
+        """Keep a parameter whole."""
+        if self._counts() or named.names[0] in self._whole:
+            self._whole.add(named.names[0])
+            for axis, labels in self.axes.items():
+                if axis.name == named.names[0]:
+                    self.channels.hold(labels, f"{self._operation} works on {axis.name}")
+
+    def _counts(self) -> bool:
+        return self._only is None or any(call.name in self._only for call in self._operation.calls)

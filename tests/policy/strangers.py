@@ -1,0 +1,368 @@
+"""Networks as other people write them: what fuse and prune have to see through. (N, 3, 8, 8) or (N, 3) -> whatever."""
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+from syncbn.norm.surgery.forward import copied, tensors_in
+
+
+def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    """In float64 and eval mode, with γ, β and statistics that aren't those of a new network."""
+    torch.manual_seed(seed)
+    net = make().double().eval()
+    for module in net.modules():
+        if getattr(module, "running_mean", None) is not None:
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            for name in ("weight", "bias"):
+                if isinstance(module._parameters.get(name), Tensor):
+                    nn.init.normal_(module._parameters[name])
+    return net
+
+
+def images(count: int = 2, seed: int = 1) -> Tensor:
+    """(count, 3, 8, 8) float64."""
+    return 2 * torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def results(net: nn.Module, x: Any) -> list[Tensor]:
+    """All tensors that a network returns in evaluation; the network is left as it was."""
+    torch.manual_seed(0)
+    arguments = x if isinstance(x, tuple) else (x,)
+    with torch.no_grad():
+        return list(tensors_in(copied(net).eval()(*(a.clone() if isinstance(a, Tensor) else a for a in arguments))))
+
+
+class Pair(nn.Module):
+    """conv, norm; another of each; how they are called is up to `body`."""
+
+    def __init__(self, body: Callable[[Any, Tensor], Any] = lambda net, x: net.norm(net.conv(x))) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv2, self.norm2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.body = body
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(self, x)
+
+
+def changed(change: Callable[[Any], Any]) -> Callable[[], nn.Module]:
+    """A `Pair` whose norm follows its convolution, after a change."""
+
+    def make() -> nn.Module:
+        net = Pair()
+        change(net)
+        return net
+
+    return make
+
+
+@torch.jit.script
+def swish(x: Tensor) -> Tensor:
+    return x * x.sigmoid()
+
+
+class ByNumpy(torch.autograd.Function):
+    """tanh, computed where torch doesn't see it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.from_numpy(np.tanh(x.detach().numpy()))
+
+
+class StandardizedConv(nn.Conv2d):
+    """Weights of mean 0, made at each call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class ActivatedConv(nn.Conv2d):
+    """A convolution with a ReLU of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+class PaddedConv(nn.Conv2d):
+    """A convolution that pads by itself, as TensorFlow does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride, self.padding)
+
+
+class DeafConv(nn.Conv2d):
+    """A convolution that wouldn't use a bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, None, self.stride, self.padding)
+
+
+class ActivatedNorm(nn.BatchNorm2d):
+    """A norm with a ReLU of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
+class LeakyNorm(nn.BatchNorm2d):
+    """A norm with an activation that changes few numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(super().forward(x), 0.3)
+
+
+class ClampedNorm(nn.BatchNorm2d):
+    """A norm that changes only large numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).clamp(-100, 100)
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """timm's layer, as its documentation describes it; it calls the function itself."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.drop = nn.Identity()
+        self.act = nn.PReLU(num_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        x = F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum or 0.0, self.eps)
+        return self.act(self.drop(x))
+
+
+@dataclasses.dataclass
+class Result:
+    """What a network returns."""
+
+    first: Tensor
+    second: Tensor
+
+
+class ModelOutput(OrderedDict[str, Any]):
+    """A dictionary with attributes, as transformers has it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+class DenseLayer(nn.Module):
+    """A layer of DenseNet: norm, relu, conv, twice."""
+
+    def __init__(self, channels: int, growth: int = 4) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.BatchNorm2d(channels), nn.Conv2d(channels, 8, 1, bias=False)
+        self.norm2, self.conv2 = nn.BatchNorm2d(8), nn.Conv2d(8, growth, 3, padding=1, bias=False)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        y = self.conv1(F.relu(self.norm1(torch.cat(features, 1)), inplace=True))
+        return self.conv2(F.relu(self.norm2(y), inplace=True))
+
+
+class DenseNet(nn.Module):
+    """As torchvision's: a list of features that grows after it was concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv0, self.norm0 = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.layers = nn.ModuleList([DenseLayer(6 + 4 * i) for i in range(3)])
+        self.norm, self.head = nn.BatchNorm2d(18), nn.Linear(18, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [F.relu(self.norm0(self.conv0(x)), inplace=True)]
+        for layer in self.layers:
+            features.append(layer(features))
+        return self.head(F.relu(self.norm(torch.cat(features, 1)), inplace=True).mean((2, 3)))
+
+
+class BasicBlock(nn.Module):
+    """As torchvision's: one ReLU in place for all, and a sum in place."""
+
+    def __init__(self, channels: int, planes: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, planes, 3, padding=1, bias=False), nn.BatchNorm2d(planes)
+        self.conv2, self.bn2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False), nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if channels != planes:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, planes, 1, bias=False), nn.BatchNorm2d(planes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += identity
+        return self.relu(out)
+
+
+def resnet18() -> nn.Module:
+    """With 20 norms, as torchvision's, and narrow."""
+    stem = [nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+    blocks = [BasicBlock(c, p) for c, p in ((4, 4), (4, 4), (4, 6), (6, 6), (6, 8), (8, 8), (8, 10), (10, 10))]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 5))
+
+
+def vgg_bn() -> nn.Module:
+    """With 8 norms, as torchvision's vgg11_bn, and narrow."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for i, planes in enumerate((4, 6, 8, 8, 8, 8, 8, 8)):
+        layers += [nn.Conv2d(channels, planes, 3, padding=1), nn.BatchNorm2d(planes), nn.ReLU(inplace=True)]
+        layers += [nn.MaxPool2d(2)] if i in (0, 3) else []
+        channels = planes
+    head = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 16), nn.ReLU(True), nn.Dropout(), nn.Linear(16, 5)]
+    return nn.Sequential(*layers, *head)
+
+
+class Inception(nn.Module):
+    """As googlenet's: branches that are concatenated, and a head that runs in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch1 = self.unit(3, 4, 1)
+        self.branch2 = nn.Sequential(self.unit(3, 3, 1), self.unit(3, 5, 3))
+        self.branch3 = nn.Sequential(nn.MaxPool2d(3, 1, 1), self.unit(3, 2, 1))
+        self.after = self.unit(11, 6, 3)
+        self.head, self.aux = nn.Conv2d(6, 5, 1), nn.Sequential(self.unit(6, 4, 1), nn.Conv2d(4, 5, 1))
+
+    @staticmethod
+    def unit(channels: int, planes: int, size: int) -> nn.Module:
+        conv = nn.Conv2d(channels, planes, size, padding=size // 2, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(planes, eps=0.001), nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.after(torch.cat([self.branch1(x), self.branch2(x), self.branch3(x)], 1))
+        return (self.head(y), self.aux(F.dropout2d(y, 0.1))) if self.training else self.head(y)
+
+
+def in_the_shortcut(net: Any, x: Tensor) -> Tensor:
+    y = F.relu_(net.norm(net.conv(x)))
+    out = net.norm2(net.conv2(y))
+    out += y
+    return F.relu(out, inplace=True)
+
+
+def written(net: Any, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    y[:, :, 0] = 0
+    return net.norm(y)
+
+
+def written_later(net: Any, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    z = net.norm(y)
+    y.view(-1).zero_()
+    return z + y
+
+
+def both(function: Callable[[Tensor], Any]) -> Callable[[Any, Tensor], Any]:
+    """A body in which a function sees the convolution's output beside the norm."""
+
+    def body(net: Any, x: Tensor) -> Any:
+        y = net.conv(x)
+        return net.norm(y) + function(y)
+
+    return body
+
+
+def cached(net: Any, x: Tensor) -> Tensor:
+    net.features = net.conv(x)
+    return net.norm(net.features)
+
+
+def as_list(net: Any) -> None:
+    net.pairs = [(net.conv, net.norm)]
+    net.body = lambda net, x: net.pairs[0][1](net.pairs[0][0](x))
+
+
+def not_for_all(net: Any, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return net.norm(y) if x.mean() < 5 else net.norm2(y)
+
+
+# What the norm `norm` becomes: "folded", or a part of the reason why it isn't.
+PAIRS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "in-place activation": (lambda: Pair(lambda net, x: F.relu(net.norm(net.conv(x)), inplace=True)), "folded"),
+    "in-place sum": (lambda: Pair(in_the_shortcut), "folded"),
+    "dropout between": (lambda: Pair(lambda net, x: net.norm(F.dropout(net.conv(x), training=False))), "folded"),
+    "a view of it": (lambda: Pair(lambda net, x: net.norm(net.conv(x).view(x.shape[0], 4, 64, 1))), "folded"),
+    "written in a slice": (lambda: Pair(written), "fill_ made it"),
+    "written in a channel": (lambda: Pair(lambda net, x: net.norm(net.conv(x)[:, 1].mul_(2)._base)), "mul_ made it"),
+    "written afterwards": (lambda: Pair(written_later), "used elsewhere too: by zero_"),
+    "scripted": (lambda: Pair(both(swish)), "used elsewhere too: by sigmoid"),
+    "numpy in a function": (lambda: Pair(both(ByNumpy.apply)), "used elsewhere too: by numpy"),
+    "numpy": (lambda: Pair(both(lambda y: float(np.abs(y.numpy()).mean()))), "used elsewhere too: by numpy"),
+    "a Python list": (lambda: Pair(both(lambda y: torch.tensor(y.tolist()))), "used elsewhere too: by tolist"),
+    "a Python number": (lambda: Pair(both(lambda y: y.max().item())), "used elsewhere too: by max"),
+    "another layer": (
+        lambda: Pair(lambda net, x: net.norm(y := net.conv(x)) + net.conv2(y)),
+        "by convolution in conv2",
+    ),
+    "a hook that changes": (changed(lambda net: net.conv.register_forward_hook(lambda m, a, o: 2 * o)), "mul made it"),
+    "a hook that keeps": (
+        changed(lambda net: net.conv.register_forward_hook(lambda m, a, o, kept=[]: kept.append(o))),
+        "the model returns it, or keeps it",
+    ),
+    "a hook that looks": (changed(lambda net: net.conv.register_forward_hook(lambda m, a, o: None)), "folded"),
+    "a hook on the norm": (changed(lambda net: net.norm.register_forward_hook(lambda m, a, o: 2 * o)), "it has hooks"),
+    "spectral_norm": (changed(lambda net: spectral_norm(net.conv)), "the weight of the Conv2d before it is computed"),
+    "weight_norm": (changed(lambda net: weight_norm(net.conv)), "the weight of the Conv2d before it is computed"),
+    "a pruning mask": (changed(lambda net: prune.l1_unstructured(net.conv, "weight", 0.3)), "the weight of the Conv2d"),
+    "a mask of the norm": (changed(lambda net: prune.l1_unstructured(net.norm, "weight", 0.5)), "it has hooks"),
+    "parametrized": (changed(lambda net: parametrizations.spectral_norm(net.conv)), "is parametrized"),
+    "standardized": (
+        changed(lambda net: setattr(net, "conv", StandardizedConv(3, 4, 3))),
+        "the weight of the StandardizedConv before it is computed",
+    ),
+    "activated conv": (changed(lambda net: setattr(net, "conv", ActivatedConv(3, 4, 3))), "relu in conv made it"),
+    "padded conv": (changed(lambda net: setattr(net, "conv", PaddedConv(3, 4, 3))), "folded"),
+    "deaf conv": (changed(lambda net: setattr(net, "conv", DeafConv(3, 4, 3, bias=False))), "no bias to fold into"),
+    "activated norm": (changed(lambda net: setattr(net, "norm", ActivatedNorm(4))), "folded"),
+    "leaky norm": (changed(lambda net: setattr(net, "norm", LeakyNorm(4))), "folded"),
+    "clamped norm": (changed(lambda net: setattr(net, "norm", ClampedNorm(4))), "the evaluation of ClampedNorm isn't"),
+    "timm's norm": (changed(lambda net: setattr(net, "norm", BatchNormAct2d(4))), "folded"),
+    "a dataclass": (lambda: Pair(lambda net, x: Result(net.norm(y := net.conv(x)), y)), "the model returns it"),
+    "a ModelOutput": (
+        lambda: Pair(lambda net, x: ModelOutput(a=net.norm(y := net.conv(x)), b=y)),
+        "the model returns it",
+    ),
+    "cached": (lambda: Pair(cached), "the model returns it, or keeps it"),
+    "in a Python list": (changed(as_list), "folded"),
+    "its eps is read": (lambda: Pair(lambda net, x: net.norm(net.conv(x)) * net.norm.eps), "folded"),
+    "its scale is read": (lambda: Pair(lambda net, x: net.norm(net.conv(x)) * net.norm.weight.sum()), "weight is used"),
+    "the weight is read": (
+        lambda: Pair(lambda net, x: net.norm(net.conv(x)) * net.conv.weight.sum()),
+        "is used elsewhere",
+    ),
+    "called twice": (lambda: Pair(lambda net, x: net.conv(x) + net.norm(net.conv(-x))), "called 2 times"),
+    "one channel": (
+        changed(lambda net: (setattr(net, "conv", nn.Conv2d(3, 1, 3)), setattr(net, "norm", nn.BatchNorm2d(1)))),
+        "folded",
+    ),
+    "shared statistics": (
+        changed(
+            lambda net: (
+                setattr(net.norm2, "running_mean", net.norm.running_mean),
+                setattr(net, "body", lambda net, x: net.norm2(net.conv2(net.norm(net.conv(x))))),
+            )
+        ),
+        "folded",
+    ),
+    "a variance near 0": (
+        changed(lambda net: net.norm.register_buffer("running_var", torch.full((4,), 1e-30))),
+        "folded",
+    ),
+    "no_grad inside": (lambda: Pair(torch.no_grad()(lambda net, x: net.norm(net.conv(x)))), "folded"),
+    "forward called": (lambda: Pair(lambda net, x: net.norm(net.conv.forward(x))), "outside of one"),
+}
