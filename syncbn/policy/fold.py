@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from syncbn.norm.core.linear_maps import is_transposed
 from syncbn.norm.surgery.forward import copied
+from syncbn.norm.surgery.graph import View
 
 Rest = Callable[[nn.Module], nn.Module]
 
@@ -49,6 +50,25 @@ def fold(feeder: Any, layer: nn.Module) -> None:
     requires_grad = feeder.weight.requires_grad
     feeder.weight = nn.Parameter(weight, requires_grad=requires_grad)
     feeder.bias = nn.Parameter(bias, requires_grad=requires_grad)
+
+
+def takes_bias(feeder: nn.Module, inputs: tuple[View, ...]) -> bool:
+    """Whether a convolution without a bias, whose forward isn't torch's, adds one that it is given: it is tried."""
+    if len(inputs) != 1 or len(inputs[0].shape) < 2:
+        return False
+    probe: Any = copied(feeder).double().eval()
+    numbers = torch.Generator().manual_seed(0)
+    x = torch.randn(2, *inputs[0].shape[1:], generator=numbers, dtype=torch.float64).to(probe.weight.device)
+    try:
+        with torch.no_grad():
+            before = probe(x)
+            along = 1 if before.dim() > 2 else -1
+            bias = torch.arange(1.0, before.shape[along] + 1, dtype=torch.float64, device=x.device)
+            probe.bias = nn.Parameter(bias)
+            difference = probe(x) - before - bias.view(-1, *(1 for _ in before.shape[2:]))
+    except Exception:  # whatever a stranger's layer may raise
+        return False
+    return bool((difference.abs() < 1e-9 * (1 + before.abs().max())).all())
 
 
 def remainder(layer: nn.Module, shape: tuple[int, ...]) -> tuple[Rest, bool] | None:

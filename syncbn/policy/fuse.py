@@ -12,7 +12,7 @@ from syncbn.norm.surgery.feeding import layer_before, other_use, weight_and_bias
 from syncbn.norm.surgery.forward import Example, Forward, copied
 from syncbn.norm.surgery.graph import Call, Graph, Operation, View, is_whole, storages
 from syncbn.norm.surgery.record import record
-from syncbn.policy.fold import Rest, fold, folded, remainder, replace_everywhere
+from syncbn.policy.fold import Rest, fold, folded, remainder, replace_everywhere, takes_bias
 from syncbn.policy.layers import has_statistics, is_batch_norm, refuse_wrapped
 from syncbn.policy.proof import prove_fusion
 
@@ -166,8 +166,8 @@ class _Search:
             reason = self._parameter(feeder, caller.name, part, view, operation)
             if reason is not None:
                 return f"the {part} of the {kind} before it {reason}"
-        if feeder.bias is None and compat.runs_own_code(feeder):
-            return f"the {kind} before it has a forward of its own, and no bias to fold into"
+        if feeder.bias is None and compat.runs_own_code(feeder) and not takes_bias(feeder, caller.inputs):
+            return f"the {kind} before it has a forward of its own, which wouldn't use a bias"
         return feeder, operation
 
     def _parameter(self, feeder: Any, name: str, part: str, view: Any, operation: Operation) -> str | None:

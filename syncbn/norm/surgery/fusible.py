@@ -70,6 +70,8 @@ def _only_use(value: View, start: int, graph: Graph) -> Operation | str:
     uses = [op for op in graph.operations[start:] if any(view.storage == value.storage for view in op.reads)]
     if uses and value in uses[0].writes and value in uses[0].outputs:
         return uses[0]
+    written = next((place for place, op in enumerate(uses) if value in op.writes), len(uses))
+    uses = uses[: written + 1]  # what comes later works with another content
     if value.storage in graph.kept:
         return "the model returns its output, or keeps it"
     if graph.has_unseen_after(start - 1):

@@ -91,7 +91,7 @@ class Removal:
             layer.num_parameters = layer.weight.numel()
         elif isinstance(getattr(layer, "num_features", None), int):
             tensors = [t for t in (*layer._parameters.values(), *buffers_of(layer).values()) if t is not None]
-            layer.num_features = next(len(tensor) for tensor in tensors if tensor.dim() == 1)
+            layer.num_features = next((len(t) for t in tensors if t.dim() == 1), layer.num_features)
             if clear_window := getattr(layer, "clear_window", None):  # cross-iteration norms: moments of all channels
                 clear_window()
 
