@@ -67,21 +67,21 @@ def prove_fusion(
         ValueError: something differs, or the changed model raises; it names the layer.
     """
     folds = list(folds)
-    trial = Trial.of(model, example_input, forward, exact)
-    changed = copied(trial.model)
+    rehearsal = Rehearsal.of(model, example_input, forward, exact)
+    changed = copied(rehearsal.model)
     change(changed)
-    for example in trial.examples:
-        comparison = _Comparison({fold.layer: fold.feeder for fold in folds}, trial.tolerance)
+    for example in rehearsal.examples:
+        comparison = _Comparison({fold.layer: fold.feeder for fold in folds}, rehearsal.tolerance)
         with _outputs_of(changed, list(comparison.feeders), comparison.keep):
             try:
-                returned = trial.run(changed, example)
+                returned = rehearsal.run(changed, example)
             except Exception as error:
                 raise ValueError(
                     f"fusing {comparison} would break this model: {type(error).__name__}: {error}; it is unchanged"
                 ) from error
-        with _outputs_of(trial.model, list(comparison.feeders), comparison.compare):
-            expected = trial.run(trial.model, example)
-        trial.compare(returned, expected, f"with {comparison} folded, the model would return something else")
+        with _outputs_of(rehearsal.model, list(comparison.feeders), comparison.compare):
+            expected = rehearsal.run(rehearsal.model, example)
+        rehearsal.compare(returned, expected, f"with {comparison} folded, the model would return something else")
 
 
 class _Comparison:
@@ -112,7 +112,7 @@ class _Comparison:
 
 
 @dataclass
-class Trial:
+class Rehearsal:
     """A copy of a model on which a change is tried: in float64, with γ, β and statistics of its own.
 
     Attributes:
@@ -127,7 +127,7 @@ class Trial:
     tolerance: float
 
     @classmethod
-    def of(cls, model: nn.Module, example_input: Example, forward: Forward | None, exact: bool = True) -> Trial:
+    def of(cls, model: nn.Module, example_input: Example, forward: Forward | None, exact: bool = True) -> Rehearsal:
         """One that runs.
 
         Args:
@@ -136,20 +136,20 @@ class Trial:
             forward: how to call the model.
             exact: in float64, if the model runs in it; else in its own precision.
         """
-        for trial in _trials(model, example_input, forward, exact):
+        for rehearsal in _rehearsals(model, example_input, forward, exact):
             try:
-                elements = trial._randomize()
+                elements = rehearsal._randomize()
                 break
             except Exception:  # a layer that casts, or has a kernel for its own precision alone
                 continue
         else:
-            trial, elements = _trial(model, example_input, forward, None), 0
-        if elements * 8 > _BUDGET and (fewer := _fewer(trial.examples[0])) is not None and trial.runs(fewer):
-            trial.examples[0] = fewer
-        other = varied(trial.examples[0])
-        if trial.runs(other):
-            trial.examples.append(other)
-        return trial
+            rehearsal, elements = _rehearsal(model, example_input, forward, None), 0
+        if elements * 8 > _BUDGET and (fewer := _fewer(rehearsal.examples[0])) is not None and rehearsal.runs(fewer):
+            rehearsal.examples[0] = fewer
+        other = varied(rehearsal.examples[0])
+        if rehearsal.runs(other):
+            rehearsal.examples.append(other)
+        return rehearsal
 
     def runs(self, example: Example) -> bool:
         """Whether the model takes an example: other numbers, or fewer samples, aren't always welcome."""
@@ -200,12 +200,12 @@ def relative_difference(a: Tensor, b: Tensor | None) -> float:
     return float(((a - b).abs()[~same].max() / largest.clamp(min=1e-30)).nan_to_num(float("inf")))
 
 
-def _trials(model: nn.Module, example: Example, forward: Forward | None, exact: bool) -> Iterator[Trial]:
+def _rehearsals(model: nn.Module, example: Example, forward: Forward | None, exact: bool) -> Iterator[Rehearsal]:
     for dtype in (torch.float64, None) if exact else (None,):
-        yield _trial(model, example, forward, dtype)
+        yield _rehearsal(model, example, forward, dtype)
 
 
-def _trial(model: nn.Module, example: Example, forward: Forward | None, dtype: torch.dtype | None) -> Trial:
+def _rehearsal(model: nn.Module, example: Example, forward: Forward | None, dtype: torch.dtype | None) -> Rehearsal:
     """In a precision, or in the model's own."""
     copy, example = copied(model).eval(), copied_example(example)
     if dtype is not None:
@@ -214,7 +214,7 @@ def _trial(model: nn.Module, example: Example, forward: Forward | None, dtype: t
     else:
         dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
         dtype = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
-    return Trial(copy, [example], forward, _TOLERANCES.get(dtype, 0.1))
+    return Rehearsal(copy, [example], forward, _TOLERANCES.get(dtype, 0.1))
 
 
 def _fewer(example: Example) -> Example | None:

@@ -26,7 +26,7 @@ from syncbn.norm.surgery.forward import (
     varied,
 )
 from syncbn.norm.surgery.graph import Function, Graph
-from syncbn.norm.surgery.recorder import Recorder, Watch, tensors_among
+from syncbn.norm.surgery.recorder import Observer, Recorder, tensors_among
 
 # Methods by which the content of a tensor leaves torch, or may be changed from outside from then on.
 _LEAVES = frozenset(
@@ -44,7 +44,7 @@ def record(
     *,
     training: bool = False,
     graph: Graph | None = None,
-    watch: Watch | None = None,
+    watch: Observer | None = None,
 ) -> Graph:
     """Run `model` once, without gradients, and note what it computes.
 

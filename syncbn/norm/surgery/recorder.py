@@ -15,7 +15,7 @@ from syncbn.norm.core import compat
 from syncbn.norm.surgery.forward import tensors_in
 from syncbn.norm.surgery.graph import Call, Function, Graph, Named, Operation, View, storages
 
-Watch = Callable[[Operation, list[Tensor]], None]
+Observer = Callable[[Operation, list[Tensor]], None]
 
 # Operators whose argument was just made from Python's numbers.
 _LITERALS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
@@ -28,7 +28,7 @@ class Recorder:
     """Is told what happens in a forward pass, and writes it to a graph."""
 
     def __init__(
-        self, model: nn.Module, originals: dict[nn.Module, nn.Module], graph: Graph, watch: Watch | None
+        self, model: nn.Module, originals: dict[nn.Module, nn.Module], graph: Graph, watch: Observer | None
     ) -> None:
         """Begin.
 

@@ -9,6 +9,9 @@ from typing import Any
 import torch.fx
 from torch import Tensor, nn
 
+from syncbn.norm.core import compat
+from syncbn.norm.core.registry import registered_layers
+from syncbn.norm.surgery.adapters import looks_like_batch_norm
 from syncbn.norm.surgery.graph import Call, Graph, Operation, View
 
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
@@ -84,5 +87,5 @@ class _Tracer(torch.fx.Tracer):
         self._leaves = leaves
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        is_norm = any(cls.__module__.startswith("syncbn.norm.") for cls in type(m).__mro__)
+        is_norm = looks_like_batch_norm(m) or isinstance(m, (*compat.NORMS, *registered_layers()))
         return is_norm or m in self._leaves or super().is_leaf_module(m, module_qualified_name)

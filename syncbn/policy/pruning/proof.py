@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from syncbn.norm.surgery.forward import Example, Forward, copied
 from syncbn.norm.surgery.graph import Graph, Operation
 from syncbn.norm.surgery.record import record
-from syncbn.norm.surgery.recorder import Watch
-from syncbn.policy.proof import Difference, NoNoise, Trial
+from syncbn.norm.surgery.recorder import Observer
+from syncbn.policy.proof import Difference, NoNoise, Rehearsal
 from syncbn.policy.pruning.channels import Pattern
 from syncbn.policy.pruning.shrink import Removal
 
 
 @dataclass(frozen=True)
-class Fault:
+class Mismatch:
     """Why channels can't go: which, and the operation that shows it."""
 
     labels: set[int]
@@ -30,41 +30,41 @@ class PruningProof:
     """Runs a smaller network beside the original, with masks and with γ and β of 0."""
 
     def __init__(self, model: nn.Module, graphs: list[Graph], example_input: Example, forward: Forward | None) -> None:
-        self._trial = Trial.of(model, example_input, forward)
+        self._rehearsal = Rehearsal.of(model, example_input, forward)
         self._graphs = graphs
 
-    def fault(self, removal: Removal) -> Fault | None:
+    def fault(self, removal: Removal) -> Mismatch | None:
         """Where the smaller network isn't the original without the removed channels; None if it is."""
-        trial = self._trial
-        small, masked, silent = (copied(trial.model) for _ in range(3))
+        rehearsal = self._rehearsal
+        small, masked, silent = (copied(rehearsal.model) for _ in range(3))
         removal.mask(masked)
         removal.silence(silent)
         try:
             removal.shrink(small)
         except Exception as error:
             raise ValueError(f"pruning fails: {type(error).__name__}: {error}; the model is unchanged") from error
-        for example in trial.examples:
+        for example in rehearsal.examples:
             try:
-                returned = trial.run(small, example)
+                returned = rehearsal.run(small, example)
             except Exception as error:
                 return self._diverging(removal, small, example, 0, f"the smaller network raises: {error}")
             for whole, what in ((masked, "masked"), (silent, "with γ and β of 0")):
                 try:
-                    trial.compare(returned, trial.run(whole, example), f"it isn't the network {what}")
+                    rehearsal.compare(returned, rehearsal.run(whole, example), f"it isn't the network {what}")
                 except Difference as error:
                     return self._differing(removal, small, whole, example, str(error))
         if len(self._graphs) > 1:
             try:
-                record(small, trial.examples[0], trial.forward, training=True)
+                record(small, rehearsal.examples[0], rehearsal.forward, training=True)
             except Exception as error:
-                return self._diverging(removal, small, trial.examples[0], 1, f"in training it raises: {error}")
+                return self._diverging(removal, small, rehearsal.examples[0], 1, f"in training it raises: {error}")
         return None
 
-    def _diverging(self, removal: Removal, small: nn.Module, example: Example, number: int, why: str) -> Fault:
+    def _diverging(self, removal: Removal, small: nn.Module, example: Example, number: int, why: str) -> Mismatch:
         """The first operation of the smaller network that has another kind or shape than is expected."""
         begun = Graph()
         with contextlib.suppress(Exception):  # as it did before
-            record(small, example, self._trial.forward, training=number == 1, graph=begun)
+            record(small, example, self._rehearsal.forward, training=number == 1, graph=begun)
         flow, whole = removal.flow, self._graphs[number]
         last: set[int] = set()
         for mine, theirs in zip(begun.operations, whole.operations, strict=False):
@@ -76,14 +76,14 @@ class PruningProof:
             expected = [_shape(v.shape, p, removal) for v, p in zip(theirs.outputs, flow.returned[key], strict=True)]
             as_expected = self._is_of_parameter(number, theirs) or [view.shape for view in mine.outputs] == expected
             if mine.kind != theirs.kind or not as_expected:
-                return Fault(last, f"{theirs}, where {why}")
-        return Fault(last, why)
+                return Mismatch(last, f"{theirs}, where {why}")
+        return Mismatch(last, why)
 
-    def _differing(self, removal: Removal, small: nn.Module, whole: nn.Module, example: Example, why: str) -> Fault:
+    def _differing(self, removal: Removal, small: nn.Module, whole: nn.Module, example: Example, why: str) -> Mismatch:
         """The first operation that returns other numbers in the smaller network than in the whole one."""
         expected: list[list[float]] = []
         found: list[int] = []
-        flow, forward = removal.flow, self._trial.forward
+        flow, forward = removal.flow, self._rehearsal.forward
         operations = self._graphs[0].operations
 
         def note(operation: Operation, tensors: list[Tensor]) -> None:
@@ -101,14 +101,14 @@ class PruningProof:
         self._watch(whole, example, forward, note)
         self._watch(small, example, forward, check)
         at = found[0] if found else len(operations) - 1
-        return Fault(flow.taken.get((0, at), set()), f"{operations[at]}, from where on {why}")
+        return Mismatch(flow.taken.get((0, at), set()), f"{operations[at]}, from where on {why}")
 
     def _is_of_parameter(self, number: int, operation: Operation) -> bool:
         """Whether an operation only looks at a parameter: its channels are known where it is read."""
         named = self._graphs[number].named
         return operation.is_geometry and any(view.storage in named for view in operation.reads)
 
-    def _watch(self, model: nn.Module, example: Example, forward: Forward | None, watch: Watch) -> None:
+    def _watch(self, model: nn.Module, example: Example, forward: Forward | None, watch: Observer) -> None:
         operations: list[Operation] = []
 
         def in_order(operation: Operation, tensors: list[Tensor]) -> None:
