@@ -108,7 +108,7 @@ def test_a_registered_subclass_is_converted_as_ours_are() -> None:
         assert type(syncbn.convert(model, "sync")[1]) is syncbn.SyncBatchNorm
         assert type(syncbn.revert(model)[1]) is HalfWay
     finally:
-        del registry._LAYERS["half_way"]
+        del registry._LAYERS["half_way"], registry._OPTIONS["half_way"]
 
 
 def test_a_frozen_norm_in_training_mode_is_no_mistake() -> None:
