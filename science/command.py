@@ -1,7 +1,8 @@
 """Test a claim of the literature on two CPU cores: do its runs, and write its page.
 
-<name> is {names}; or summary, the page of all results. In the smoke size everything runs, in a few steps of two seeds,
-and the figures mean nothing. Finished runs are in the CSV file and aren't done again.
+<name> is {names}; or summary, the page of all results. In the smoke size everything runs, in a few steps of two seeds:
+the figures mean nothing, and nothing is judged by them. The full size is as near to the source as the plan comes, for
+machines with GPUs. Finished runs are in the CSV file and aren't done again. The plan's claims must be committed before.
 """
 
 import sys
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from science.plan import available_results, load_plan
+from science.plan import PLANS, Scale, available_results, load_plan
 from syncbn.cli.arguments import Parser
 from syncbn.launch.leave import ends_at_once, leave_together
 from syncbn.launch.relaunch import run_under_torchrun
@@ -29,8 +30,11 @@ class Options:
     """Of `scripts/reproduce.py`."""
 
     name: str = required("of a file of science/plans")
-    smoke: bool = option(False, "the smoke size")
-    output: Path | None = option(None, "where <name>.md, .png and .csv go; docs/results, or outputs/results-smoke")
+    scale: Scale = option("small", "how large the runs are")
+    smoke: bool = option(False, "scale=smoke")
+    output: Path | None = option(
+        None, "where <name>.md, .png and .csv go; docs/results, docs/results/full or outputs/results-smoke"
+    )
 
 
 PARSER = Parser(
@@ -49,18 +53,18 @@ def main() -> None:
 def _main(arguments: list[str]) -> None:
     world = current_world()
     with user_mistakes():
-        from science.runs import ranks_of
-
         ensure_run_id()
         options = PARSER.read(arguments)
-        usual = Path("outputs", "results-smoke") if options.smoke else conf_dir().parent / "docs" / "results"
+        scale: Scale = "smoke" if options.smoke else options.scale
+        results = conf_dir().parent / "docs" / "results"
+        usual = {"smoke": Path("outputs", "results-smoke"), "small": results, "full": results / "full"}[scale]
         output = options.output or usual
         if options.name == "summary":
             from science import summary
 
             print(f"page: {summary.write(output)}")
             return
-        ranks = ranks_of(load_plan(options.name), options.smoke)
+        ranks = load_plan(options.name).ranks_of(scale)
         if world.launcher == "python" and ranks > 1:
             run_under_torchrun(ranks, sys.argv)
         if world.world_size != ranks:
@@ -68,22 +72,23 @@ def _main(arguments: list[str]) -> None:
                 f"{options.name} runs on {ranks} process(es), got {world.world_size}: leave the launcher out, the "
                 "command starts them itself"
             )
-    reproduce(options.name, output, world, options.smoke)
+    reproduce(options.name, output, world, scale)
 
 
-def reproduce(name: str, output: Path, world: World, smoke: bool = False) -> Path:
+def reproduce(name: str, output: Path, world: World, scale: Scale = "small") -> Path:
     """Do the runs of a result that aren't done, and write its page. Every rank calls it.
 
     Args:
         name: a file of `science/plans`.
         output: the folder of the page, the picture and the records.
         world: this process among the ranks, as many as the result asks for.
-        smoke: the smoke size.
+        scale: how large the runs are.
 
     Returns:
         The page.
     """
     from science import page
+    from science.history import commit_of_claims
     from science.records import Records
     from science.runs import carry_out, missing_trials, settings_of
     from syncbn.run.screen import quiet
@@ -91,17 +96,20 @@ def reproduce(name: str, output: Path, world: World, smoke: bool = False) -> Pat
     quiet()
     with user_mistakes():
         plan = load_plan(name)
-        settings = settings_of(plan, smoke)
-        records = Records(output / f"{name}.csv", plan.metrics(), settings)
-        runs = missing_trials(plan, records, smoke)
-    done = carry_out(plan, runs, records, settings, world)
+        commit = "" if scale == "smoke" else commit_of_claims(plan, PLANS / f"{name}.yaml")
+        settings = settings_of(plan, scale)
+        records = Records(output / f"{name}.csv", plan.metrics(), settings, plan.claims_hash())
+        runs = missing_trials(plan, records, scale)
+    done = carry_out(plan, runs, records, settings, world, scale, commit)
     if world.rank > 0:
         for _ in done:
             pass
         return output / f"{name}.md"
     _follow(done, name, len(runs), len(records.rows))
-    written = page.write(plan, records, output, smoke)
+    written = page.write(plan, records, output, scale)
     print(f"page: {written}")
+    if scale == "smoke":
+        print("smoke size: the figures mean nothing, and nothing is judged by them")
     return written
 
 

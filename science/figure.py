@@ -18,14 +18,20 @@ def draw(plan: Plan, values: Values, path: Path) -> None:
     save(path, len(panels), lambda axes, i: _panel(axes, *panels[i], values), plan.title)
 
 
-def save(path: Path, count: int, fill: Callable[[Any, int], None], title: str) -> None:
-    """`count` panels, up to three in a row, each drawn by `fill(axes, number)`."""
+def save(
+    path: Path,
+    count: int,
+    fill: Callable[[Any, int], None],
+    title: str,
+    size: tuple[float, float] | None = None,
+) -> None:
+    """`count` panels, up to three in a row, each drawn by `fill(axes, number)`; `size` in inches, of all together."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(count, 3)
     rows = -(-count // columns)
-    figure = Figure(figsize=(4.8 * max(columns, 1.5), 3.6 * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=size or (4.8 * max(columns, 1.5), 3.6 * rows + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         if i < count:
@@ -34,7 +40,8 @@ def save(path: Path, count: int, fill: Callable[[Any, int], None], title: str) -
             fill(axes, i)
         else:
             axes.set_axis_off()
-    figure.suptitle(title)
+    if title:
+        figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 

@@ -1,53 +1,88 @@
 """A result's page: the claim, what was measured, and what code says of the two."""
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
 from science import figure
-from science.plan import Grid, Metric, Plan, Side
+from science.history import UNVERSIONED
+from science.plan import EARLIER, Claim, Grid, Metric, Plan, Scale, Side, load_plan, read_plan
 from science.records import Records
 from science.runs import picture_of
 from science.verdict import Interval, Judgement, Values, interval, judge, overall
 
 _RULE = (
-    "The inequalities and their margins stand in `science/plans/{name}.yaml`, written before the runs. A difference is "
-    "taken seed by seed. An inequality holds where the whole 95 % interval of the mean difference (Student's t) is on "
-    "the claimed side, and is undecided where the interval is on both. Nothing corrects for the number of claims."
+    "The inequalities and their margins stand in `{place}`{since}. Each is judged by a paired, two-sided t-test over "
+    "seeds; p is corrected for the {count} inequalities of this page by Holm's method, and decides where it is below "
+    "0.05. The difference is given with its own 95 % interval. The effect is its distance from the margin in standard "
+    "deviations of the difference over seeds, positive on the claimed side."
+)
+_SMOKE = (
+    "**The smoke size: it shows that everything runs. Its figures mean nothing, and none of the {count} claims is "
+    "judged by them.**"
+)
+_EARLIER = (
+    "**An earlier plan's page.** Its successor, `science/plans/{name}.yaml`, hasn't been run yet. This page has the "
+    "claims and the runs of `science/earlier/{name}.yaml`."
 )
 
 
-def write(plan: Plan, records: Records, folder: Path, smoke: bool = False) -> Path:
+def standing_plan(name: str, folder: Path) -> Plan:
+    """The plan whose records are in `folder`: the earlier one of this name, until its successor has been run."""
+    plan, before = load_plan(name), EARLIER / f"{name}.yaml"
+    claims = {row.claims for row in Records(folder / f"{name}.csv", plan.metrics()).rows}
+    return read_plan(before) if before.is_file() and claims == {""} else plan
+
+
+def is_earlier(plan: Plan) -> bool:
+    """Whether a plan has a successor."""
+    before = EARLIER / f"{plan.name}.yaml"
+    return before.is_file() and plan == read_plan(before)
+
+
+def write(plan: Plan, records: Records, folder: Path, scale: Scale = "small") -> Path:
     """Write `<name>.md` and `<name>.png` beside the records `<name>.csv`, and return the page."""
     figure.draw(plan, records.values, folder / f"{plan.name}.png")
     page = folder / f"{plan.name}.md"
-    page.write_text(text(plan, records, smoke))
+    page.write_text(text(plan, records, scale))
     return page
 
 
-def text(plan: Plan, records: Records, smoke: bool = False) -> str:
+def text(plan: Plan, records: Records, scale: Scale = "small") -> str:
     """The page, with the pictures that measures have left beside the records."""
-    judgements = [judge(claim, records.values) for claim in plan.claims]
-    command = f"python scripts/reproduce.py {plan.name}" + (" smoke=true" if smoke else "")
+    smoke = scale == "smoke"
+    judgements = [] if smoke else judge(plan.claims, records.values)
+    setting = plan.full if scale == "full" else plan.setting
     parts = [
         f"# {plan.title}",
-        "**The smoke size: it shows that everything runs, and its figures mean nothing.**" if smoke else "",
+        _SMOKE.format(count=len(plan.claims)) if smoke else "",
+        _EARLIER.format(name=plan.name) if is_earlier(plan) else "",
         f"**Claim.** {plan.claim.strip()}",
         f"**Source.** {plan.source.strip()}",
         f"**Published.** {plan.figure.strip()}",
-        f"**Here.** {plan.setting.strip()}",
-        f"**Verdict: {overall(judgements)}.**",
-        _claims(judgements, plan.metrics()),
-        _RULE.format(name=plan.name),
-        f"**Read after the runs.** {plan.reading.strip()}" if plan.reading else "",
+        f"**{'At full size' if scale == 'full' else 'Here'}.** {setting.strip()}",
+        "" if smoke else f"**Verdict: {overall(judgements)}.**",
+        "" if smoke else _claims(judgements, plan.metrics()),
+        "" if smoke else _rule(plan, records),
+        f"**Looked at before.** {plan.pilots.strip()}" if plan.pilots else "",
+        f"**Read after the runs.** {plan.reading.strip()}" if plan.reading and not smoke else "",
         f"![{plan.title}]({plan.name}.png)",
         *(_table(name, grid, records.values) for name, grid in plan.grids.items()),
         *_pictures(plan, records.path.parent),
         f"Mean ± half of the 95 % interval. All runs: [{plan.name}.csv]({plan.name}.csv).",
         f"**What differs from the source.** {plan.differs.strip()}",
-        _how(plan, records, command),
+        _how(plan, records, scale),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _rule(plan: Plan, records: Records) -> str:
+    """How it is judged, and the commit that held the claims when the first run began."""
+    place = f"science/{'earlier' if is_earlier(plan) else 'plans'}/{plan.name}.yaml"
+    commits = sorted({row.commit for row in records.rows if row.commit not in ("", UNVERSIONED)})
+    since = f" since commit {', '.join(commits)}, before the runs began" if commits else ", written before the runs"
+    return _RULE.format(place=place, since=since, count=len(plan.claims))
 
 
 def shown(found: Interval, metric: Metric, signed: bool = False) -> str:
@@ -57,25 +92,55 @@ def shown(found: Interval, metric: Metric, signed: bool = False) -> str:
     return mean if found.n < 2 else f"{mean} ± {abs(metric.scale) * found.half:.{metric.digits}f}"
 
 
+def shown_ratio(found: Interval) -> str:
+    """An interval of log ratios as a factor."""
+    mean = f"× {math.exp(found.mean):.2f}"
+    return mean if found.n < 2 else f"{mean} ({math.exp(found.low):.2f} to {math.exp(found.high):.2f})"
+
+
 def _claims(judgements: Sequence[Judgement], metrics: dict[str, Metric]) -> str:
-    rows = []
-    for claim, difference, verdict in judgements:
-        metric = metrics[claim.left.metric]
-        right = _side(claim.right) if isinstance(claim.right, Side) else f"{metric.scale * claim.right:g}"
+    rows = [
+        [
+            found.claim.text,
+            inequality(found.claim, metrics[found.claim.left.metric]),
+            measured(found, metrics[found.claim.left.metric]),
+            f"{found.effect.size:+.1f}" if found.difference.n > 1 else "",
+            ("< 0.001" if found.p < 0.001 else f"{found.p:.3f}") if found.difference.n > 1 else "",
+            str(found.difference.n),
+            f"**{found.verdict}**",
+        ]
+        for found in judgements
+    ]
+    return _markdown(["claim", "inequality", "difference or ratio", "effect", "p", "n", ""], rows)
+
+
+def measured(found: Judgement, metric: Metric) -> str:
+    """A claim's difference, or ratio, with its interval."""
+    if not found.difference.n:
+        return ""
+    ratio = found.claim.scale == "ratio"
+    return shown_ratio(found.difference) if ratio else shown(found.difference, metric, signed=True)
+
+
+def inequality(claim: Claim, metric: Metric) -> str:
+    """A claim in symbols."""
+    left, right = _side(claim.left), claim.right
+    other = _side(right) if isinstance(right, Side) else f"{metric.scale * right:g}"
+    if claim.scale == "ratio":
+        margin = f"{100 * claim.margin:g} %"
+        beyond = f" by {margin}" if claim.margin else ""
+    else:
         margin = f"{metric.scale * claim.margin:g}"
-        inequality = f"{_side(claim.left)} {claim.relation} {right}"
-        if claim.relation == "within":
-            inequality = f"{_side(claim.left)} within {margin} of {right}"
-        elif claim.margin:
-            inequality += f" {'+' if claim.relation == '>' else '-'} {margin}"
-        measured = shown(difference, metric, signed=True) if difference.n else ""
-        rows.append([claim.text, inequality, measured, str(difference.n), f"**{verdict}**"])
-    return _markdown(["claim", "inequality", "difference", "n", ""], rows)
+        beyond = f" {'+' if claim.relation == '>' else '-'} {margin}" if claim.margin else ""
+    if claim.relation == "within":
+        return f"{left} within {margin} of {other}"
+    return f"{left} {claim.relation} {other}{beyond}"
 
 
 def _side(side: Side) -> str:
     times = f"{side.times:g} × " if side.times != 1 else ""
-    return f"{times}{side.cell} ({side.metric})"
+    cell = side.cell if side.minus is None else f"({side.cell} - {side.minus})"
+    return f"{times}{cell} ({side.metric})"
 
 
 def _table(name: str, grid: Grid, values: Values) -> str:
@@ -110,17 +175,19 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def _pictures(plan: Plan, folder: Path) -> list[str]:
     files = {cell.name: picture_of(plan, cell, folder) for cell in plan.cells()}
-    return [f"{name}, seed 0:\n\n![{name}]({file.name})" for name, file in files.items() if file.is_file()]
+    return [f"{name}, the first seed:\n\n![{name}]({file.name})" for name, file in files.items() if file.is_file()]
 
 
-def _how(plan: Plan, records: Records, command: str) -> str:
+def _how(plan: Plan, records: Records, scale: Scale) -> str:
     runs = len(records.rows)
     clock, cpu = (sum(getattr(row, name) for row in records.rows) / 60 for name in ("seconds", "cpu_seconds"))
-    seeds = len({row.seed for row in records.rows})
+    seeds = sorted({row.seed for row in records.rows})
     made = "; ".join(sorted({row.made for row in records.rows}))
+    command = f"python scripts/reproduce.py {plan.name}" + ("" if scale == "small" else f" scale={scale}")
+    which = f" ({seeds[0]} to {seeds[-1]})" if seeds else ""
+    budget = f" Budget: {plan.budget_minutes:g} minutes on two idle cores." if scale == "small" else ""
     return (
-        f"**How.** `{command}`: {runs} runs over {seeds} seeds, {plan.ranks} process(es) each, without any choice made "
-        f"on test data. Budget: {plan.budget_minutes:g} minutes on two idle cores. These runs took {clock:.0f} minutes "
-        f"by the clock, {cpu:.0f} of a core's time in each process; the difference is waiting, for other ranks or on a "
-        f"busy machine. {made}."
+        f"**How.** `{command}`: {runs} runs over {len(seeds)} seeds{which}, {plan.ranks_of(scale)} process(es) each, "
+        f"without any choice made on test data.{budget} These runs took {clock:.0f} minutes by the clock, {cpu:.0f} of "
+        f"a core's time in each process; the difference is waiting, for other ranks or on a busy machine. {made}."
     )

@@ -9,14 +9,25 @@ from typing import NamedTuple
 
 
 class Record(NamedTuple):
-    """One finished run: its cell, seed and the hash of its settings, what it took, when and by what, and its metrics.
+    """One finished run.
 
-    `seconds` are of the clock, `cpu_seconds` of the first rank's process.
+    Attributes:
+        cell: of the plan.
+        seed: of the run.
+        settings: a hash of all that the run depends on but the seed and the code.
+        claims: a hash of the claims that it was made to judge; "" in records from before claims were noted.
+        commit: that holds these claims.
+        seconds: by the clock.
+        cpu_seconds: of the first rank's process.
+        made: by which versions, and when.
+        metrics: by name.
     """
 
     cell: str
     seed: int
     settings: str
+    claims: str
+    commit: str
     seconds: float
     cpu_seconds: float
     made: str
@@ -30,14 +41,28 @@ class Records:
     """The file `path`, with a column for each of `metrics`.
 
     Rows whose cell isn't in `settings`, or has another hash there, are of other settings: they are left out here, and
-    dropped from the file when a row is added. Without `settings` the rows are taken as they are, to be read alone.
+    dropped from the file when a row is added. So are rows from before claims were noted, where `claims` is given.
+    Without `settings` the rows are taken as they are, to be read alone.
+
+    Raises:
+        ValueError: rows of these settings were made for other claims than `claims`.
     """
 
-    def __init__(self, path: Path, metrics: Iterable[str], settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, path: Path, metrics: Iterable[str], settings: Mapping[str, str] | None = None, claims: str | None = None
+    ) -> None:
         self.path = path
         self.metrics = list(metrics)
-        rows = _read(path, self.metrics)
-        self.rows = rows if settings is None else [row for row in rows if settings.get(row.cell) == row.settings]
+        self.rows = _read(path, self.metrics)
+        if settings is not None:
+            self.rows = [row for row in self.rows if settings.get(row.cell) == row.settings]
+        if claims is not None:
+            self.rows = [row for row in self.rows if row.claims]
+            if any(row.claims != claims for row in self.rows):
+                raise ValueError(
+                    f"{path}: its runs were made to judge other claims, or on other seeds, than the plan has now: put "
+                    "the plan back, or delete the file and do the runs anew"
+                )
         self._whole = False
 
     def has(self, cell: str, seed: int) -> bool:
@@ -72,6 +97,8 @@ class Records:
             row.cell,
             str(row.seed),
             row.settings,
+            row.claims,
+            row.commit,
             f"{row.seconds:.2f}",
             f"{row.cpu_seconds:.2f}",
             row.made,
@@ -92,6 +119,8 @@ def _read(path: Path, metrics: list[str]) -> list[Record]:
                 row["cell"],
                 int(row["seed"]),
                 row["settings"],
+                row.get("claims") or "",
+                row.get("commit") or "",
                 float(row["seconds"]),
                 float(row["cpu_seconds"]),
                 row["made"],

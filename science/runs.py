@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from science.plan import SMOKE_SEEDS, Cell, Plan
+from science.plan import Cell, Plan, Scale
 from science.records import Record, Records
 from syncbn.launch.world import World
 from syncbn.norm.core.options import defaults
@@ -24,14 +24,8 @@ from syncbn.run.errors import UserError
 from syncbn.run.main_options import Main
 
 # Every run ends with its last weights: nothing is chosen by a validation, and nothing is written but the record.
-_ALWAYS = (
-    "callbacks=none",
-    "~logger",
-    "threads=1",
-    "trainer.accelerator=cpu",
-    "trainer.enable_progress_bar=false",
-    "trainer.limit_val_batches=0",
-)
+_ALWAYS = ("callbacks=none", "~logger", "trainer.enable_progress_bar=false", "trainer.limit_val_batches=0")
+_ON_CPU = ("threads=1", "trainer.accelerator=cpu")
 _BESIDE = ("run_id", "output_root", "paths", "tags", "task_name")  # what no figure depends on
 
 
@@ -58,37 +52,56 @@ class Setting(NamedTuple):
     picture: Path | None = None
 
 
-def ranks_of(plan: Plan, smoke: bool) -> int:
-    """The processes of a plan's runs; in the smoke size two where ranks matter."""
-    return min(plan.ranks, 2) if smoke else plan.ranks
-
-
-def missing_trials(plan: Plan, records: Records, smoke: bool = False) -> list[Trial]:
+def missing_trials(plan: Plan, records: Records, scale: Scale = "small") -> list[Trial]:
     """The runs that aren't among the records, seed by seed, so that what there is can be compared at any time."""
-    seeds = SMOKE_SEEDS if smoke else plan.seeds
-    trials = [Trial(cell, seed) for seed in range(seeds) for cell in plan.cells(smoke)]
+    trials = [Trial(cell, seed) for seed in plan.seeds_of(scale) for cell in plan.cells(scale)]
     return [trial for trial in trials if not records.has(trial.cell.name, trial.seed)]
 
 
-def settings_of(plan: Plan, smoke: bool = False) -> dict[str, str]:
-    """By cell, a hash of everything that its runs depend on but the seed and the code; the configs are checked."""
-    ranks = ranks_of(plan, smoke)
-    return {cell.name: _hash(plan.grids[cell.grid].measure, cell, ranks) for cell in plan.cells(smoke)}
+def settings_of(plan: Plan, scale: Scale = "small") -> dict[str, str]:
+    """By cell, a hash of everything that its runs depend on but the seed and the code; the configs are checked.
+
+    Raises:
+        ValueError: the plan has nothing to run at this scale.
+    """
+    cells = plan.cells(scale)
+    if not cells:
+        raise ValueError(f"{plan.name} has no runs at scale={scale}: allowed: smoke, small")
+    ranks = plan.ranks_of(scale)
+    return {cell.name: _hash(plan.grids[cell.grid].measure, cell, ranks, scale) for cell in cells}
 
 
 def carry_out(
-    plan: Plan, trials: list[Trial], records: Records, settings: Mapping[str, str], world: World
+    plan: Plan,
+    trials: list[Trial],
+    records: Records,
+    settings: Mapping[str, str],
+    world: World,
+    scale: Scale = "small",
+    commit: str = "",
 ) -> Iterator[tuple[Trial, float]]:
-    """Do the runs, on every rank alike, and yield each with its seconds; the first rank keeps the records."""
+    """Do the runs, on every rank alike, and yield each with its seconds; the first rank keeps the records.
+
+    Args:
+        plan: whose runs they are.
+        trials: to do.
+        records: to add to.
+        settings: of `settings_of`.
+        world: this process among the ranks.
+        scale: of the runs.
+        commit: that holds the plan's claims, for the records.
+    """
     from science.measures import find
 
+    first_seed, claims = plan.seeds_of(scale)[0], plan.claims_hash()
     for trial in trials:
         measure: Callable[[Setting], dict[str, float]] = find(plan.grids[trial.cell.grid].measure)
-        config = config_of(_overrides(trial.cell, trial.seed, world.world_size))
+        config = config_of(_overrides(trial.cell, trial.seed, world.world_size, scale))
         options = OmegaConf.to_container(OmegaConf.from_dotlist(list(trial.cell.options)))
         assert isinstance(options, dict)
         started, used = time.monotonic(), time.process_time()
-        picture = picture_of(plan, trial.cell, records.path.parent) if trial.seed == world.rank == 0 else None
+        shows = trial.seed == first_seed and world.rank == 0
+        picture = picture_of(plan, trial.cell, records.path.parent) if shows else None
         found = measure(Setting(config, {str(key): value for key, value in options.items()}, world, picture))
         seconds, cpu_seconds = time.monotonic() - started, time.process_time() - used
         if world.rank == 0:
@@ -98,9 +111,8 @@ def carry_out(
                     f"{trial.cell.name} has no metric {', '.join(absent)}; it has {', '.join(sorted(found))}"
                 )
             metrics = {name: float(found[name]) for name in wanted}
-            records.add(
-                Record(trial.cell.name, trial.seed, settings[trial.cell.name], seconds, cpu_seconds, _made(), metrics)
-            )
+            made = (settings[trial.cell.name], claims, commit, seconds, cpu_seconds, _made(), metrics)
+            records.add(Record(trial.cell.name, trial.seed, *made))
         yield trial, seconds
 
 
@@ -109,8 +121,8 @@ def picture_of(plan: Plan, cell: Cell, folder: Path) -> Path:
     return folder / f"{plan.name}-{'-'.join(cell.choices).replace(' ', '_')}.png"
 
 
-def _hash(measure: str, cell: Cell, ranks: int) -> str:
-    config = _checked(tuple(_overrides(cell, seed=0, ranks=ranks)))
+def _hash(measure: str, cell: Cell, ranks: int, scale: Scale) -> str:
+    config = _checked(tuple(_overrides(cell, 0, ranks, scale)))
     said = _said({key: value for key, value in config.items() if key not in _BESIDE}, "config")
     what = [said, sorted(cell.options), measure, ranks]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
@@ -147,5 +159,6 @@ def _made() -> str:
     return f"{versions}, {date.today().isoformat()}"
 
 
-def _overrides(cell: Cell, seed: int, ranks: int) -> list[str]:
-    return [*_ALWAYS, *(["trainer=ddp"] if ranks > 1 else []), *cell.overrides, f"seed={seed}"]
+def _overrides(cell: Cell, seed: int, ranks: int, scale: Scale) -> list[str]:
+    machine = () if scale == "full" else _ON_CPU
+    return [*_ALWAYS, *machine, *(["trainer=ddp"] if ranks > 1 else []), *cell.overrides, f"seed={seed}"]

@@ -1,90 +1,118 @@
 """docs/results/README.md: all claims in one table and one picture."""
 
+import math
+import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from science import figure
-from science.page import shown
-from science.plan import Plan, available_results, load_plan
+from science.page import is_earlier, measured, standing_plan
+from science.plan import Plan, available_results
 from science.records import Records
-from science.verdict import interval, judge, overall
+from science.verdict import Judgement, Verdict, judge, overall
 
 _HEAD = """\
 # What the literature claims, and what happens here
 
-Each page is written by a command, from runs of seconds on data that comes with scikit-learn: at least five seeds, and
-inequalities that were written down before the runs and that code judges. They show directions, not the sources'
-figures: the networks are small, and so is the data.
+Each page is written by a command from runs on two CPU cores, and code judges inequalities that were written down before
+the runs. They show directions, not the sources' figures: the networks are small, and so is the data.
 
     python scripts/reproduce.py <name>
     python scripts/reproduce.py summary
 
-The first goes on where it was stopped and writes a page, a picture and a CSV file here; with `smoke=true` it takes
-seconds and writes into `outputs`. The second writes this page. `make results` does all of it.
+The first goes on where it was stopped and writes a page, a picture and a CSV file here. With `smoke=true` it takes
+seconds, writes into `outputs`, and judges nothing. With `scale=full`, for machines with GPUs, it trains what the source
+trained, where data and code allow, and writes into `full`. The second command writes this page. `make results` does all
+of it.
 
-![all results](README.png)
+![all claims: how far each is from its margin](README.png)
+
+The picture has a line for each claim: the distance of what was measured from what was claimed, in standard deviations
+over seeds, with its 95 % interval, on a scale that is linear up to 1. What holds is on the right, what doesn't on the
+left, what is open across the line in the middle, or too near to it for the number of claims on its page.
 """
 _FOOT = """\
 Beside these, written by hand: [fine-tuning, adaptation and recalibration](finetuning.md), and
 [two images a rank, on scenes](scenes.md).
 """
+_COLORS: dict[Verdict, str] = {"holds": "tab:green", "does not hold": "tab:red", "undecided": "tab:gray"}
+_FURTHEST = 30.0  # standard deviations that the picture goes to
+_WIDTH = 64  # characters of a claim that its line has
+
+
+class Result(NamedTuple):
+    """A plan with records, and its claims judged."""
+
+    plan: Plan
+    judgements: list[Judgement]
 
 
 def write(folder: Path) -> Path:
     """Write `README.md` and `README.png` from the records in `folder`."""
-    plans = [load_plan(name) for name in available_results()]
-    opened = [(plan, Records(folder / f"{plan.name}.csv", plan.metrics())) for plan in plans]
-    run = [(plan, records) for plan, records in opened if records.rows]
+    results = [_result(name, folder) for name in available_results()]
+    run = [result for result in results if any(j.difference.n for j in result.judgements)]
     if run:
-        figure.save(
-            folder / "README.png",
-            len(run),
-            lambda axes, i: _panel(axes, *run[i]),
-            "Mean and 95 % interval over seeds; a panel for each claim",
-        )
-    lines = ["| result | claim | published | here | verdict |", "|---|---|---|---|---|"]
-    lines += [_row(plan, records) for plan, records in opened]
+        lines = sum(len(result.judgements) + 1 for result in run)
+        figure.save(folder / "README.png", 1, lambda axes, _: _forest(axes, run), "", size=(11, 0.19 * lines + 1))
+    rows = ["| result | claim | published | verdict | measured |", "|---|---|---|---|---|"]
+    rows += [_row(result, ran=result in run) for result in results]
     page = folder / "README.md"
-    page.write_text("\n".join([_HEAD if run else _HEAD.rpartition("!")[0], *lines, "", _FOOT]))
+    page.write_text("\n".join([_HEAD if run else _HEAD.partition("![")[0], *rows, "", _FOOT]))
     return page
 
 
-def _row(plan: Plan, records: Records) -> str:
-    if not records.rows:
-        return f"| {plan.name} | {_unwrapped(plan.claim)} | {_unwrapped(plan.figure)} | | not run yet |"
-    verdict = overall([judge(claim, records.values) for claim in plan.claims])
-    link = f"[{plan.name}]({plan.name}.md)"
-    return f"| {link} | {_unwrapped(plan.claim)} | {_unwrapped(plan.figure)} | {_measured(plan, records)} | {verdict} |"
+def _result(name: str, folder: Path) -> Result:
+    plan = standing_plan(name, folder)
+    records = Records(folder / f"{name}.csv", plan.metrics())
+    return Result(plan, judge(plan.claims, records.values))
 
 
-def _measured(plan: Plan, records: Records) -> str:
-    metric = plan.metrics()[plan.headline.metric]
-    series = []
-    for name, cells in plan.headline.series.items():
-        found = [list(records.values(cell, plan.headline.metric).values()) for cell in cells]
-        series.append(f"{name} {' → '.join(shown(interval(values), metric) for values in found if values)}")
-    return f"{metric.title}: {'; '.join(series)}"
+def _row(result: Result, ran: bool) -> str:
+    plan, judgements = result
+    if not ran:
+        return f"| {plan.name} | {_unwrapped(plan.claim)} | {_unwrapped(plan.figure)} | not run yet | |"
+    link = f"[{plan.name}]({plan.name}.md)" + (" (an earlier plan)" if is_earlier(plan) else "")
+    metrics = plan.metrics()
+    found = [f"{j.claim.text}: {measured(j, metrics[j.claim.left.metric])}, {j.verdict}" for j in judgements]
+    return f"| {link} | {_unwrapped(plan.claim)} | {_unwrapped(plan.figure)} | {overall(judgements)} | {'; '.join(found)} |"
 
 
-def _panel(axes: Any, plan: Plan, records: Records) -> None:
-    metric = plan.metrics()[plan.headline.metric]
-    series = plan.headline.series
-    values = {
-        cell: [metric.scale * value for value in records.values(cell, plan.headline.metric).values()]
-        for cells in series.values()
-        for cell in cells
-    }
-    ticks = plan.headline.ticks or list(series)
-    if plan.headline.ticks:
-        for number, (name, cells) in enumerate(series.items()):
-            figure.line(axes, range(len(cells)), [values[cell] for cell in cells], name, number)
-        axes.legend(fontsize="small", frameon=False)
-    else:
-        for number, (name, (cell,)) in enumerate(series.items()):
-            figure.line(axes, [number], [values[cell]], name, number)
-    axes.set_xticks(range(len(ticks)), ticks)
-    axes.set(ylabel=metric.title, title=plan.title)
-    axes.margins(x=0.15)
+def _forest(axes: Any, results: list[Result]) -> None:
+    """A line for each claim under its page's name, from the top down."""
+    from matplotlib.lines import Line2D
+
+    axes.set_xscale("symlog", linthresh=1, linscale=1.2)
+    labels: list[str] = []
+    for plan, judgements in results:
+        labels.append(plan.name)
+        for found in judgements:
+            _claim(axes, found, len(labels))
+            labels.append(textwrap.shorten(found.claim.text, _WIDTH, placeholder=" …"))
+    axes.set_yticks(range(len(labels)), labels)
+    names = {plan.name for plan, _ in results}
+    for label in axes.get_yticklabels():
+        if label.get_text() in names:
+            label.set_fontweight("bold")
+    axes.tick_params(axis="y", length=0, labelsize=8)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_xlim(-_FURTHEST, _FURTHEST)
+    ticks = [-10, -3, -1, 0, 1, 3, 10]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("← doesn't hold          distance from the margin, standard deviations over seeds          holds →")
+    points = [Line2D([], [], color=color, marker="o", linestyle="", label=name) for name, color in _COLORS.items()]
+    axes.legend(handles=points, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+
+
+def _claim(axes: Any, found: Judgement, line: int) -> None:
+    size, low, high = (max(-_FURTHEST, min(_FURTHEST, x)) for x in found.effect)
+    if math.isnan(found.effect.size):
+        return
+    color = _COLORS[found.verdict]
+    axes.plot([low, high], [line, line], color=color, linewidth=1.5)
+    marker = "o" if abs(found.effect.size) <= _FURTHEST else ">" if size > 0 else "<"
+    axes.plot([size], [line], color=color, marker=marker, markersize=4, clip_on=False)
 
 
 def _unwrapped(text: str) -> str:

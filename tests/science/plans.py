@@ -47,10 +47,12 @@ def write_plan(path: Path, changes: Mapping[str, object] | None = None) -> Plan:
     return read_plan(path)
 
 
-def records(path: Path, values: Mapping[str, list[float]], metric: str = "test/acc") -> Records:
+def records(
+    path: Path, values: Mapping[str, list[float]], metric: str = "test/acc", claims: str = "", commit: str = ""
+) -> Records:
     """Records of runs with these values of one metric, by cell and seed."""
     made = Records(path, [metric], dict.fromkeys(values, "hash"))
     for cell, found in values.items():
         for seed, value in enumerate(found):
-            made.add(Record(cell, seed, "hash", 1.0, 0.5, "today", {metric: value}))
+            made.add(Record(cell, seed, "hash", claims, commit, 1.0, 0.5, "today", {metric: value}))
     return made

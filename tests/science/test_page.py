@@ -1,12 +1,15 @@
 """Pages say what the records say; those in docs/results are the ones their records give."""
 
 import re
+import statistics
 from pathlib import Path
 
 import pytest
 
 from science import page, summary
-from science.plan import available_results, load_plan
+from science.history import claims_at
+from science.page import standing_plan
+from science.plan import EARLIER, PLANS, available_results, load_plan
 from science.records import Records
 from science.verdict import judge, overall
 from tests.docs.markdown import REPOSITORY
@@ -26,25 +29,96 @@ def test_a_page_has_claim_figures_and_verdict(
     assert f"**Verdict: {verdict}.**" in written
     assert f"**{verdict}** |" in written
     assert f"| {'0.1' if slow is GOOD else '1'} | 90.8 ± 1.0 |" in written
+    differences = [a - b for a, b in zip(slow, fast, strict=True)]
+    effect = (statistics.fmean(differences) - 0.05) / statistics.stdev(differences)
+    assert f"| {effect:+.1f} | < 0.001 | 5 |" in written
     assert "mlp/0.1 (test/acc) > mlp/1 (test/acc) + 5" in written
-    assert "python scripts/reproduce.py small`: 10 runs over 5 seeds" in written
+    assert "python scripts/reproduce.py small`: 10 runs over 5 seeds (0 to 4)" in written
     assert (tmp_path / "small.png").stat().st_size > 5_000
 
 
-def test_a_smoke_page_says_that_its_figures_mean_nothing(tmp_path: Path) -> None:
-    plan = write_plan(tmp_path / "small.yaml")
-    assert "mean nothing" in page.text(plan, records(tmp_path / "small.csv", {"mlp/0.1": [0.5, 0.6]}), smoke=True)
+def test_a_smoke_page_says_that_its_figures_mean_nothing_in_the_place_of_verdicts(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "small.yaml", {"reading": "It was so."})
+    found = records(tmp_path / "small.csv", {"mlp/0.1": GOOD, "mlp/1": BAD})
+    smoke, small = page.text(plan, found, "smoke"), page.text(plan, found)
+    assert "Its figures mean nothing, and none of the 1 claims is judged" in smoke
+    for said in ("Verdict", "holds", "slow is better", "It was so."):
+        assert said in small
+        assert said not in smoke
+
+
+@pytest.mark.parametrize(
+    ("changes", "inequality", "difference"),
+    [
+        ({"claims.0.scale": "ratio", "claims.0.margin": 0.5}, "> mlp/1 (test/acc) by 50 %", "× 1.79"),
+        ({"claims.0.scale": "ratio", "claims.0.relation": "within"}, "within 5 % of mlp/1 (test/acc)", "× 1.79"),
+        ({"claims.0.left.minus": "mlp/2"}, "(mlp/0.1 - mlp/2) (test/acc) > mlp/1 (test/acc) + 5", "-39.8 ± 1.8"),
+        ({"claims.0.left.times": 2, "claims.0.right": 0.9}, "2 × mlp/0.1 (test/acc) > 90 + 5", "+91.6 ± 2.1"),
+    ],
+)
+def test_a_page_writes_each_kind_of_claim_in_symbols(
+    changes: dict[str, object], inequality: str, difference: str, tmp_path: Path
+) -> None:
+    plan = write_plan(tmp_path / "small.yaml", changes)
+    found = records(tmp_path / "small.csv", {"mlp/0.1": GOOD, "mlp/1": BAD, "mlp/2": [0.8] * 5})
+    written = page.text(plan, found)
+    assert f"{inequality} | {difference}" in written
+
+
+def test_a_page_at_full_size_says_so(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "small.yaml", {"full": "A large network.", "full_ranks": 8})
+    written = page.text(plan, records(tmp_path / "small.csv", {"mlp/0.1": GOOD, "mlp/1": BAD}), "full")
+    assert "**At full size.** A large network." in written
+    assert "reproduce.py small scale=full`" in written
+    assert ", 8 process(es) each" in written
 
 
 def test_committed_pages_are_complete_and_what_their_records_give() -> None:
     for name in COMPLETE:
-        plan = load_plan(name)
+        plan = standing_plan(name, RESULTS)
         found = Records(RESULTS / f"{name}.csv", plan.metrics())
         runs = {(row.cell, row.seed) for row in found.rows}
-        assert runs == {(cell.name, seed) for cell in plan.cells() for seed in range(plan.seeds)}
+        assert runs == {(cell.name, seed) for cell in plan.cells() for seed in plan.seeds_of()}
         assert len(found.rows) == len(runs)
         assert (RESULTS / f"{name}.md").read_text() == page.text(plan, found)
         assert (RESULTS / f"{name}.png").is_file()
+
+
+def test_claims_are_those_that_the_runs_were_made_to_judge() -> None:
+    """Of the plan as it is, of the records, and of the commit that the page names, where its history is here."""
+    for name in COMPLETE:
+        plan = standing_plan(name, RESULTS)
+        rows = Records(RESULTS / f"{name}.csv", plan.metrics()).rows
+        if {row.claims for row in rows} != {""}:  # records from before claims were noted
+            assert {row.claims for row in rows} == {plan.claims_hash()}
+        for commit in {row.commit for row in rows} - {""}:
+            assert claims_at(commit, PLANS / f"{name}.yaml") in (None, plan.claims_hash())
+
+
+def test_an_earlier_plan_is_removed_when_its_successor_has_been_run() -> None:
+    for file in EARLIER.glob("*.yaml"):
+        assert standing_plan(file.stem, RESULTS) != load_plan(file.stem), f"remove {file}"
+
+
+def test_an_earlier_plans_page_stands_until_its_successor_has_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("plans", "earlier"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.setattr(f"science.plan.{folder.upper()}", tmp_path / folder)
+    monkeypatch.setattr("science.page.EARLIER", tmp_path / "earlier")
+    new = write_plan(tmp_path / "plans" / "small.yaml", {"title": "New rates", "first_seed": 100})
+    old = write_plan(tmp_path / "earlier" / "small.yaml")
+    found = records(tmp_path / "small.csv", {"mlp/0.1": GOOD, "mlp/1": BAD})
+    assert standing_plan("small", tmp_path) == old
+    assert "**An earlier plan's page.** Its successor, `science/plans/small.yaml`" in page.text(old, found)
+    assert "stand in `science/earlier/small.yaml`, written before the runs" in page.text(old, found)
+    (tmp_path / "small.csv").unlink()
+    assert standing_plan("small", tmp_path) == new
+    records(tmp_path / "small.csv", {"mlp/0.1": GOOD}, claims=new.claims_hash(), commit="abc123")
+    assert standing_plan("small", tmp_path) == new
+    written = page.text(new, Records(tmp_path / "small.csv", ["test/acc"]))
+    assert "stand in `science/plans/small.yaml` since commit abc123, before the runs began" in written
 
 
 def test_the_summary_is_the_one_that_the_records_give(tmp_path: Path) -> None:
@@ -52,9 +126,8 @@ def test_the_summary_is_the_one_that_the_records_give(tmp_path: Path) -> None:
         (tmp_path / f"{name}.csv").write_bytes((RESULTS / f"{name}.csv").read_bytes())
     assert (RESULTS / "README.md").read_text() == summary.write(tmp_path).read_text()
     for name in COMPLETE:
-        plan = load_plan(name)
+        plan = standing_plan(name, RESULTS)
         found = Records(RESULTS / f"{name}.csv", plan.metrics())
-        verdict = overall([judge(claim, found.values) for claim in plan.claims])
-        assert re.search(
-            rf"^\| \[{name}\]\({name}.md\) .* \| {re.escape(verdict)} \|$", (RESULTS / "README.md").read_text(), re.M
-        )
+        verdict = overall(judge(plan.claims, found.values))
+        row = rf"^\| \[{name}\]\({name}.md\) .* \| {re.escape(verdict)} \| .* \|$"
+        assert re.search(row, (RESULTS / "README.md").read_text(), re.M)

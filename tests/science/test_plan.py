@@ -38,7 +38,7 @@ def test_every_cell_is_a_config_of_its_own(name: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("name", available_results())
 def test_the_smoke_size_has_every_grid_that_a_claim_is_about(name: str) -> None:
     plan = load_plan(name)
-    assert {cell.name for cell in plan.cells(smoke=True)} == plan.named()
+    assert {cell.name for cell in plan.cells("smoke")} == plan.named()
     assert plan.seeds >= 5
 
 
@@ -52,7 +52,7 @@ def test_a_cell_has_the_overrides_of_its_choices_and_the_options_of_its_measure(
     assert set(cells) == {f"mlp/{lr}/{norm}" for lr in ("0.1", "1", "2") for norm in ("BN", "GN")}
     assert cells["mlp/0.1/BN"].overrides[-2:] == ("optimizer.lr=0.1", "norm=batch")
     assert cells["mlp/0.1/BN"].options == ("levels=[1,2]",)
-    assert {cell.name for cell in plan.cells(smoke=True)} == {"mlp/0.1/BN", "mlp/0.1/GN", "mlp/1/BN"}
+    assert {cell.name for cell in plan.cells("smoke")} == {"mlp/0.1/BN", "mlp/0.1/GN", "mlp/1/BN"}
     assert all(cell.overrides[-1] != "trainer.limit_train_batches=2" for cell in plan.cells())
 
 
@@ -61,11 +61,13 @@ def test_a_cell_has_the_overrides_of_its_choices_and_the_options_of_its_measure(
     [
         ({"claims.0.relation": "=="}, "claims"),
         ({"claims.0.left.cell": "mlp/0.2"}, r"no cell 'mlp/0.2'; .*mlp/0.1"),
+        ({"claims.0.left.minus": "mlp/3"}, r"no cell 'mlp/3'"),
+        ({"claims.0.scale": "log"}, "claims"),
         ({"claims.0.left.metric": "test/loss"}, r"no metric 'test/loss' of mlp/0.1; allowed: test/acc"),
         ({"headline.metric": "acc"}, "no metric 'acc'"),
         ({"headline.ticks": ["one"]}, "needs 1 cells"),
         ({"seeds": 4}, "seeds: expected an integer at least 5, got 4"),
-        ({"budget_minutes": 31}, "budget_minutes"),
+        ({"budget_minutes": 91}, "budget_minutes"),
         ({"grid": 1}, "grid: no such key"),
     ],
 )
