@@ -74,7 +74,8 @@ def _row(result: Result, ran: bool) -> str:
     link = f"[{plan.name}]({plan.name}.md)" + (" (an earlier plan)" if is_earlier(plan) else "")
     metrics = plan.metrics()
     found = [f"{j.claim.text}: {measured(j, metrics[j.claim.left.metric])}, {j.verdict}" for j in judgements]
-    return f"| {link} | {_unwrapped(plan.claim)} | {_unwrapped(plan.figure)} | {overall(judgements)} | {'; '.join(found)} |"
+    said = f"{_unwrapped(plan.claim)} | {_unwrapped(plan.figure)}"
+    return f"| {link} | {said} | {overall(judgements)} | {'; '.join(found)} |"
 
 
 def _forest(axes: Any, results: list[Result]) -> None:
