@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import syncbn
 from tests.policy import strangers
+from tests.policy.pairs import PAIRS, in_the_shortcut
 from tests.policy.strangers import Pair, images, results, seeded
 
 pytestmark = [
@@ -44,9 +45,9 @@ def snapshot(net: nn.Module) -> list[Any]:
 
 
 @pytest.mark.parametrize("example", [images(), torch.zeros(2, 3, 8, 8, dtype=torch.float64)], ids=["noise", "zeros"])
-@pytest.mark.parametrize("name", strangers.PAIRS)
+@pytest.mark.parametrize("name", PAIRS)
 def test_a_pair_is_folded_or_left_with_the_reason(name: str, example: Tensor) -> None:
-    make, expected = strangers.PAIRS[name]
+    make, expected = PAIRS[name]
     net = seeded(make)
     modules, hooks, state, *_ = snapshot(net)
     fused = fused_of(net, example)
@@ -73,12 +74,12 @@ def test_networks_of_torchvision(make: Callable[[], nn.Module], folded: int, nor
 
 
 def test_an_activation_of_the_norm_stays_in_its_place() -> None:
-    net = seeded(strangers.PAIRS["timm's norm"][0])
+    net = seeded(PAIRS["timm's norm"][0])
     fused = fused_of(net, images())
     assert [name for name, _ in fused.norm.named_children()] == ["drop", "act"]
     assert "norm.act.weight" in fused.state_dict()
-    assert type(fused_of(seeded(strangers.PAIRS["activated norm"][0]), images()).norm) is nn.ReLU
-    leaky = fused_of(seeded(strangers.PAIRS["leaky norm"][0]), images()).norm
+    assert type(fused_of(seeded(PAIRS["activated norm"][0]), images()).norm) is nn.ReLU
+    leaky = fused_of(seeded(PAIRS["leaky norm"][0]), images()).norm
     assert (type(leaky), leaky.negative_slope) == (nn.LeakyReLU, 0.3)
 
 
@@ -135,7 +136,7 @@ def test_lists_tuples_dictionaries_and_call_functions() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_in_other_precisions(dtype: torch.dtype) -> None:
-    net = seeded(lambda: Pair(strangers.in_the_shortcut)).to(dtype)
+    net = seeded(lambda: Pair(in_the_shortcut)).to(dtype)
     fused = fused_of(net, images().to(dtype))
     assert not [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(p.dtype == dtype for p in fused.parameters())

@@ -11,152 +11,11 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import syncbn
-from syncbn.norm.surgery.forward import copied
 from tests.policy import strangers
+from tests.policy.pruned import Net, check, norms_of
 from tests.policy.strangers import images, results, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
-
-
-class Net(nn.Module):
-    """conv, norm, something, conv: 8 channels that can go where `middle` allows it."""
-
-    def __init__(self, middle: Callable[..., Any] = F.relu, into: int = 8, norm: Any = nn.BatchNorm2d) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), norm(8)
-        self.out = nn.Conv2d(into, 4, 3, padding=1)
-        self.middle = middle
-
-    def between(self, x: Tensor) -> Tensor:
-        return self.middle(x)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.out(self.between(self.norm(self.conv(x))))
-
-
-def norms_of(net: nn.Module) -> dict[str, Any]:
-    return {name: m for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-
-
-def check(net: nn.Module, ratio: float, x: Any, probes: list[Any]) -> dict[str, tuple[int, ...]]:
-    """Prune, and compare with the original with γ = β = 0, and with one whose lost columns are 0; what was removed."""
-    plan = {step.layer: step for step in syncbn.plan_prune(net, ratio, x)}
-    state = copy.deepcopy(net.state_dict())
-    pruned = syncbn.prune(net, ratio, x)
-    torch.testing.assert_close(net.state_dict(), state, rtol=0, atol=0)
-    silent = copied(net)
-    for name, norm in norms_of(silent).items():
-        gone = list(plan[name].removed) if name in plan else []
-        assert name not in plan or pruned.get_submodule(name).num_features == norm.num_features - len(gone)
-        for part in (norm.weight, norm.bias):
-            if isinstance(part, Tensor):
-                part.data[gone] = 0
-    for probe in probes:
-        torch.testing.assert_close(results(pruned, probe), results(silent, probe), rtol=1e-9, atol=1e-9)
-    return {name: step.removed for name, step in plan.items()}
-
-
-# What lies between the norm and the convolution, and how many of the 8 channels half of them are, or what holds them.
-MIDDLES: dict[str, tuple[Callable[..., Any], int | str]] = {
-    "relu": (F.relu, 4),
-    "in place": (lambda x: F.relu_(x), 4),
-    "silu": (F.silu, 4),
-    "gelu": (F.gelu, 4),
-    "hardswish": (F.hardswish, 4),
-    "leaky_relu": (lambda x: F.leaky_relu(x, 0.2), 4),
-    "tanh, abs, square": (lambda x: x.tanh().abs().square(), 4),
-    "clamp": (lambda x: x.clamp(-1, 2), 4),
-    "clamp from 1": (lambda x: x.clamp(1, 2), "reads something else than 0"),
-    "sigmoid": (torch.sigmoid, "convolution in out reads something else than 0 where γ and β are 0"),
-    "hardsigmoid": (F.hardsigmoid, "reads something else than 0"),
-    "softplus": (F.softplus, "reads something else than 0"),
-    "cos": (torch.cos, "reads something else than 0"),
-    "plus one": (lambda x: x + 1, "reads something else than 0"),
-    "plus one, in place": (lambda x: x.add_(1), "reads something else than 0"),
-    "one minus": (lambda x: 1 - x, "reads something else than 0"),
-    "plus one, minus one": (lambda x: x + 1 - 1, "reads something else than 0"),
-    "times two": (lambda x: 2 * x / 3, 4),
-    "its own gate": (lambda x: x * torch.sigmoid(x), 4),
-    "scripted": (strangers.swish, 4),
-    "softmax over channels": (lambda x: x.softmax(1), "_softmax"),
-    "softmax over positions": (lambda x: x.flatten(2).softmax(2).view_as(x), "reads something else than 0"),
-    "mean over channels": (lambda x: x - x.mean(1, keepdim=True), "mean"),
-    "max over channels": (lambda x: x * x.amax(1, keepdim=True).sigmoid(), "amax"),
-    "mean over positions": (lambda x: x - x.mean((2, 3), keepdim=True), 4),
-    "norm over channels": (lambda x: F.normalize(x, dim=1), "linalg_vector_norm"),
-    "layer norm": (lambda x: F.layer_norm(x, x.shape[1:]), "native_layer_norm"),
-    "layer norm over rows": (lambda x: F.layer_norm(x, x.shape[3:]), 4),
-    "instance norm": (F.instance_norm, 4),
-    "group norm": (lambda x: F.group_norm(x, 2), "native_group_norm"),
-    "local response": (lambda x: F.local_response_norm(x, 3), "avg_pool3d"),
-    "cumsum over channels": (lambda x: x.cumsum(1), "cumsum"),
-    "sorted channels": (lambda x: x.sort(1).values, "sort"),
-    "pooling": (lambda x: F.avg_pool2d(x, 3, 1, 1) + F.max_pool2d(x, 3, 1, 1), 4),
-    "lp pooling": (lambda x: F.lp_pool2d(x.abs(), 2, 2), 4),
-    "pooling over channels": (
-        lambda x: F.avg_pool1d(x.flatten(2).transpose(1, 2), 3, 1, 1).transpose(1, 2).view_as(x),
-        "avg_pool2d",
-    ),
-    "pooling over channels in 2d": (lambda x: F.max_pool2d(x.flatten(2), 3, 1, 1).view_as(x), "max_pool2d"),
-    "pooling over channels in 3d": (lambda x: F.avg_pool3d(x, 3, 1, 1), "avg_pool3d"),
-    "upsampling": (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), 4),
-    "padding": (lambda x: F.pad(x, (1, 0, 0, 1)), 4),
-    "padding with ones": (lambda x: F.pad(x, (1, 1), value=1.0), "reads something else than 0"),
-    "reflection": (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), 4),
-    "circular": (lambda x: F.pad(x, (1, 1, 1, 1), mode="circular"), 4),
-    "permuted there and back": (lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2), 4),
-    "halves": (lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), 4),
-    "a gate of halves": (lambda x: torch.cat([F.glu(x, 1), F.glu(x, 1)], 1), 4),
-    "channel shuffle": (lambda x: F.channel_shuffle(x, 2), 4),
-    "a shuffle by views": (lambda x: x.view(x.shape[0], 2, -1, 8, 8).transpose(1, 2).reshape(x.shape), 4),
-    "a shuffle of fixed size": (lambda x: x.view(-1, 2, 4, 8, 8).transpose(1, 2).flatten(1, 2), "view"),
-    "fixed parts": (lambda x: torch.cat([x[:, 4:], x[:, :4]], 1), "slice"),
-    "one channel for all": (lambda x: x * x[:, 3:4], "slice"),
-    "every second channel": (lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1), "slice"),
-    "an index": (lambda x: x[:, torch.arange(7, -1, -1)], "index"),
-    "rolled channels": (lambda x: x.roll(1, 1), "roll"),
-    "rolled rows": (lambda x: x.roll(1, 2), 4),
-    "flipped": (lambda x: x.flip(3), 4),
-    "along rows": (lambda x: torch.cat([x, x.flip(2)], 2), 4),
-    "stacked and summed": (lambda x: torch.stack([x, 2 * x], 1).sum(1), 4),
-    "unfolded": (lambda x: F.unfold(x, 1).view_as(x), 4),
-    "dropout that stays on": (lambda x: F.dropout2d(x, 0.3, training=True), 4),
-    "noise": (lambda x: x * torch.rand_like(x), 4),
-    "noise that is added": (lambda x: x + torch.rand_like(x), "reads something else than 0"),
-    "where": (lambda x: torch.where(x > 0, x, torch.zeros_like(x)), 4),
-    "where, else one": (lambda x: torch.where(x > 0, x, torch.ones_like(x)), "reads something else than 0"),
-    "masked": (lambda x: x.masked_fill(x < 0, 0.0), 4),
-    "written": (lambda x: written(x, 0.0), 4),
-    "written with ones": (lambda x: written(x, 1.0), "reads something else than 0"),
-    "written in a channel": (lambda x: written(x, 0.0, channel=True), "select"),
-    "numpy": (lambda x: x + torch.from_numpy(x.numpy().copy()), "numpy"),
-    "numpy in a function": (strangers.ByNumpy.apply, "numpy"),
-    "a Python number": (lambda x: x * x.abs().max().item(), "max"),
-    "of its own output": (lambda x: x.mul(x.new_tensor(2.0)), 4),
-}
-
-
-def written(x: Tensor, value: float, channel: bool = False) -> Tensor:
-    y = x.clone()
-    (y[:, 3] if channel else y[:, :, 0]).fill_(value)
-    return y
-
-
-@pytest.mark.parametrize("name", MIDDLES)
-def test_what_lies_between_a_norm_and_a_convolution(name: str) -> None:
-    middle, expected = MIDDLES[name]
-    net = seeded(lambda: Net(middle))
-    if isinstance(expected, int):
-        torch.manual_seed(3)
-        noisy = "noise" in name or "dropout" in name
-        assert len(check(net, 0.5, images(), [] if noisy else [images(3, 5), images(2, 6)])["norm"]) == expected
-        return
-    with pytest.raises(ValueError, match=r"no channel can be removed.*plan_prune"):
-        syncbn.prune(net, 0.5, images())
-    (step,) = syncbn.plan_prune(net, 0.5, images())
-    assert step.removed == ()
-    assert sorted(step.held) == list(range(8))
-    assert all(expected in reason for reason in step.held.values()), step.held
 
 
 class Depthwise(Net):
@@ -250,6 +109,46 @@ def test_a_shortcut_without_a_norm_holds() -> None:
     assert len(check(seeded(lambda: Shortcut(True)), 0.5, images(), [images(3, 5)])["norm"]) == 4
     (step,) = syncbn.plan_prune(seeded(lambda: Shortcut(False)), 0.5, images())
     assert set(step.held.values()) == {"convolution in out reads something else than 0 where γ and β are 0"}
+
+
+def test_an_activation_before_the_sum_with_a_shortcut_holds() -> None:
+    """conv(relu(bn(x))) + short(x): what reads the sum reads the first convolution's bias, and the shortcut."""
+
+    class Preactivated(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv2, self.norm2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+        def between(self, x: Tensor) -> Tensor:
+            y = self.middle(x)
+            return self.conv2(F.relu(self.norm2(y))) + y
+
+    net = seeded(Preactivated)
+    first, second = syncbn.plan_prune(net, 0.5, images())
+    assert (first.removed, second.removed) == ((), ())
+    assert {*first.held.values(), *second.held.values()} == {
+        "convolution in out reads something else than 0 where γ and β are 0"
+    }
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_features_that_are_put_into_a_tensor_of_fixed_size_stay(start: int) -> None:
+    """y = zeros(...); y[:, :8] = a(x): the places are numbers in the code."""
+
+    class Assembled(Net):
+        def __init__(self) -> None:
+            super().__init__(into=12)
+
+        def between(self, x: Tensor) -> Tensor:
+            y = torch.zeros(x.shape[0], 12, *x.shape[2:], dtype=x.dtype)
+            y[:, start : start + 8] = F.relu(x)
+            return y
+
+    net = seeded(Assembled)
+    (step,) = syncbn.plan_prune(net, 0.5, images())
+    assert (step.removed, len(step.held)) == ((), 8)
+    with pytest.raises(ValueError, match="no channel can be removed"):
+        syncbn.prune(net, 0.5, images())
 
 
 @pytest.mark.parametrize("make", [strangers.resnet18, strangers.vgg_bn, strangers.Inception, strangers.DenseNet])
@@ -448,87 +347,3 @@ def test_one_channel_of_each_layer_stays() -> None:
     pruned = syncbn.prune(net, 0.999, images())
     assert min(norm.num_features for norm in norms_of(pruned).values()) == 1
     results(pruned, images())
-
-
-# --- the plan, the call, refusals -----------------------------------------------------------------------------------
-
-
-def test_the_plan_names_what_goes_and_what_holds() -> None:
-    net = seeded(lambda: nn.Sequential(Net(F.relu), nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.Softmax(1)))
-    net[0].norm.weight.data = torch.tensor([3, -0.1, 5, 0.2, 4, 2, -0.3, 1], dtype=torch.float64)
-    first, second = syncbn.plan_prune(net, 0.4, images())
-    assert (first.layer, first.channels, first.removed, first.held) == ("0.norm", 8, (1, 3, 6), {})
-    assert (second.layer, second.removed) == ("2", ())
-    assert second.held == dict.fromkeys(range(6), "_softmax in 3")
-    assert syncbn.plan_prune(net, 0.0, images())[0].removed == ()
-
-
-def test_lists_dictionaries_and_call_functions() -> None:
-    net = seeded(Net)
-    expected = syncbn.plan_prune(net, 0.5, images())
-    for example in ((images(),), {"x": images()}):
-        assert syncbn.plan_prune(net, 0.5, example) == expected
-    call = lambda model, batch: model(batch["image"])  # noqa: E731
-    assert syncbn.plan_prune(net, 0.5, {"image": images()}, forward=call) == expected
-    pruned = syncbn.prune(net, 0.5, {"image": images()}, forward=call)
-    cost = syncbn.policy.cost_of(pruned, {"image": images()}, forward=call)
-    assert cost.flops < syncbn.policy.cost_of(net, images()).flops
-
-
-def test_what_cannot_be_looked_into_is_refused() -> None:
-    net = seeded(Net)
-    for model in (
-        torch.compile(net),
-        nn.DataParallel(net),
-        torch.jit.script(nn.Sequential(net.conv, net.norm, net.out)),
-    ):
-        for policy in (syncbn.prune, syncbn.plan_prune):
-            with pytest.raises(ValueError, match=r"syncbn\.prune\(model") as caught:
-                policy(model, 0.5, images())
-            assert "\n" not in str(caught.value)
-
-
-def test_scripted_parts_stay_whole() -> None:
-    part = torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()).double())
-
-    class Scripted(Net):
-        def __init__(self) -> None:
-            super().__init__()
-            self.part, self.norm2 = part, nn.BatchNorm2d(8)
-
-        def between(self, x: Tensor) -> Tensor:
-            return F.relu(self.norm2(self.part(F.relu(x))))
-
-    first, second = syncbn.plan_prune(seeded(Scripted), 0.5, images())
-    assert len(first.held) == len(second.held) == 8
-
-
-# --- the proof ------------------------------------------------------------------------------------------------------
-
-
-def test_a_fault_is_found_and_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take softmax for a function of each channel: the proof tells, and names it."""
-    from syncbn.policy.pruning import rules
-
-    monkeypatch.setitem(rules._RULES, "_softmax", rules.positions.over_last(0))
-    net = seeded(lambda: Net(lambda x: x.softmax(1)))
-    (step,) = syncbn.plan_prune(net, 0.5, images())
-    assert len(step.held) == 8
-    assert all("_softmax" in reason or "convolution in out" in reason for reason in step.held.values())
-
-
-def test_a_fault_that_no_channel_explains_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from syncbn.policy.pruning.shrink import Removal
-
-    right = Removal.shrink
-
-    def wrong(self: Any, model: nn.Module) -> None:
-        right(self, model)
-        model.out.bias.data[0] += 1
-
-    monkeypatch.setattr(Removal, "shrink", wrong)
-    net = seeded(Net)
-    state = copy.deepcopy(net.state_dict())
-    with pytest.raises(ValueError, match=r"no channel can be removed|pruning would change what this model computes"):
-        syncbn.prune(net, 0.5, images())
-    torch.testing.assert_close(net.state_dict(), state, rtol=0, atol=0)

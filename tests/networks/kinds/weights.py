@@ -1,5 +1,6 @@
 """Weights that aren't a layer's own parameter: computed, masked, tied, shared, read from elsewhere."""
 
+import copy
 import functools
 import warnings
 from typing import Any
@@ -226,10 +227,8 @@ def regularized_weight(m: Maker) -> nn.Module:
 def shared_weight_two_norms(m: Maker) -> nn.Module:
     """Two convolutions with one Parameter, and a norm each."""
     a = m.conv(6)
-    b = m.conv(6, bias=False, kernel_size=1) if m.dim == 0 else None
-    if b is None:
-        b = type(a)(a.in_channels, 6, a.kernel_size, padding=a.padding, padding_mode=a.padding_mode, bias=False)
-    b.weight = a.weight
+    b = copy.deepcopy(a)  # of the same padding and dilation
+    b._parameters |= {"weight": a.weight, "bias": None}
     na, nb = m.norm(a), m.norm(b)
 
     def run(self: Any, x: Tensor) -> Tensor:

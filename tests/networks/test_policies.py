@@ -1,0 +1,22 @@
+"""fuse and prune on random networks: right or refused in a line of ours. 500 of them: `python -m tests.networks`."""
+
+import pytest
+
+from tests.networks.command import examine, reproduction
+
+AT_ONCE = 20
+
+
+@pytest.mark.parametrize("first", range(1000, 1000 + 5 * AT_ONCE, AT_ONCE))
+def test_fuse_is_right_and_folds_what_can_be_folded(first: int) -> None:
+    (tally,) = examine(["fuse"], AT_ONCE, first, shrinking=2)
+    counts = tally.count()
+    assert counts["right"] == AT_ONCE, reproduction(tally)
+    assert counts["done"] >= 0.8 * counts["possible"] > 0
+
+
+@pytest.mark.parametrize("first", range(2000, 2000 + 5 * AT_ONCE, AT_ONCE))
+def test_prune_is_right_or_refused(first: int) -> None:
+    (tally,) = examine(["prune"], AT_ONCE, first, shrinking=2)
+    assert not tally.failed, reproduction(tally)
+    assert tally.count()["right"] >= 0.7 * AT_ONCE  # the others have no channel that could go

@@ -1,0 +1,94 @@
+"""The plan of a pruning, how a model is called, what is refused, and the proof."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import syncbn
+from tests.policy.pruned import Net
+from tests.policy.strangers import images, seeded
+
+
+def test_the_plan_names_what_goes_and_what_holds() -> None:
+    net = seeded(lambda: nn.Sequential(Net(F.relu), nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.Softmax(1)))
+    net[0].norm.weight.data = torch.tensor([3, -0.1, 5, 0.2, 4, 2, -0.3, 1], dtype=torch.float64)
+    first, second = syncbn.plan_prune(net, 0.4, images())
+    assert (first.layer, first.channels, first.removed, first.held) == ("0.norm", 8, (1, 3, 6), {})
+    assert (second.layer, second.removed) == ("2", ())
+    assert second.held == dict.fromkeys(range(6), "_softmax in 3")
+    assert syncbn.plan_prune(net, 0.0, images())[0].removed == ()
+
+
+def test_lists_dictionaries_and_call_functions() -> None:
+    net = seeded(Net)
+    expected = syncbn.plan_prune(net, 0.5, images())
+    for example in ((images(),), {"x": images()}):
+        assert syncbn.plan_prune(net, 0.5, example) == expected
+    call = lambda model, batch: model(batch["image"])  # noqa: E731
+    assert syncbn.plan_prune(net, 0.5, {"image": images()}, forward=call) == expected
+    pruned = syncbn.prune(net, 0.5, {"image": images()}, forward=call)
+    cost = syncbn.policy.cost_of(pruned, {"image": images()}, forward=call)
+    assert cost.flops < syncbn.policy.cost_of(net, images()).flops
+
+
+def test_what_cannot_be_looked_into_is_refused() -> None:
+    net = seeded(Net)
+    for model in (
+        torch.compile(net),
+        nn.DataParallel(net),
+        torch.jit.script(nn.Sequential(net.conv, net.norm, net.out)),
+    ):
+        for policy in (syncbn.prune, syncbn.plan_prune):
+            with pytest.raises(ValueError, match=r"syncbn\.prune\(model") as caught:
+                policy(model, 0.5, images())
+            assert "\n" not in str(caught.value)
+
+
+def test_scripted_parts_stay_whole() -> None:
+    part = torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()).double())
+
+    class Scripted(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part, self.norm2 = part, nn.BatchNorm2d(8)
+
+        def between(self, x: Tensor) -> Tensor:
+            return F.relu(self.norm2(self.part(F.relu(x))))
+
+    first, second = syncbn.plan_prune(seeded(Scripted), 0.5, images())
+    assert len(first.held) == len(second.held) == 8
+
+
+# --- the proof ------------------------------------------------------------------------------------------------------
+
+
+def test_a_fault_is_found_and_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take softmax for a function of each channel: the proof tells, and names it."""
+    from syncbn.policy.pruning import rules
+
+    monkeypatch.setitem(rules._RULES, "_softmax", rules.positions.over_last(0))
+    net = seeded(lambda: Net(lambda x: x.softmax(1)))
+    (step,) = syncbn.plan_prune(net, 0.5, images())
+    assert len(step.held) == 8
+    assert all("_softmax" in reason or "convolution in out" in reason for reason in step.held.values())
+
+
+def test_a_fault_that_no_channel_explains_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from syncbn.policy.pruning.shrink import Removal
+
+    right = Removal.shrink
+
+    def wrong(self: Any, model: nn.Module) -> None:
+        right(self, model)
+        model.out.bias.data[0] += 1
+
+    monkeypatch.setattr(Removal, "shrink", wrong)
+    net = seeded(Net)
+    state = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=r"no channel can be removed|pruning would change what this model computes"):
+        syncbn.prune(net, 0.5, images())
+    torch.testing.assert_close(net.state_dict(), state, rtol=0, atol=0)
