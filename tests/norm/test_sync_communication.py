@@ -135,6 +135,22 @@ def test_subgroups_see_their_own_ranks_only(ranks: Callable[[int], Ranks]) -> No
         torch.testing.assert_close(tuple(steps.gather(pair)), tuple(expected))
 
 
+def train_by(exchange: str, batch: Batch) -> oracle.Step:
+    with asked_for(exchange):
+        return steps.train(batch)
+
+
+@pytest.mark.parametrize("exchange", COLLECTIVES)
+@pytest.mark.parametrize("sizes", [[3, 4], [2, 0, 5, 1]])
+def test_either_exchange_gives_one_process_s_answer(
+    ranks: Callable[[int], Ranks], exchange: str, sizes: list[int]
+) -> None:
+    batch = random_batch(1, [3, 4], sizes)
+    results = ranks(len(sizes)).run(train_by, exchange, batch)
+    expected = oracle.training_step(batch.x, batch.dy, batch.weight, batch.bias)
+    torch.testing.assert_close(tuple(steps.gather(results)), tuple(expected))
+
+
 def build_with_foreign_group() -> str:
     foreign = dist.new_group([0])
     try:
