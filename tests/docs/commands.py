@@ -1,7 +1,8 @@
 """Runs the fenced blocks of a page, in order and in one folder, as a reader would type them there.
 
-- Bash blocks run line by line. Lines that train get overrides that make them short. `make` lines run as `make -n`, since
-  CI runs the targets themselves. `pip install` lines must name extras that exist, `wandb sync` files that are there.
+- Bash blocks run line by line. Lines that train get overrides that make them short. `make` lines run as `make -n`,
+  since CI runs the targets themselves. `pip install` lines must name extras that exist, and `wandb sync` files that
+  are there.
 - Python blocks run in processes of their own. One that begins with `# name.py; run it with: <command>` is written to
   that file and run by that command.
 - A text block is what the block before it prints. Numbers below 1e-12 in it are rounding, and may be others.
