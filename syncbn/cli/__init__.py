@@ -33,6 +33,8 @@ def main() -> None:
         from importlib.metadata import version
 
         print(f"syncbn {version('syncbn')}")
+    elif name in ("-sc", "--shell-completion"):
+        _complete(rest)
     elif not name:
         print(overview(), file=sys.stderr)
         raise SystemExit(2)
@@ -76,6 +78,21 @@ def run(command: str, package: str = __name__) -> None:
     if missing:
         fail(f'{command} needs the trainer\'s packages ({", ".join(missing)} not found): pip install "syncbn[train]"')
     module.main()
+
+
+def _complete(words: list[str]) -> None:
+    """Answer the shell: `eval "$(syncbn -sc install=bash)"` lets it ask. Hydra's answers are to overrides alone."""
+    typed = os.environ.get("COMP_LINE", "")
+    typed = typed[: int(os.environ.get("COMP_POINT", len(typed)))]
+    program, _, after = typed.partition(" ")
+    command, space, overrides = after.lstrip().partition(" ")
+    if typed and not space:
+        print(*(name for name in commands() if name.startswith(command)))
+    elif not typed or command == "train":
+        line = f"{program} {overrides}"
+        os.environ |= {"COMP_LINE": line, "COMP_POINT": str(len(line))} if typed else {}
+        sys.argv = [sys.argv[0], "-sc", *words]
+        run("train")
 
 
 def _unknown(name: str, known: dict[str, str]) -> str:

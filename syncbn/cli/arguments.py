@@ -56,7 +56,7 @@ class Parser(Generic[Options]):
         """The options that a command line gives.
 
         Raises:
-            ValueError: an option that the command doesn't have, one that is missing, or a value that isn't allowed.
+            UserError: an option that the command doesn't have, one that is missing, or a value that isn't allowed.
         """
         given: dict[str, Any] = {name: [] for name in (self.words, self.overrides) if name}
         for word in self._spelt(words):
@@ -69,14 +69,14 @@ class Parser(Generic[Options]):
                 given[key] = _value(text, self._kinds()[key])
             else:
                 hint = ", or a dotted key of the run's config" if self.overrides else ""
-                raise ValueError(f"{key}: no such key; {suggest(key, self._named())}{hint}")
+                raise UserError(f"{key}: no such key; {suggest(key, self._named())}{hint}")
         if self.words and self._kinds()[self.words] is str:
             given[self.words] = self._one_word(given[self.words])
         for each in fields(self.options):  # type: ignore[arg-type]  # a dataclass
             if each.name not in given and each.default is each.default_factory is MISSING:
-                raise ValueError(f"{each.name}: missing, {each.metadata['help']}; usage: {self._usage_line()}")
+                raise UserError(f"{each.name}: missing, {each.metadata['help']}; usage: {self._usage_line()}")
         if found := mistakes(given, self.options):
-            raise ValueError("\n       ".join(found))
+            raise UserError("\n       ".join(found))
         return self.options(**given)
 
     def usage(self) -> str:
@@ -123,19 +123,19 @@ class Parser(Generic[Options]):
                 value = "true"
             elif not equals:
                 if key not in self._named() or not left:
-                    raise ValueError(f"{word}: no such flag, or one without its value; usage: {self._usage_line()}")
+                    raise UserError(f"{word}: no such flag, or one without its value; usage: {self._usage_line()}")
                 value = left.pop(0)
             yield f"{key}={value}"
 
     def _take_word(self, word: str, given: dict[str, Any]) -> None:
         if not self.words:
             (first, *_) = self._named()
-            raise ValueError(f"expected key=value, got {word!r}; {first}={word}? usage: {self._usage_line()}")
+            raise UserError(f"expected key=value, got {word!r}; {first}={word}? usage: {self._usage_line()}")
         given[self.words].append(word)
 
     def _one_word(self, words: list[str]) -> str:
         if len(words) != 1:
-            raise ValueError(f"give one {self.words}, got {len(words)}; usage: {self._usage_line()}")
+            raise UserError(f"give one {self.words}, got {len(words)}; usage: {self._usage_line()}")
         return words[0]
 
 

@@ -23,11 +23,12 @@ from syncbn.launch import stop
 from syncbn.launch.faults import Fault
 from syncbn.launch.leave import ends_at_once, leave_together
 from syncbn.launch.relaunch import ranks_to_start, run_under_torchrun
+from syncbn.launch.run_id import VARIABLE as RUN_ID
 from syncbn.launch.run_id import ensure_run_id
 from syncbn.launch.world import World, current_world, devices_and_nodes
 from syncbn.run.check import conf_dir
 from syncbn.run.command_line import CommandLine, read
-from syncbn.run.compose import jobs_of
+from syncbn.run.compose import SWEEPER, Jobs, jobs_of
 from syncbn.run.errors import UserError, fail
 from syncbn.run.launchers import submitted_job, submitted_world, waiting
 from syncbn.run.project import VARIABLE as PROJECT
@@ -79,7 +80,7 @@ def _plan(line: CommandLine, flags: Namespace, world: World) -> _Plan:
             "--config-path outputs/<run_id>/.hydra --config-name config run_id=<another>"
         )
     shows = flags.help or flags.hydra_help or flags.info or flags.cfg
-    if flags.shell_completion or (shows and not line.overrides):
+    if flags.shell_completion or (shows and line == CommandLine([])):
         return _Plan(tuple(line.overrides))
     jobs = jobs_of(line)
     overrides = tuple(jobs.line.overrides)
@@ -97,11 +98,29 @@ def _plan(line: CommandLine, flags: Namespace, world: World) -> _Plan:
             f"hydra/launcher={jobs.hydra.runtime.choices['hydra/launcher']} starts one process a job, and each job "
             f"asks for {ranks}: leave it out, or take launcher=local"
         )
+    _check_sweeper(jobs, max(ranks, world.world_size))
     for config in jobs.configs:
         _check_output_root(Path(config["output_root"]))
+    os.environ[RUN_ID] = jobs.configs[0]["run_id"]  # which a primary config may have named
     # The job writes .hydra, when nothing was wrong.
     overrides = (*_folders(jobs.hydra), *overrides, "hydra.output_subdir=null")
     return _Plan(overrides, ranks, len(jobs.configs), submitted)
+
+
+def _check_sweeper(jobs: Jobs, ranks: int) -> None:
+    """A sweeper that draws values is asked by each rank, and each must draw the same."""
+    if not jobs.is_sweep or ranks == 1 or jobs.hydra.sweeper._target_ == SWEEPER:
+        return
+    keys = [key for key in ("hydra.sweeper.sampler.seed", "hydra.sweeper.seed") if _has(jobs.hydra, key)]
+    if keys and all(OmegaConf.select(jobs.hydra, key.removeprefix("hydra.")) is None for key in keys):
+        raise UserError(
+            f"each of {ranks} ranks draws the values of a job by itself: add {keys[0]}=<n>, the same for all"
+        )
+
+
+def _has(hydra: DictConfig, key: str) -> bool:
+    *above, name = key.removeprefix("hydra.").split(".")
+    return name in (OmegaConf.select(hydra, ".".join(above)) or ())
 
 
 def _folders(hydra: DictConfig) -> list[str]:

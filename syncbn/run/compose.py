@@ -28,6 +28,7 @@ from syncbn.run.search_path import ProjectConf
 from syncbn.run.store import store_options
 
 Groups = Mapping[str, list[str]]
+SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # Hydra's own, which goes through the product
 
 # For the checks here, and for Hydra's own run after them.
 Plugins.instance().register(ProjectConf)
@@ -112,12 +113,11 @@ def _jobs_of(line: CommandLine) -> Jobs:
         if not is_sweep:
             refuse_sweeps(ours)
             return Jobs(line, [_checked(first)], hydra, is_sweep)
-        jobs = job_lists([*parse(_params(hydra)), *ours], each_alone=hydra.sweeper._target_ != _BASIC)
+        jobs = job_lists([*parse(_params(hydra)), *ours], each_alone=hydra.sweeper._target_ != SWEEPER)
         configs = [_checked(_composed([*job, *hydras], line, groups)) for job in jobs]
     return Jobs(line, configs, hydra, is_sweep)
 
 
-_BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 _SUBMITIT = '"syncbn[slurm]"'
 _EXTENDS = re.compile(r"(?P<key>[\w./]+)\+=(?P<value>.*)", re.DOTALL)
 
@@ -154,13 +154,16 @@ def _groups(line: CommandLine) -> dict[str, list[str]]:
     parse(places)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a place that isn't there; said below
-        _, repository = loader._parse_overrides_and_create_caching_repo(line.config_name, places)
+        try:
+            _, repository = loader._parse_overrides_and_create_caching_repo(line.config_name, places)
+        except HydraException as error:
+            raise UserError(f"{error}; write hydra.searchpath=[<folder>,pkg://<package>]") from error
     for source in repository.get_sources():
         if not source.available():
             raise UserError(f"hydra.searchpath: there is no folder or package {source.scheme()}://{source.path}")
     name = line.config_name.removesuffix(".yaml")
     if not repository.config_exists(name):
-        names = repository.get_group_options("", ObjectType.CONFIG)
+        names = [name for name in repository.get_group_options("", ObjectType.CONFIG) if not name.startswith("_")]
         raise UserError(f"--config-name {name}: no such config; {suggest(name, names)}")
     found: dict[str, list[str]] = {}
     left = [""]
@@ -175,26 +178,35 @@ def _groups(line: CommandLine) -> dict[str, list[str]]:
 
 def _with_lists_extended(line: CommandLine, groups: Groups) -> CommandLine:
     """`tags+=[x]` as `tags=[dev,x]`, after the list that the line's other overrides lead to."""
-    found = {text: match for text in line.overrides if (match := _EXTENDS.fullmatch(text))}
+    found = [match for text in line.overrides if (match := _EXTENDS.fullmatch(text))]
     if not found:
         return line
-    others = parse([text for text in line.overrides if text not in found])
-    jobs = job_lists([o for o in others if not is_hydras(o)])
+    left = [text for text in line.overrides if not _EXTENDS.fullmatch(text)]
+    others = parse(left)
     hydras = [str(o.input_line) for o in others if is_hydras(o)]
+    jobs = job_lists([o for o in others if not is_hydras(o)])
     configs = [_composed([*job, *hydras], line, groups) for job in jobs]
-    written = {text: _extended(match["key"], match["value"], configs, groups) for text, match in found.items()}
-    return with_overrides(line, [written.get(text, text) for text in line.overrides])
+    more: dict[str, list[Any]] = {}
+    for match in found:
+        more.setdefault(match["key"], []).extend(_items(match))
+    written = [_extended(key, items, configs, groups) for key, items in more.items()]
+    kept = [text for text in left if text.partition("=")[0] not in more]
+    return with_overrides(line, [*kept, *written])
 
 
-def _extended(key: str, value: str, configs: Iterable[DictConfig], groups: Groups) -> str:
+def _items(match: re.Match[str]) -> list[Any]:
+    (override,) = parse([f"{match['key']}={match['value']}"])
+    value = values(override) if override.is_sweep_override() else override.value()
+    return value if isinstance(value, list) else [value]
+
+
+def _extended(key: str, more: list[Any], configs: Iterable[DictConfig], groups: Groups) -> str:
     lists = [_list_at(key, config, groups) for config in configs]
     if not all(isinstance(found, list) for found in lists):
-        raise UserError(f"{key}+={value}: {key} is no list")
+        raise UserError(f"{key}+=...: {key} is no list")
     if any(found != lists[0] for found in lists):
-        raise UserError(f"{key}+={value}: {key} isn't the same in all jobs of the sweep; write {key}=[...] in full")
-    (override,) = parse([f"{key}={value}"])
-    more = values(override) if override.is_sweep_override() else override.value()
-    return f"{key}=[{','.join(map(literal, [*lists[0], *(more if isinstance(more, list) else [more])]))}]"
+        raise UserError(f"{key}+=...: {key} isn't the same in all jobs of the sweep; write {key}=[...] in full")
+    return f"{key}=[{','.join(map(literal, [*lists[0], *more]))}]"
 
 
 def _list_at(key: str, config: DictConfig, groups: Groups) -> Any:
@@ -256,12 +268,15 @@ def _composed(overrides: Sequence[str], line: CommandLine, groups: Groups) -> Di
 
 
 def _explain(overrides: Sequence[str], line: CommandLine, groups: Groups) -> None:
-    """Find the key that isn't there, in what the chosen groups alone come to.
+    """Find the group that is there already, or the key that isn't, in what the chosen groups alone come to.
 
     Raises:
         UserError: there is one.
     """
     parsed = parse(overrides)
+    for override in parsed:
+        if override.key_or_group in groups and override.is_add():
+            raise UserError(f"{override.input_line}: leave the + out, {override.key_or_group} is there already")
     chosen = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group in groups]
     others = [o for o in parsed if o.key_or_group not in groups]
     places = [str(o.input_line) for o in others if o.key_or_group == "hydra.searchpath"]

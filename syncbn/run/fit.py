@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
@@ -85,7 +86,7 @@ def train(config: DictConfig, world: World, hydra: DictConfig) -> float | None:
     if run.trainer.is_global_zero:
         finish(run.loggers)
         screen.print_results(metrics, Path(config.paths.output_dir), training)
-    return _objective(config.get("optimized_metric"), metrics)
+    return _objective(config.get("optimized_metric"), metrics, world)
 
 
 def prepare(
@@ -178,7 +179,11 @@ def _to_test(trainer: Trainer, resumed: Checkpoint | None) -> str | Path | None:
     return resumed.path
 
 
-def _objective(name: str | None, metrics: dict[str, float]) -> float | None:
+def _objective(name: str | None, metrics: dict[str, float], world: World) -> float | None:
+    """What a sweeper is told, by every rank the same: a metric that isn't summed over ranks is the first rank's."""
     if name is not None and name not in metrics:
         raise UserError(f"optimized_metric={name}: no such metric; {suggest(name, metrics)}")
-    return metrics.get(name or "val/loss")
+    found = [metrics.get(name or "val/loss")]
+    if world.world_size > 1 and dist.is_initialized():
+        dist.broadcast_object_list(found)
+    return found[0]

@@ -32,7 +32,7 @@ def _unreadable(override: str, error: Exception) -> str:
     if equals and "=" in value and not re.search(r"['\"\[{(]", value):
         return f"can't read {override!r}: a value with another = in it is quoted: '{key}=\"{value}\"'"
     if not equals:
-        return f"can't read {override!r}: write group=choice or key=value"
+        return f"can't read {override!r}: write group=choice or key=value, without spaces around the ="
     return (
         f"can't read {override!r}; write group=choice or key=value, and quote what holds commas, spaces or "
         f"brackets: 'key=\"a, b\"' ({str(error).splitlines()[0]})"
@@ -88,7 +88,8 @@ def _texts(override: Override) -> list[str]:
 def literal(value: Any) -> str:
     """A value as Hydra's grammar reads it back."""
     if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        # A backslash counts as one unless it stands before a quote, where it is doubled.
+        return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), value) + "'"
     if isinstance(value, dict):
         return f"{{{','.join(f'{key}:{literal(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
