@@ -17,7 +17,7 @@ from tests.policy.strangers import Pair, images, results, seeded
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.trace(_method)?` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.trace(_method)?` is deprecated"),
 ]
 
 
