@@ -1,4 +1,4 @@
-"""Data modules, and the samplers that cut one global batch into each rank's part."""
+"""Data modules, and the samplers that split each global batch over the ranks."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Augmentations that are functions of (seed, epoch, index), so that neither ranks nor a restart change them."""
+"""Augmentations as functions of (seed, epoch, index): the same on any number of ranks and after a restart."""
 
 import functools
 import math
@@ -10,15 +10,15 @@ from torch import Tensor
 
 
 class RandomAffine:
-    """Shifts, turns and scales each image, by an amount uniform within ±its limit, by bilinear interpolation.
+    """Random shift, rotation and scale of each image, uniform within ± the limits, with bilinear interpolation.
 
     Args:
         num_samples: size of the data set that indices point into.
-        max_shift: in pixels, each way.
-        max_rotation: in degrees.
-        max_scale: relative: 0.1 makes the content up to 10 % larger or smaller.
-        seed: of the draws.
-        fill: what comes in at the border.
+        max_shift: largest shift in pixels, along each axis.
+        max_rotation: largest rotation in degrees.
+        max_scale: largest relative change of size: 0.1 makes the content up to 10 % larger or smaller.
+        seed: seed of the random draws.
+        fill: value of pixels from outside the image.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class RandomAffine:
         self.fill = fill
 
     def __call__(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
-        """Images (N, C, H, W) float32, whose places in the data set are `indices` (N), as this epoch sees them."""
+        """Augment images (N, C, H, W) float32, which have the data set indices `indices` (N), for this epoch."""
         if len(images) == 0:
             return images
         height, width = images.shape[2:]
@@ -46,5 +46,5 @@ class RandomAffine:
 
 @functools.lru_cache(maxsize=2)
 def _uniform(shape: tuple[int, ...], seed: int, epoch: int) -> Tensor:
-    """(-1, 1) for a whole epoch at once: a batch looks its rows up, which is much faster than a generator a sample."""
+    """Draw from (-1, 1) for a whole epoch at once: looking up rows is much faster than one generator per sample."""
     return torch.from_numpy(np.random.default_rng([seed, epoch]).uniform(-1, 1, shape)).float()

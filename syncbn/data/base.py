@@ -1,4 +1,4 @@
-"""What every DataModule here has in common: global batches cut for the ranks, and a place in the epoch to resume at."""
+"""Base class of the DataModules: splits global batches over the ranks and resumes in the middle of an epoch."""
 
 from functools import partial
 from typing import Any, Literal
@@ -16,15 +16,15 @@ Part = Literal["train", "val", "test"]
 
 
 class GlobalBatchDataModule(LightningDataModule):
-    """Loaders over `fetch`, for data that is quick to make a batch of.
+    """Base DataModule with loaders over `fetch`, for data that is cheap to turn into a batch.
 
-    Use it with `Trainer(use_distributed_sampler=False)`: each rank takes its own part of the global batch here, without
-    padding. A subclass says how many samples a part has, and what a batch of them holds.
+    Use it with `Trainer(use_distributed_sampler=False)`: it gives each rank its part of the global batch, without
+    padding. A subclass defines the number of samples of each part and the contents of a batch.
 
     Args:
         batch_size: training samples of one rank in a step; the global batch is this times the number of ranks.
         eval_batch_size: samples of one rank in a validation or test step.
-        seed: of the order.
+        seed: seed of the sample order.
         drop_last: leave out the last training batch of an epoch when it isn't full.
         shard_by_class: each rank trains on its own classes alone: rank r of W on the classes r, r + W, ... A rank's
             batch statistics are then those of its classes; synchronized ones are those of all.
@@ -57,15 +57,15 @@ class GlobalBatchDataModule(LightningDataModule):
         self._train_loader_state: dict[str, Any] | None = None
 
     def num_samples(self, part: Part) -> int:
-        """How many samples a part has."""
+        """Number of samples in a part."""
         raise NotImplementedError
 
     def fetch(self, part: Part, indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """Images (N, C, H, W) and labels of a part's samples, as an epoch sees them."""
+        """Images (N, C, H, W) and labels of a part's samples in an epoch."""
         raise NotImplementedError
 
     def train_classes(self) -> np.ndarray:
-        """The class of each training sample, for `shard_by_class`."""
+        """Class of each training sample, for `shard_by_class`."""
         raise NotImplementedError
 
     def train_dataloader(self) -> BatchLoader:
@@ -74,7 +74,7 @@ class GlobalBatchDataModule(LightningDataModule):
         options: Any = {
             "rank": self._rank,
             "world_size": self._world_size,
-            "shuffle": not overfit,  # to overfit a batch is to see the same one again
+            "shuffle": not overfit,  # overfitting needs the same batch every epoch
             "seed": self.seed,
             "drop_last": self.drop_last,
         }
@@ -85,27 +85,27 @@ class GlobalBatchDataModule(LightningDataModule):
         return self._resumed(IndexedLoader(partial(self.fetch, "train"), sampler))
 
     def val_dataloader(self) -> BatchLoader:
-        """Each validation sample once, over all ranks."""
+        """Each validation sample once across all ranks."""
         return self._eval_loader("val")
 
     def test_dataloader(self) -> BatchLoader:
-        """Each test sample once, over all ranks."""
+        """Each test sample once across all ranks."""
         return self._eval_loader("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the epoch, for a checkpoint.
+        """Position in the epoch, for a checkpoint.
 
-        Lightning restores a loader by itself only if it is made after the checkpoint is read, and asking for the number
-        of steps, as a learning-rate schedule does, makes it before.
+        Lightning restores a loader only if it is created after the checkpoint is read. A learning-rate schedule that
+        asks for the number of steps creates it earlier.
         """
         return {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Make the next training loader start where the checkpoint's stopped."""
+        """Make the next training loader start at the checkpoint's position."""
         self._train_loader_state = state_dict.get("train_loader")
 
     def _resumed(self, loader: BatchLoader) -> BatchLoader:
-        """The training loader, at the place of a checkpoint that was loaded before."""
+        """Move the training loader to the position of the loaded checkpoint, if there is one."""
         self._train_loader = loader
         if self._train_loader_state is not None:
             loader.load_state_dict(self._train_loader_state)
@@ -113,7 +113,7 @@ class GlobalBatchDataModule(LightningDataModule):
         return loader
 
     def _eval_loader(self, part: Part) -> BatchLoader:
-        # A part smaller than one batch is one batch: nothing is learned from it, so its size doesn't matter.
+        # A part smaller than one batch becomes one batch. It isn't trained on, so its size doesn't matter.
         size = self.num_samples(part)
         batch_size = min(self.eval_batch_size, max(1, size // self._world_size))
         return IndexedLoader(

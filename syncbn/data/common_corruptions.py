@@ -1,12 +1,12 @@
-"""The fifteen common corruptions of Hendrycks and Dietterich, each at five severities. Imports torch and numpy alone.
+"""The fifteen common corruptions of Hendrycks and Dietterich, each at five severities. Imports only torch and numpy.
 
 Written from the descriptions in "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR
-2019, https://arxiv.org/abs/1903.12261, for grey or colored images of any size. The strengths are our own, for images of
-28 to 32 pixels: figures can be compared with each other, and not with those of CIFAR-10-C. Frost is a texture made by a
-formula, where the paper has photographs of ice.
+2019, https://arxiv.org/abs/1903.12261, for grey or color images of any size. The strengths are our own, for images of
+28 to 32 pixels: results compare with each other, not with those of CIFAR-10-C. Frost is a computed texture, where the
+paper uses photographs of ice.
 
-Each function takes images (N, C, H, W) with values from 0 to 1, a strength, and `Draws`, which are the same for every
-strength: the severities of one image differ in strength alone.
+Each function takes images (N, C, H, W) with values from 0 to 1, a strength, and `Draws`. The draws are the same for
+every strength, so the severities of one image differ only in strength.
 """
 
 import io
@@ -21,22 +21,22 @@ from torch import Tensor
 
 
 class Draws:
-    """Random numbers for a batch: those of an image are a function of the generator it has, whatever is beside it."""
+    """Random numbers for a batch. Each image has its own generator, so they don't depend on the rest of the batch."""
 
     def __init__(self, generators: Sequence[np.random.Generator], like: Tensor) -> None:
         self.generators = generators
         self.like = like
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """(N, *shape), from low to high."""
+        """Uniform numbers (N, *shape) from low to high."""
         return self._stacked(lambda generator: generator.uniform(low, high, shape))
 
     def normal(self, *shape: int) -> Tensor:
-        """(N, *shape), standard normal."""
+        """Standard normal numbers (N, *shape)."""
         return self._stacked(lambda generator: generator.standard_normal(shape))
 
     def poisson(self, rates: Tensor) -> Tensor:
-        """Counts with these means (N, *)."""
+        """Poisson counts with means `rates` (N, *)."""
         every = zip(self.generators, rates.double().cpu().numpy(), strict=True)
         return torch.from_numpy(np.stack([generator.poisson(rate) for generator, rate in every])).to(self.like)
 
@@ -45,12 +45,12 @@ class Draws:
 
 
 def gaussian_noise(x: Tensor, deviation: float, draws: Draws) -> Tensor:
-    """Noise of low light: normal, added to every value."""
+    """Gaussian noise, as in low light, added to every value."""
     return x + deviation * draws.normal(*x.shape[1:])
 
 
 def shot_noise(x: Tensor, photons: float, draws: Draws) -> Tensor:
-    """Noise of the light's own grains: a Poisson count, `photons` for white."""
+    """Photon noise: a Poisson count, with mean `photons` for white."""
     return draws.poisson(x * photons) / photons
 
 
@@ -61,7 +61,7 @@ def impulse_noise(x: Tensor, share: float, draws: Draws) -> Tensor:
 
 
 def defocus_blur(x: Tensor, radius: float, draws: Draws) -> Tensor:
-    """Out of focus: the mean over a disk."""
+    """Defocus: the mean over a disk."""
     reach, fine = math.ceil(radius), 16  # a pixel's weight is the part of it that the disk covers, by 16 × 16 points
     points = (torch.arange((2 * reach + 1) * fine, dtype=torch.float64) + 0.5) / fine - reach - 0.5
     inside = (points.square()[:, None] + points.square() <= radius**2).double()
@@ -70,7 +70,7 @@ def defocus_blur(x: Tensor, radius: float, draws: Draws) -> Tensor:
 
 
 def glass_blur(x: Tensor, strength: tuple[float, float], draws: Draws) -> Tensor:
-    """Frosted glass: pixels taken from a random place nearby, `strength[0]` pixels away at most, then a blur."""
+    """Frosted glass: pixels taken from random places at most `strength[0]` pixels away, then a blur."""
     reach, sigma = strength
     height, width = x.shape[2:]
     shifts = draws.uniform(height, width, 2, low=-1.0) * reach
@@ -78,18 +78,18 @@ def glass_blur(x: Tensor, strength: tuple[float, float], draws: Draws) -> Tensor
 
 
 def motion_blur(x: Tensor, length: float, draws: Draws) -> Tensor:
-    """A camera that moves: the mean along a line of random direction."""
+    """Camera motion: the mean along a line of random direction."""
     return _filtered(x, _lines(length, draws.uniform(high=math.pi)))
 
 
 def zoom_blur(x: Tensor, zoom: float, draws: Draws) -> Tensor:
-    """A camera that comes closer: the mean over zooms from 1 to `zoom`."""
+    """Camera zoom: the mean over zooms from 1 to `zoom`."""
     factors = torch.linspace(1, zoom, 9).tolist()
     return torch.stack([_zoomed(x, factor) for factor in factors]).mean(dim=0)
 
 
 def snow(x: Tensor, strength: tuple[float, float], draws: Draws) -> Tensor:
-    """Snow: flakes that leave streaks downwards, over an image that is paler; the share of flakes, and the paleness."""
+    """Snow: flakes with streaks downwards over a paler image; strength: share of flakes, paleness."""
     share, paleness = strength
     height, width = x.shape[2:]
     flakes = (draws.uniform(1, height, width) < share).to(x)
@@ -98,20 +98,20 @@ def snow(x: Tensor, strength: tuple[float, float], draws: Draws) -> Tensor:
 
 
 def frost(x: Tensor, strength: float, draws: Draws) -> Tensor:
-    """Ice on a window: bright ridges between patches, by `strength` over what is behind."""
+    """Ice on a window: bright ridges between patches, blended with the image by `strength`."""
     height, width = x.shape[2:]
     ridges = 1 - 2 * (_clouds(draws, height, width, roughness=0.8) - 0.5).abs()
     return (1 - 0.5 * strength) * x + strength * ridges.square()
 
 
 def fog(x: Tensor, density: float, draws: Draws) -> Tensor:
-    """Fog: light clouds in front of everything."""
+    """Fog: light clouds over the whole image."""
     height, width = x.shape[2:]
     return (1 - density) * x + density * (0.4 + 0.6 * _clouds(draws, height, width, roughness=0.5))
 
 
 def bright(x: Tensor, light: float, draws: Draws) -> Tensor:
-    """The paper's "brightness": more light on everything."""
+    """The paper's "brightness": a shift towards white."""
     return x + light
 
 
@@ -122,7 +122,7 @@ def low_contrast(x: Tensor, factor: float, draws: Draws) -> Tensor:
 
 
 def elastic_transform(x: Tensor, amplitude: float, draws: Draws) -> Tensor:
-    """Stretched and contracted regions: pixels taken from places that a smooth random field leads to."""
+    """Elastic deformation: pixels displaced by a smooth random field."""
     height, width = x.shape[2:]
     field = _gaussian(draws.normal(2, height, width), 2.5)
     field = field / field.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp(min=1e-6)
@@ -130,7 +130,7 @@ def elastic_transform(x: Tensor, amplitude: float, draws: Draws) -> Tensor:
 
 
 def pixelate(x: Tensor, share: float, draws: Draws) -> Tensor:
-    """A low resolution: the image with `share` of its pixels a side, enlarged again."""
+    """Low resolution: the image with `share` of its pixels per side, enlarged again."""
     small = [max(1, round(share * side)) for side in x.shape[2:]]
     return F.interpolate(F.interpolate(x, small, mode="area"), list(x.shape[2:]), mode="nearest-exact")
 
@@ -152,7 +152,7 @@ def jpeg_compression(x: Tensor, quality: int, draws: Draws) -> Tensor:
 
 
 class Corruption(NamedTuple):
-    """A corruption, and its strength at severities 1 to 5."""
+    """A corruption and its strengths at severities 1 to 5."""
 
     function: Callable[[Tensor, Any, Draws], Tensor]
     strengths: tuple[Any, Any, Any, Any, Any]
@@ -179,14 +179,14 @@ SEVERITIES = range(1, 6)
 
 
 def corrupt(images: Tensor, name: str, severity: int, generators: Sequence[np.random.Generator]) -> Tensor:
-    """Images (N, C, H, W) with values from 0 to 1, corrupted, in the same range, dtype and device."""
+    """Corrupt images (N, C, H, W) with values from 0 to 1; keeps range, dtype and device."""
     x = images if images.dtype == torch.float64 else images.float()
     function, strengths = KINDS[name]
     return function(x, strengths[severity - 1], Draws(generators, x)).clamp(0, 1).to(images.dtype)
 
 
 def _lines(length: float, angles: Tensor) -> Tensor:
-    """(N, 1, K, K): lines of a length in pixels about the center, counterclockwise from the right; each sums to 1."""
+    """Line kernels (N, 1, K, K) through the center, counterclockwise from the right; each sums to 1."""
     reach = math.ceil(length / 2)
     along = torch.linspace(-length / 2, length / 2, 8 * reach + 1).to(angles)
     across, down = torch.cos(angles)[:, None] * along, -torch.sin(angles)[:, None] * along
@@ -198,7 +198,7 @@ def _lines(length: float, angles: Tensor) -> Tensor:
 
 
 def _filtered(x: Tensor, kernels: Tensor) -> Tensor:
-    """Each image correlated with a kernel of its own (N, 1, K, K); the border is repeated outwards."""
+    """Correlate each image with its own kernel (N, 1, K, K), with replicated borders."""
     reach = kernels.shape[-1] // 2
     padded = F.pad(x, [reach] * 4, mode="replicate").flatten(0, 1).unsqueeze(0)
     weights = kernels.expand(-1, x.shape[1], -1, -1).reshape(-1, 1, *kernels.shape[2:])
@@ -213,7 +213,7 @@ def _gaussian(x: Tensor, sigma: float) -> Tensor:
 
 
 def _displaced(x: Tensor, shifts: Tensor) -> Tensor:
-    """Each pixel taken from `shifts` (N, H, W, 2), right and down in pixels, away; the border is repeated outwards."""
+    """Take each pixel from `shifts` (N, H, W, 2) pixels to the right and down, with replicated borders."""
     height, width = x.shape[2:]
     rows, columns = torch.meshgrid(torch.arange(height).to(x), torch.arange(width).to(x), indexing="ij")
     places = torch.stack([columns, rows], dim=-1) + shifts
@@ -229,7 +229,7 @@ def _zoomed(x: Tensor, factor: float) -> Tensor:
 
 
 def _clouds(draws: Draws, height: int, width: int, roughness: float) -> Tensor:
-    """(N, 1, H, W) from 0 to 1: random grids, each twice as fine as the one before and `roughness` times as strong."""
+    """Fractal noise (N, 1, H, W) from 0 to 1: random grids, each twice as fine and `roughness` times as strong."""
     total: Tensor | None = None
     for octave in range(max(1, math.ceil(math.log2(max(height, width))))):
         cells = 2**octave + 1

@@ -1,4 +1,4 @@
-"""Images of another domain: paler, brighter, blurred, noisy, inverted, turned, or in snow. Imports no Lightning."""
+"""Corruptions that make a shifted domain: contrast, brightness, blur, noise, inversion and more. Without Lightning."""
 
 import math
 import zlib
@@ -15,22 +15,22 @@ from syncbn.norm.core.options import suggest
 
 
 def contrast(images: Tensor, factor: float) -> Tensor:
-    """x·factor, about zero."""
+    """Scale the contrast about zero: x·factor."""
     return images * factor
 
 
 def brightness(images: Tensor, shift: float) -> Tensor:
-    """x + shift."""
+    """Shift the brightness: x + shift."""
     return images + shift
 
 
 def inversion(images: Tensor, amount: float) -> Tensor:
-    """(1 - amount)·x + amount·(-x): for images around zero, 1 is the negative and 0 the image."""
+    """Blend with the negative, (1 - amount)·x + amount·(-x), of images around zero."""
     return images * (1 - 2 * amount)
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
-    """A Gaussian blur, sigma in pixels; the border is repeated outwards."""
+    """Gaussian blur with sigma in pixels and replicated borders."""
     if sigma == 0:
         return images
     radius = math.ceil(3 * sigma)
@@ -43,7 +43,7 @@ def blur(images: Tensor, sigma: float) -> Tensor:
 
 
 def rotation(images: Tensor, degrees: float) -> Tensor:
-    """Turned about the center, counterclockwise, by bilinear interpolation; the border is repeated outwards."""
+    """Rotate counterclockwise about the center, with bilinear interpolation and replicated borders."""
     angle = math.radians(degrees)
     height, width = images.shape[2:]
     turn = [
@@ -66,9 +66,9 @@ CORRUPTIONS = (*_FUNCTIONS, "noise", *common_corruptions.KINDS)
 
 
 class Corruptions:
-    """Applies corruptions to images, in order; what is random is a function of (seed, index).
+    """Corruptions, applied in order. Random numbers are a function of (seed, index).
 
-    By an amount, in the images' own unit, without a limit to the values:
+    By amount, in the unit of the images, unclipped:
 
     - contrast: a factor; brightness: a shift; together x·factor + shift.
     - inversion: from 0, the image, to 1, its negative.
@@ -76,18 +76,18 @@ class Corruptions:
     - rotation: degrees, counterclockwise.
     - noise: the standard deviation of Gaussian noise.
 
-    By a severity from 1 to 5, for images with values from -1 to 1, and with such values as the result: the names of
-    `syncbn.data.common_corruptions`, the fifteen kinds of Hendrycks and Dietterich (2019). Their brightness and
-    contrast are called bright and low_contrast here.
+    By severity from 1 to 5, for images with values from -1 to 1, which stay in this range: the fifteen corruptions of
+    Hendrycks and Dietterich (2019), as named in `syncbn.data.common_corruptions`. Their brightness and contrast are
+    called bright and low_contrast here.
 
     Args:
         amounts: the amount or severity of each corruption, by name.
         num_samples: size of the data set that indices point into.
-        seed: of what is random.
+        seed: seed of the random draws.
 
     Raises:
-        ValueError: no such corruption, a negative amount of blur or noise, another severity, or, where a severity is
-            applied, values outside of [-1, 1].
+        ValueError: an unknown corruption, a negative amount of blur or noise, an unknown severity, or, for corruptions
+            by severity, values outside [-1, 1].
     """
 
     def __init__(self, amounts: Mapping[str, float], num_samples: int, seed: int = 0) -> None:
@@ -104,7 +104,7 @@ class Corruptions:
         self._noise: Tensor | None = None
 
     def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
-        """Images (N, C, H, W) of a floating dtype, whose places in the data set are `indices` (N)."""
+        """Corrupt images (N, C, H, W) of a floating dtype, which have the data set indices `indices` (N)."""
         if len(images) == 0:
             return images
         for name, amount in self.amounts.items():
@@ -120,12 +120,12 @@ class Corruptions:
         low, high = float(images.min()), float(images.max())
         if not (low >= -1.001 and high <= 1.001):
             raise ValueError(f"{name} is for images with values from -1 to 1, got {low:g} to {high:g}")
-        kind = zlib.crc32(name.encode())  # so that two kinds don't share their draws
+        kind = zlib.crc32(name.encode())  # independent draws for each kind
         generators = [np.random.default_rng([self.seed, kind, index]) for index in indices.tolist()]
         return 2 * common_corruptions.corrupt((images + 1) / 2, name, severity, generators) - 1
 
     def _noise_like(self, images: Tensor) -> Tensor:
-        """Noise for the whole data set, drawn once: a batch looks its rows up."""
+        """Noise for the whole data set, drawn once; a batch looks up its rows."""
         if self._noise is None:
             generator = torch.Generator().manual_seed(self.seed)
             self._noise = torch.randn(self.num_samples, *images.shape[1:], generator=generator)

@@ -1,4 +1,4 @@
-"""From an image's file to a tensor, and what becomes of a file that can't be read."""
+"""Image decoding: file to tensor, and the handling of corrupt files."""
 
 import io
 import warnings
@@ -14,14 +14,14 @@ MODES = {1: "L", 3: "RGB"}  # Pillow's name for a number of channels
 def decode(
     image: dict[str, Any], place: str, channels: int, size: tuple[int, int], on_corrupt: Literal["raise", "skip"]
 ) -> Tensor | None:
-    """The middle of an image, (channels, *size) uint8; None for one to leave out.
+    """Decode the center of an image as (channels, *size) uint8; None for a corrupt image that is skipped.
 
     Args:
-        image: "bytes" of a file or, where they are None, its "path", as `datasets` has them.
-        place: a name for messages, where the image has no path.
+        image: "bytes" of a file or, where they are None, its "path", as in `datasets`.
+        place: name in messages of an image without a path.
         channels: 1 or 3.
-        size: height and width; the shorter side is resized to it, and the middle of the longer one kept.
-        on_corrupt: a file that can't be read is fatal, or left out with a warning.
+        size: height and width; the shorter side is resized to it and the longer one cropped about the center.
+        on_corrupt: "raise" for a file that can't be read, or "skip" it with a warning.
 
     Raises:
         ValueError: a file that can't be read, with on_corrupt="raise".

@@ -1,4 +1,4 @@
-"""1,797 real handwritten digits of 8×8 pixels that come with scikit-learn, so no network is needed."""
+"""scikit-learn's 1,797 handwritten digits of 8×8 pixels; needs no download."""
 
 from collections.abc import Mapping
 
@@ -25,19 +25,19 @@ class DigitsDataModule(GlobalBatchDataModule):
     Args:
         batch_size: training samples of one rank in a step; the global batch is this times the number of ranks.
         eval_batch_size: samples of one rank in a validation or test step.
-        seed: of order and augmentation.
-        split_seed: of the split.
+        seed: seed of sample order and augmentation.
+        split_seed: seed of the split.
         val_fraction: part of the digits held out for validation.
         test_fraction: part of the digits held out for the test.
-        augment: shift, turn and scale training images a little.
-        max_shift: in pixels, each way.
-        max_rotation: in degrees, each way.
-        max_scale: relative, larger or smaller.
+        augment: shift, rotate and scale training images slightly.
+        max_shift: largest shift in pixels, along each axis.
+        max_rotation: largest rotation in degrees, in both directions.
+        max_scale: largest relative change of size, up or down.
         drop_last: leave out the last training batch of an epoch when it isn't full, for norms that can't take a batch
             of one sample or none.
-        corruptions: another domain: amounts of `syncbn.data.corruptions` by name, for all three parts, after the
-            augmentation; {"contrast": 0.4, "brightness": 0.5} makes x into 0.4·x + 0.5.
-        shard_by_class: each rank trains on its own digits alone: rank r of W on r, r + W, ...
+        corruptions: a shifted domain: amounts of `syncbn.data.corruptions` by name, for all three parts, after the
+            augmentation; {"contrast": 0.4, "brightness": 0.5} turns x into 0.4·x + 0.5.
+        shard_by_class: each rank trains only on its own digits: rank r of W on r, r + W, ...
 
     Raises:
         ValueError: a batch below 1 or larger than the training data, a fraction outside of (0, 1), fractions that leave
@@ -87,15 +87,15 @@ class DigitsDataModule(GlobalBatchDataModule):
         self.train_indices, self.val_indices, self.test_indices = self._split()
 
     def num_samples(self, part: Part) -> int:
-        """How many digits a part has."""
+        """Number of digits in a part."""
         return len(self._rows(part))
 
     def train_classes(self) -> np.ndarray:
-        """The digit of each training image."""
+        """Digit of each training image."""
         return self.labels[self.train_indices].numpy()
 
     def fetch(self, part: Part, indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """Images (N, 1, 8, 8) and labels (N) of a part; of the training part augmented, as the epoch sees them."""
+        """Images (N, 1, 8, 8) and labels (N) of a part, augmented for the epoch in training."""
         rows = self._rows(part)[indices]
         images = self.images[rows]
         if part == "train" and self.augmentation is not None:

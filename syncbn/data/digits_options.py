@@ -1,4 +1,4 @@
-"""The options of the digits."""
+"""Options of the digits."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -13,16 +13,20 @@ class DigitsOptions(OfClasses):
 
     val_fraction: Share = option(0.2, "part of the digits held out for validation")
     test_fraction: Share = option(0.2, "part of the digits held out for the test")
-    augment: bool = option(True, "whether training images are shifted, turned and scaled a little")
+    augment: bool = option(True, "whether to shift, rotate and scale training images slightly")
     max_shift: Annotated[float, Range(low=0, below=8)] = option(
-        1.0, "in pixels, each way", refusal="max_shift (pixels) must be at least 0 and below 8, got {value}"
+        1.0,
+        "largest shift in pixels, along each axis",
+        refusal="max_shift (pixels) must be at least 0 and below 8, got {value}",
     )
     max_rotation: Annotated[float, Range(low=0, below=180)] = option(
-        10.0, "in degrees, each way", refusal="max_rotation (degrees) must be at least 0 and below 180, got {value}"
+        10.0,
+        "largest rotation in degrees, in both directions",
+        refusal="max_rotation (degrees) must be at least 0 and below 180, got {value}",
     )
-    max_scale: BelowOne = option(0.1, "relative, larger or smaller")
+    max_scale: BelowOne = option(0.1, "largest relative change of size, up or down")
     corruptions: dict[str, float] = option(
-        {}, "another domain: contrast, brightness, inversion, blur, rotation, noise, each with an amount"
+        {}, "a shifted domain: contrast, brightness, inversion, blur, rotation, noise, each with an amount"
     )
 
 

@@ -1,4 +1,4 @@
-"""70,000 real images of clothes, 28×28 pixels, grey: a package of Debian, or a data set of the Hugging Face hub."""
+"""Fashion-MNIST, 70,000 grey images of clothes of 28×28 pixels, from a Debian package or the Hugging Face hub."""
 
 import functools
 import hashlib
@@ -18,9 +18,9 @@ from syncbn.data.image_splits import load_splits
 from syncbn.norm.core.arguments import check_arguments
 
 PACKAGE = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts its files
-SOURCE = "zalando-datasets/fashion_mnist"  # of the hub
+SOURCE = "zalando-datasets/fashion_mnist"  # on the hub
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-# Of the values in these files, one after the other. MNIST and its kin come in files of the same names and sizes.
+# Checksum of the concatenated values. MNIST and its relatives come in files of the same names and sizes.
 _SHA256 = "ca3ab2a37f845e1b8ae23cab1b51749a3011ba3bf1d9016176d75cbaabac376f"
 _ADVICE = (
     "`apt-get install dataset-fashion-mnist` gets it on Debian and Ubuntu, and data.folder=<path> takes the four files "
@@ -31,28 +31,28 @@ _ADVICE = (
 class FashionMNISTDataModule(GlobalBatchDataModule):
     """Fashion-MNIST as images (N, 1, 28, 28) float32 in [-1, 1] and labels (N) int64.
 
-    The test part is the 10,000 images that its authors set apart. Of their 60,000 others, `val_fraction` are held out
-    for validation, the same number of each class, fixed by `split_seed`; what is chosen is chosen there. `small` takes
-    the first images of the rest in an order, fixed by `split_seed` too, whose every beginning has the classes in equal
-    parts, so that a smaller subset is part of a larger one. The order of an epoch is a function of (seed, epoch). The
-    loaders are those of `GlobalBatchDataModule`.
+    The test part is the authors' 10,000 test images. Of the other 60,000, `val_fraction` are held out for validation
+    (the same number of each class, fixed by `split_seed`): select models there. `small` takes the first images of the
+    rest in an order that is also fixed by `split_seed`. Every prefix of that order has balanced classes, so a smaller
+    subset is part of a larger one. The order of an epoch is a function of (seed, epoch). The loaders are those of
+    `GlobalBatchDataModule`.
 
     Args:
         batch_size: training samples of one rank in a step; the global batch is this times the number of ranks.
         eval_batch_size: samples of one rank in a validation or test step.
-        seed: of the order.
-        split_seed: of the validation part and of the subset.
-        folder: the four files of the data set, compressed or not; where Debian's package puts them when None, and the
-            Hugging Face hub where the package isn't installed.
+        seed: seed of the sample order.
+        split_seed: seed of the validation part and of the subset.
+        folder: folder of the four files, compressed or not; None for Debian's package or, where it isn't installed, the
+            Hugging Face hub.
         val_fraction: part of the 60,000 images held out for validation.
-        small: train on this many images alone; on all that aren't held out when None.
+        small: number of training images; None for all that aren't held out.
         drop_last: leave out the last training batch of an epoch when it isn't full.
-        corruptions: another domain: amounts and severities of `syncbn.data.corruptions` by name, for all three parts.
-        shard_by_class: each rank trains on its own classes alone: rank r of W on r, r + W, ...
+        corruptions: a shifted domain: amounts and severities of `syncbn.data.corruptions` by name, for all three parts.
+        shard_by_class: each rank trains only on its own classes: rank r of W on r, r + W, ...
 
     Raises:
-        ValueError: a batch below 1 or larger than the training data; a fraction outside of (0, 1); more images than
-            there are; an unknown corruption; no data set, or another one.
+        ValueError: a batch below 1 or larger than the training data; a fraction outside (0, 1); more images than there
+            are; an unknown corruption; no data set, or a different one.
 
     Source: Xiao, Rasul and Vollgraf, Fashion-MNIST, 2017, https://arxiv.org/abs/1708.07747; MIT licence.
     """
@@ -89,15 +89,15 @@ class FashionMNISTDataModule(GlobalBatchDataModule):
         self.test_indices = torch.arange(self.test_start, len(self.labels))
 
     def num_samples(self, part: Part) -> int:
-        """How many images a part has."""
+        """Number of images in a part."""
         return len(self._rows(part))
 
     def train_classes(self) -> np.ndarray:
-        """The class of each training image."""
+        """Class of each training image."""
         return self.labels[self.train_indices].numpy()
 
     def fetch(self, part: Part, indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """Images (N, 1, 28, 28) and labels (N) of a part; every epoch sees the same ones."""
+        """Images (N, 1, 28, 28) and labels (N) of a part, the same in every epoch."""
         rows = self._rows(part)[indices]
         return self.corruptions(self.images[rows].float() / 127.5 - 1, rows), self.labels[rows]
 
@@ -105,7 +105,7 @@ class FashionMNISTDataModule(GlobalBatchDataModule):
         return {"train": self.train_indices, "val": self.val_indices, "test": self.test_indices}[part]
 
     def _split(self) -> tuple[Tensor, Tensor]:
-        """Training and validation: an order in which every beginning is balanced, cut from its end and its start."""
+        """Training and validation indices, from the end and the start of an order with balanced prefixes."""
         order = _balanced_order(self.labels[: self.test_start].numpy(), self.split_seed)
         held_out = max(1, round(self.val_fraction * len(order)))
         train, val = order[:-held_out], order[-held_out:]
@@ -115,10 +115,10 @@ class FashionMNISTDataModule(GlobalBatchDataModule):
 
 
 def _balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """A random order of the samples in which each class comes once before any comes twice, and so on."""
+    """Random order of the samples in which every class comes once before any class comes twice, and so on."""
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(labels))
-    turns = np.empty(len(labels), dtype=np.int64)  # how many of the same class come before
+    turns = np.empty(len(labels), dtype=np.int64)  # number of earlier samples of the same class
     for label in np.unique(labels):
         of_class = labels[order] == label
         turns[of_class] = np.arange(of_class.sum())
@@ -127,7 +127,7 @@ def _balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _load(folder: str | None) -> tuple[Tensor, Tensor, int]:
-    """Images (70,000, 1, 28, 28) uint8, labels (70,000) int64, and where the test images start. Kept: don't write."""
+    """Images (70,000, 1, 28, 28) uint8, labels (70,000) int64, first test index. Cached: don't write to them."""
     if folder is None and not PACKAGE.is_dir():
         arrays, place = _from_hub(), f"{SOURCE} of the hub"
     else:
@@ -151,7 +151,7 @@ def _from_file(folder: Path, name: str) -> np.ndarray:
 
 
 def _from_hub() -> list[np.ndarray]:
-    """As `datasets` has it: from its cache or, with a network, from the hub."""
+    """Load it with `datasets`, from its cache or the hub."""
     try:
         splits = load_splits(SOURCE, None, "image", streaming=False)
     except (ValueError, ModuleNotFoundError) as error:

@@ -1,4 +1,4 @@
-"""The options of Fashion-MNIST."""
+"""Options of Fashion-MNIST."""
 
 from dataclasses import dataclass
 
@@ -11,15 +11,15 @@ class FashionMNISTOptions(OfClasses):
     """Fashion-MNIST, 70,000 images of clothes of 28×28 pixels."""
 
     eval_batch_size: Count = redeclared(OfClasses, "eval_batch_size", 500)
-    folder: str | None = option(None, "of the four files; null: where Debian's package puts them, else the hub")
-    val_fraction: Share = option(0.1, "part of the 60,000 images that aren't the test held out for validation")
+    folder: str | None = option(None, "folder of the four files; null: Debian's package, else the hub")
+    val_fraction: Share = option(0.1, "part of the 60,000 images outside the test set held out for validation")
     small: Count | None = option(
         None,
-        "train on this many images alone; null: on all that aren't held out",
+        "number of training images; null: all that aren't held out",
         refusal="small must be at least 1, got {value}",
     )
     corruptions: dict[str, float] = option(
-        {}, "another domain: severities (fog: 3) or amounts (noise: 0.5) of syncbn.data.corruptions"
+        {}, "a shifted domain: severities (fog: 3) or amounts (noise: 0.5) of syncbn.data.corruptions"
     )
 
 

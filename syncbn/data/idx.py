@@ -1,4 +1,4 @@
-"""The idx format of MNIST and its kin: a few bytes of header, and an array after it."""
+"""The idx format of MNIST and its relatives: a short header, then an array."""
 
 import gzip
 import math
@@ -13,14 +13,14 @@ _GZIP = b"\x1f\x8b"
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array in an idx file, compressed by gzip or not, in the machine's byte order.
+    """Read the array in an idx file, gzipped or not, in native byte order.
 
-    The file begins with two zero bytes, one that names the type, one with the number of dimensions, and their sizes as
-    big-endian 32-bit integers; the values follow, big-endian too, the last dimension fastest.
+    The file starts with two zero bytes, a byte for the type, a byte for the number of dimensions, and their sizes as
+    big-endian 32-bit integers. The values follow in big-endian order, the last dimension fastest.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it isn't in this format, or its size isn't the one that its header gives.
+        ValueError: the file isn't in this format, or its size doesn't match its header.
 
     Source: Y. LeCun, C. Cortes, C. Burges, The MNIST Database, http://yann.lecun.com/exdb/mnist.
     """
@@ -37,7 +37,7 @@ def read_idx(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: cut off in its header of {data[3]} dimensions; get the file again")
     shape = struct.unpack(f">{data[3]}I", data[4:start])
     dtype = np.dtype(_TYPES[data[2]])
-    expected = math.prod(shape) * dtype.itemsize  # of Python's integers, which a forged header can't overflow
+    expected = math.prod(shape) * dtype.itemsize  # Python integers: a forged header can't overflow them
     if len(data) - start != expected:
         raise ValueError(
             f"{path}: {len(data) - start} bytes of values, and {expected} by its header of shape {shape}; "

@@ -1,4 +1,4 @@
-"""The splits of a Hugging Face data set, of the hub or of folders, and what each is for."""
+"""Splits of a Hugging Face data set, from the hub or from folders, and the part each is used for."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ INSTALL = 'images need `datasets` and `kornia`: pip install "syncbn[vision]"'
 
 
 def load_splits(source: str | None, folder: str | None, image_column: str, streaming: bool) -> Any:
-    """The splits by name, their images not decoded.
+    """Load the splits by name, without decoding their images.
 
     Raises:
-        ValueError: no such folder, or a source that can't be reached.
+        ValueError: a folder that doesn't exist, or a source that can't be reached.
         ModuleNotFoundError: `datasets` is missing.
     """
     try:
@@ -35,14 +35,14 @@ def load_splits(source: str | None, folder: str | None, image_column: str, strea
 
 
 def splits_of_parts(splits: Any, test_split: str | None) -> dict[Part, str]:
-    """The split that each part is taken from; where validation is taken from "train", it is held out of it.
+    """Split of each part; "train" for validation means that validation is held out of it.
 
     Args:
-        splits: by name.
-        test_split: to test on; "test" or, where there is none, "validation" when None.
+        splits: splits by name.
+        test_split: split to test on; None for "test" or, where there is none, "validation".
 
     Raises:
-        ValueError: there is no such split.
+        ValueError: an unknown split.
     """
     allowed = [test_split] if test_split is not None else ["test", "validation"]
     test = next((name for name in allowed if name in splits), None)

@@ -1,4 +1,4 @@
-"""What each rank reads of a streamed data set."""
+"""Streamed data sets, divided over the ranks."""
 
 import zlib
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ Sample = dict[str, Any]
 
 
 class ImageStreams:
-    """The parts of a data set whose samples come one after the other.
+    """Parts of a streamed data set.
 
-    A rank reads shards of its own, where they can be shared out evenly, and else every W-th sample of all. A validation
-    part held out of "train" is chosen by the images' content alone, so that it is the same whatever the order.
+    A rank reads its own shards where they divide evenly, otherwise every W-th sample of all. A validation part held out
+    of "train" is chosen by image content, so it doesn't depend on the order.
 
     Args:
         splits: streams by name.
-        test_split: to test on; see `splits_of_parts`.
-        image_column: of a sample.
-        val_fraction: the share that is held out, where there is no split for validation.
+        test_split: split to test on; see `splits_of_parts`.
+        image_column: column with the image.
+        val_fraction: share that is held out, where there is no validation split.
     """
 
     def __init__(self, splits: Any, test_split: str | None, image_column: str, val_fraction: float) -> None:
@@ -32,14 +32,14 @@ class ImageStreams:
         self.held_out_share = val_fraction if self.names["val"] == "train" else 0.0
 
     def once(self, part: Part, rank: int, world_size: int) -> Any:
-        """A part's samples for one rank, in their order."""
+        """Samples of a part for one rank, in order."""
         return _share(self._part(part), rank, world_size)
 
     def train(self, epoch: int, rank: int, world_size: int, seed: int, buffer: int) -> Iterator[Sample]:
-        """Training samples for one rank, in an order of the epoch, and when they end from the start again.
+        """Endless training samples for one rank, shuffled for the epoch; repeats from the start.
 
         Raises:
-            ValueError: there are none for this rank.
+            ValueError: this rank has no samples.
         """
         stream = _share(self._part("train").shuffle(seed=seed, buffer_size=buffer), rank, world_size)
         stream.set_epoch(epoch)
@@ -51,10 +51,10 @@ class ImageStreams:
                 raise ValueError(f"rank {rank} of {world_size} has no samples: use fewer, or data.streaming=false")
 
     def num_train(self, given: int | None) -> int:
-        """How many training samples there are, without those that are held out: as given, or as the data set says.
+        """Number of training samples without those held out, as given or as recorded in the data set.
 
         Raises:
-            ValueError: it doesn't say.
+            ValueError: the data set doesn't record it.
         """
         sizes = self.splits["train"].info.splits or {}
         count = given or ("train" in sizes and sizes["train"].num_examples)

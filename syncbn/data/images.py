@@ -1,4 +1,4 @@
-"""Images in folders or on the Hugging Face hub, decoded by workers and augmented on the device."""
+"""Images from folders or the Hugging Face hub, decoded by workers and augmented on the device."""
 
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -20,51 +20,49 @@ from syncbn.norm.core.arguments import check_arguments
 class ImageDataModule(GlobalBatchDataModule):
     """Images (N, in_channels, image_size, image_size) float32, normalized, and labels (N) int64.
 
-    An image's shorter side is resized to image_size and the middle of the longer one kept. While a trainer trains,
-    kornia flips and crops whole batches at random after their transfer to the device, as a function of (seed, step,
-    rank), which neither workers nor a restart change. What asks for a loader without a trainer, as recalibration does,
-    gets the images as they are. The data is loaded when the first sample is asked for, or a size that isn't given.
+    The shorter side is resized to image_size and the longer one cropped about the center. In training, kornia flips and
+    crops whole batches on the device, as a function of (seed, step, rank) that depends on neither workers nor restarts.
+    Loaders used without a trainer, as in recalibration, give the images unaugmented. The data is loaded on first use.
 
-    Splits: "train"; the test is "test" or, where there is none, "validation"; validation is "validation" where that
-    isn't the test, and else a part of "train" chosen by `split_seed`, or in a stream by the images' content.
+    Splits: training uses "train"; testing uses "test" or, where there is none, "validation"; validation uses
+    "validation" or, where that is the test split, a part of "train" chosen by `split_seed` (in a stream by content).
 
-    With `streaming`, samples are read while they are needed, and nothing is kept on disk. A rank reads shards of its
-    own, where the number of shards is a multiple of the number of ranks, and else every rank reads all and takes every
-    W-th sample. The order is that of the shards, shuffled, through a buffer of `shuffle_buffer` samples. A training
-    epoch is num_train // (batch_size·W) full batches on every rank; a rank whose shards end earlier begins them again.
-    Evaluation takes each sample once. A run that is resumed reads what it had passed again, without decoding it.
+    With `streaming`, samples are read on demand and nothing is kept on disk. A rank reads its own shards where their
+    number is a multiple of the number of ranks; otherwise every rank reads all and takes every W-th sample. Shards are
+    shuffled, then samples in a buffer of `shuffle_buffer`. A training epoch is num_train // (batch_size·W) full batches
+    on every rank; a rank whose shards end earlier starts them again. Evaluation takes each sample once. A resumed run
+    rereads the samples before its position, without decoding them.
 
     Args:
-        source: a data set of the Hugging Face hub, or a folder of data files in one of its formats, or None.
-        folder: a folder train/<class>/*.png, test/<class>/*.png and so on, or None; one of the two.
+        source: a data set of the Hugging Face hub, or a folder of data files in one of its formats; or use `folder`.
+        folder: a folder with train/<class>/*.png, test/<class>/*.png and so on; or use `source`.
         batch_size: training samples of one rank in a step.
         eval_batch_size: samples of one rank in a validation or test step.
-        seed: of order and augmentation.
-        split_seed: of a validation part taken from the training data.
-        val_fraction: its size.
+        seed: seed of sample order and augmentation.
+        split_seed: seed of a validation part taken from the training data.
+        val_fraction: size of that part.
         image_size: height and width in pixels.
         in_channels: 1 (grey) or 3.
-        num_classes: as given or, where None, as found in the data.
-        image_column: of the data set.
-        label_column: of the data set.
-        mean: subtracted from each channel of images in [0, 1].
-        std: what each channel is divided by then.
-        flip: mirror every other training image, left to right.
-        min_crop: a training image is a random part of the image, of at least this share of its area; 1 for all of it.
-        on_corrupt: an image that can't be read is fatal ("raise") or left out of its batch with a warning ("skip");
-            both name it.
-        num_workers: processes of each rank that decode, threads for a stream; 0 for none.
+        num_classes: number of classes; None to take it from the data.
+        image_column: column with the image.
+        label_column: column with the label.
+        mean: mean subtracted from each channel of images in [0, 1].
+        std: standard deviation that each channel is then divided by.
+        flip: mirror training images left to right with probability 1/2.
+        min_crop: smallest share of an image's area in a random crop; 1 for no crop.
+        on_corrupt: "raise" for an image that can't be read, or "skip" it with a warning; both name the image.
+        num_workers: decoding processes of each rank, threads for a stream; 0 for none.
         drop_last: leave out the last training batch of an epoch when it isn't full; a stream has none.
-        shard_by_class: each rank trains on its own classes alone; not for streams.
-        test_split: the split to test on, where it isn't the one above.
-        streaming: read samples while they are needed.
-        shuffle_buffer: samples of a stream, of which the next one is drawn.
-        num_train: training samples of a stream, where the data set doesn't say.
+        shard_by_class: each rank trains only on its own classes; not for streams.
+        test_split: split to test on, where it isn't the one above.
+        streaming: read samples on demand.
+        shuffle_buffer: size of a stream's shuffle buffer, in samples.
+        num_train: number of training samples of a stream, where the data set doesn't record it.
 
     Raises:
-        ValueError: not one of source and folder; no such folder; a source that can't be reached; a number out of its
-            range; a split that isn't there; a stream without a size or with classes for the ranks; a corrupt image
-            with on_corrupt="raise".
+        ValueError: both or neither of source and folder; a folder that doesn't exist; a source that can't be reached; a
+            number out of range; an unknown split; a stream without a size or with shard_by_class; a corrupt image with
+            on_corrupt="raise".
         ModuleNotFoundError: `datasets` or `kornia` is missing.
     """
 
@@ -128,11 +126,11 @@ class ImageDataModule(GlobalBatchDataModule):
         self.num_classes = len(self.class_names)
 
     def num_samples(self, part: Part) -> int:
-        """How many images a part has; not known of streams."""
+        """Number of images in a part; unknown for streams."""
         return len(self._parts[part][1])
 
     def train_classes(self) -> np.ndarray:
-        """The class of each training image."""
+        """Class of each training image."""
         split, rows = self._parts["train"]
         return np.asarray(split[self.label_column])[rows]
 
@@ -143,11 +141,11 @@ class ImageDataModule(GlobalBatchDataModule):
         return self._batch([(f"{part} image {row}", split[row]) for row in chosen])
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augment a training batch, on its device."""
+        """Augment a training batch on its device."""
         if self.trainer is None or not self.trainer.training or len(batch[1]) == 0:
             return batch
         images, labels = batch
-        step = self.trainer.fit_loop.total_batch_idx + 1  # the batch isn't counted yet
+        step = self.trainer.fit_loop.total_batch_idx + 1  # this batch isn't counted yet
         with torch.random.fork_rng(devices=[]):  # kornia draws on the CPU, whatever the device
             torch.manual_seed(int(np.random.default_rng([self.seed, step, self._rank]).integers(2**62)))
             return self._augmentation(images), labels
@@ -183,7 +181,7 @@ class ImageDataModule(GlobalBatchDataModule):
         )
 
     def _batch(self, samples: list[tuple[str, dict[str, Any]]]) -> tuple[Tensor, Tensor]:
-        """Images and labels of (place, sample), without those that can't be read."""
+        """Collate images and labels of (place, sample) pairs, without skipped images."""
         images, labels = [], []
         for place, sample in samples:
             image = decode(sample[self.image_column], place, self.in_channels, self.image_size, self.on_corrupt)
@@ -217,7 +215,7 @@ class ImageDataModule(GlobalBatchDataModule):
 
     @cached_property
     def _parts(self) -> dict[Part, tuple[Any, np.ndarray]]:
-        """Split and rows of each part."""
+        """Split and row indices of each part."""
         names = splits_of_parts(self._splits, self.test_split)
         rows = {part: np.arange(len(self._splits[name])) for part, name in names.items()}
         if names["val"] == "train":

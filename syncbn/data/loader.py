@@ -1,4 +1,4 @@
-"""Batches out of memory, in an order and with an augmentation that a resumed run finds again."""
+"""Loaders over data in memory whose order and augmentation are reproduced by a resumed run."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -15,14 +15,13 @@ Fetch = Callable[[list[int], int], tuple[Tensor, Tensor]]
 
 
 class BatchLoader(ABC):
-    """Iterates over an epoch's batches of this rank, and knows how many of them it has delivered.
+    """Loader of this rank's batches that knows its position in the epoch.
 
-    Nothing is drawn here: what a batch holds is a function of the seed, the epoch and its number. So the place in an
-    epoch is one number, kept in the trainer's checkpoint by `state_dict`, and a run stopped in the middle of an epoch
-    goes on with the batch it would have seen.
+    A batch is a function of the seed, the epoch and its number. So the position in an epoch is one number, kept in the
+    trainer's checkpoint by `state_dict`, and a run stopped in the middle of an epoch continues with the next batch.
 
     Args:
-        num_workers: of what makes the batches ahead of time.
+        num_workers: number of workers that prefetch batches.
     """
 
     def __init__(self, num_workers: int) -> None:
@@ -35,7 +34,7 @@ class BatchLoader(ABC):
 
     @abstractmethod
     def batches_from(self, start: int) -> Iterable[tuple[Tensor, Tensor]]:
-        """Those of the epoch, without the first ones."""
+        """Batches of the epoch, without the first ones."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         start, self._resume_at = self._resume_at, 0
@@ -45,22 +44,22 @@ class BatchLoader(ABC):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """How many batches of the epoch have been delivered."""
+        """Number of batches of the epoch that were delivered."""
         return {"delivered": self._delivered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Start the next iteration after the batches that were delivered; a finished epoch starts anew."""
+        """Start the next iteration after the delivered batches; after a finished epoch, at the next one."""
         delivered = int(state["delivered"])
         self._resume_at = delivered if delivered < len(self) else 0
 
 
 class IndexedLoader(BatchLoader):
-    """The batches `fetch(indices, epoch)` of a sampler's indices.
+    """Loader of the batches `fetch(indices, epoch)` for a sampler's indices.
 
     Args:
-        fetch: from (indices, epoch) to (images (N, C, H, W), labels (N)); N may be 0.
-        batch_sampler: the batches of this rank.
-        num_workers: processes that call `fetch` ahead of time, two batches each; 0 calls it when a batch is asked for.
+        fetch: maps (indices, epoch) to (images (N, C, H, W), labels (N)); N may be 0.
+        batch_sampler: index batches of this rank.
+        num_workers: processes that call `fetch` ahead of time, two batches each; 0 to call it on demand.
     """
 
     def __init__(self, fetch: Fetch, batch_sampler: GlobalBatchSampler, num_workers: int = 0) -> None:
@@ -72,7 +71,7 @@ class IndexedLoader(BatchLoader):
         return len(self.batch_sampler)
 
     def batches_from(self, start: int) -> Iterable[tuple[Tensor, Tensor]]:
-        """Those of the epoch, without the first ones."""
+        """Batches of the epoch, without the first ones."""
         batches, epoch = list(islice(self.batch_sampler, start, None)), self.batch_sampler.epoch
         if self.num_workers == 0:
             return (self.fetch(indices, epoch) for indices in batches)
@@ -81,12 +80,12 @@ class IndexedLoader(BatchLoader):
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # for the seed of its workers, which is otherwise drawn from the global state
+            generator=torch.Generator(),  # seeds the workers, which would otherwise draw from the global state
         )
 
 
 class _Batches(Dataset[tuple[Tensor, Tensor]]):
-    """An epoch's batches by number, for workers."""
+    """Batches of an epoch by number, for workers."""
 
     def __init__(self, fetch: Fetch, batches: list[list[int]], epoch: int) -> None:
         self.fetch = fetch

@@ -1,4 +1,4 @@
-"""One order of the samples for all ranks, cut into global batches and then into each rank's part."""
+"""Samplers that split one sample order into global batches, and each of them over the ranks."""
 
 from collections.abc import Iterator
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 class GlobalBatchSampler:
-    """The batches of one rank, as lists of indices, such that all ranks together see each global batch once.
+    """Batches of one rank, as lists of indices; all ranks together see each global batch exactly once.
 
-    The order of an epoch depends on (seed, epoch) alone. Global batch i is order[i·B·W : (i+1)·B·W], for B =
+    The order of an epoch depends only on (seed, epoch). Global batch i is order[i·B·W : (i+1)·B·W], for B =
     `batch_size` and W = `world_size`, and rank r takes its r-th of W contiguous slices, whose lengths differ by at
     most one. So 2 ranks of 16 see the batches of 1 rank of 32; no sample is repeated to fill a batch; every rank has
     the same number of batches; and the last batch may be shorter, unequal, or empty on some ranks.
@@ -16,14 +16,14 @@ class GlobalBatchSampler:
     Args:
         num_samples: size of the data set.
         batch_size: samples of one rank in a full batch.
-        rank: this process, from 0 to world_size - 1.
+        rank: rank of this process, from 0 to world_size - 1.
         world_size: number of processes.
-        shuffle: a new order each epoch; otherwise 0, 1, 2, ...
-        seed: of the order.
-        drop_last: leave the last global batch out when it isn't full.
+        shuffle: whether each epoch has a new order; otherwise 0, 1, 2, ...
+        seed: seed of the order.
+        drop_last: leave out the last global batch when it isn't full.
 
     Raises:
-        ValueError: a size below 1, a rank outside of the world, or a global batch larger than the data.
+        ValueError: a size below 1, a rank outside the world, or a global batch larger than the data.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class GlobalBatchSampler:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration follows."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     @property
     def sampler(self) -> "GlobalBatchSampler":
-        """Itself: a Lightning loop calls `loader.batch_sampler.sampler.set_epoch`."""
+        """Return itself: Lightning's loops call `loader.batch_sampler.sampler.set_epoch`."""
         return self
 
     def __len__(self) -> int:
@@ -83,22 +83,22 @@ class GlobalBatchSampler:
 
 
 class ClassShardSampler(GlobalBatchSampler):
-    """Batches of one rank that hold its own classes alone: rank r of W has the classes r, r + W, r + 2W, ...
+    """Batches of one rank that contain only its own classes: rank r of W has the classes r, r + W, r + 2W, ...
 
-    Every rank has the same number of batches, as many as the rank with the most samples needs, so those of the others
-    are smaller. With `drop_last` all batches are full, and as many as the rank with the fewest samples has.
+    Every rank has the same number of batches: as many as the rank with the most samples needs, so other ranks have
+    smaller ones. With `drop_last` all batches are full, and as many as the rank with the fewest samples has.
 
     Args:
-        classes: the class of each sample, 0 to K - 1, (num_samples,).
-        batch_size: the most samples of one rank in a batch.
-        rank: this process, from 0 to world_size - 1.
+        classes: class of each sample, 0 to K - 1, (num_samples,).
+        batch_size: largest number of samples of one rank in a batch.
+        rank: rank of this process, from 0 to world_size - 1.
         world_size: number of processes, at most K.
-        shuffle: a new order each epoch.
-        seed: of the order.
-        drop_last: full batches alone.
+        shuffle: whether each epoch has a new order.
+        seed: seed of the order.
+        drop_last: only full batches.
 
     Raises:
-        ValueError: what `GlobalBatchSampler` raises; more ranks than classes; a rank with fewer samples than a batch.
+        ValueError: as `GlobalBatchSampler`; more ranks than classes; a rank with fewer samples than a batch.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Canvases of real handwritten digits, composed when they are asked for, with a label for each pixel."""
+"""Scenes of handwritten digits with a label for each pixel, composed on demand."""
 
 import numpy as np
 import torch
@@ -10,32 +10,32 @@ from syncbn.data.digits import BACKGROUND, DigitsDataModule
 from syncbn.data.scenes_options import ScenesOptions as Options
 from syncbn.norm.core.arguments import check_arguments
 
-INK = -0.25  # a pixel of a digit from this value on; between the background's -1 and the stroke's 1
+INK = -0.25  # pixels from this value on belong to a digit; between the background's -1 and the stroke's 1
 _PARTS: dict[Part, int] = {"train": 0, "val": 1, "test": 2}
 
 
 class ScenesDataModule(GlobalBatchDataModule):
     """Images (N, 1, size, size) float32, about [-1, 1], and labels (N, size, size) int64: 0 background, 1 + d digit d.
 
-    A scene is a few digits of scikit-learn's, each enlarged by a factor of its own, at a random place, with a random
-    contrast, the later over the earlier ones, on a slope of grey with noise. A pixel belongs to a digit where its ink
-    is. Scenes of the test are made of digits that training never shows: the parts are those of `DigitsDataModule`.
+    A scene has a few of scikit-learn's digits on a noisy grey gradient. Each has a random scale, place and contrast;
+    later digits cover earlier ones. A pixel belongs to a digit where its ink is. The digits are split as in
+    `DigitsDataModule`, so test scenes show digits that training doesn't.
 
-    Scene i is a function of (seed, epoch, i), so that every epoch has new ones, whatever the number of ranks; for
-    validation and test one of (split_seed, i). The loaders are those of `GlobalBatchDataModule`.
+    A training scene i is a function of (seed, epoch, i), so every epoch has new ones, on any number of ranks;
+    a validation or test scene is one of (split_seed, i). The loaders are those of `GlobalBatchDataModule`.
 
     Args:
         batch_size: training scenes of one rank in a step.
         eval_batch_size: scenes of one rank in a validation or test step.
-        seed: of the training scenes and their order.
-        split_seed: of the digits' split, and of the scenes of validation and test.
+        seed: seed of the training scenes and their order.
+        split_seed: seed of the digits' split and of the validation and test scenes.
         size: height and width in pixels.
-        num_train: scenes in an epoch.
-        num_val: scenes in validation.
-        num_test: scenes in the test.
-        max_digits: a scene has 1 to this many.
-        max_scale: digits are enlarged from their 8 pixels by 1 to this.
-        noise: deviation of the noise on every pixel.
+        num_train: number of scenes in a training epoch.
+        num_val: number of validation scenes.
+        num_test: number of test scenes.
+        max_digits: largest number of digits in a scene.
+        max_scale: largest scale of the 8×8 digits; the smallest is 1.
+        noise: standard deviation of the noise on each pixel.
         drop_last: leave out the last training batch of an epoch when it isn't full.
 
     Raises:
@@ -79,11 +79,11 @@ class ScenesDataModule(GlobalBatchDataModule):
         self.digits = DigitsDataModule(split_seed=split_seed, augment=False)
 
     def num_samples(self, part: Part) -> int:
-        """How many scenes a part has."""
+        """Number of scenes in a part."""
         return self.counts[part]
 
     def fetch(self, part: Part, indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """Images (N, 1, size, size) and labels (N, size, size) of a part's scenes, as the epoch sees them."""
+        """Images (N, 1, size, size) and labels (N, size, size) of a part's scenes in an epoch."""
         seed = [self.seed, epoch] if part == "train" else [self.split_seed, 0]
         scenes = [self.scene(part, np.random.default_rng([*seed, _PARTS[part], index])) for index in indices]
         if not scenes:
@@ -92,7 +92,7 @@ class ScenesDataModule(GlobalBatchDataModule):
         return torch.stack(images), torch.stack(labels)
 
     def scene(self, part: Part, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """One image (1, size, size) and its labels (size, size), of digits of the part."""
+        """Compose one image (1, size, size) and its labels (size, size) from digits of the part."""
         size = self.image_size[0]
         image = torch.full((size, size), BACKGROUND)
         labels = torch.zeros(size, size, dtype=torch.long)

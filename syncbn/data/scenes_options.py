@@ -1,4 +1,4 @@
-"""The options of the scenes of digits."""
+"""Options of the scenes of digits."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -9,17 +9,17 @@ from syncbn.norm.core.options import Count, NotNegative, Range, option, redeclar
 
 @dataclass
 class ScenesOptions(GlobalBatches):
-    """Canvases of scikit-learn's digits at random places and sizes, a label for each pixel."""
+    """Scenes of scikit-learn's digits at random places and sizes, with a label for each pixel."""
 
     batch_size: Count = redeclared(GlobalBatches, "batch_size", 2)
     eval_batch_size: Count = redeclared(GlobalBatches, "eval_batch_size", 32)
     size: Count = option(32, "height and width in pixels")
-    num_train: Count = option(400, "scenes in an epoch; each epoch has new ones")
-    num_val: Count = option(100, "scenes in validation")
-    num_test: Count = option(200, "scenes in the test")
-    max_digits: Count = option(4, "digits in a scene: 1 to this many")
-    max_scale: Annotated[float, Range(low=1)] = option(2.0, "digits are enlarged from their 8 pixels by 1 to this")
-    noise: NotNegative = option(0.1, "deviation of the noise on every pixel")
+    num_train: Count = option(400, "number of scenes in a training epoch; each epoch has new ones")
+    num_val: Count = option(100, "number of validation scenes")
+    num_test: Count = option(200, "number of test scenes")
+    max_digits: Count = option(4, "largest number of digits in a scene")
+    max_scale: Annotated[float, Range(low=1)] = option(2.0, "largest scale of the 8×8 digits; the smallest is 1")
+    noise: NotNegative = option(0.1, "standard deviation of the noise on each pixel")
 
 
 OPTIONS = {"ScenesDataModule": ScenesOptions}

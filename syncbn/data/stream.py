@@ -1,4 +1,4 @@
-"""Batches out of a stream, read and decoded ahead by threads."""
+"""Loader of batches from a stream, read and decoded ahead by threads."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,22 +12,22 @@ from torch import Tensor
 from syncbn.data.loader import BatchLoader
 
 Batch = tuple[Tensor, Tensor]
-AHEAD = 2  # batches for each thread
+AHEAD = 2  # batches per thread
 
 
 class StreamLoader(BatchLoader):
-    """Iterates over a stream's samples in batches of this rank.
+    """Loader of this rank's batches from a stream.
 
-    A stream has no index, so that the place in an epoch is found again by reading what was passed, without decoding it.
-    What a batch holds doesn't depend on the number of threads.
+    A stream has no index: to resume in the middle of an epoch, the samples before are read again, without decoding.
+    The batches don't depend on the number of threads.
 
     Args:
-        stream: from the epoch to its samples, in an order that is a function of the epoch.
-        to_batch: from samples to (images (N, C, H, W), labels (N)).
+        stream: maps an epoch to its samples, in an order that is a function of the epoch.
+        to_batch: maps samples to (images (N, C, H, W), labels (N)).
         batch_size: samples in a batch.
-        batches: how many make an epoch; None for as many as the stream has, and then the loader has no length. There
-            is at least one, which may be empty.
-        num_workers: threads that decode, besides one that reads; 0 for none.
+        batches: batches in an epoch; None for as many as the stream has, and then the loader has no length. There is at
+            least one, which may be empty.
+        num_workers: threads that decode, besides the one that reads; 0 for none.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class StreamLoader(BatchLoader):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration follows."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     @property
     def sampler(self) -> "StreamLoader":
-        """Itself: a Lightning loop calls `loader.batch_sampler.sampler.set_epoch`."""
+        """Return itself: Lightning's loops call `loader.batch_sampler.sampler.set_epoch`."""
         return self
 
     batch_sampler = sampler
@@ -62,11 +62,11 @@ class StreamLoader(BatchLoader):
         return self.batches
 
     def batches_from(self, start: int) -> Iterator[Batch]:
-        """Those of the epoch, without the first ones."""
+        """Batches of the epoch, without the first ones."""
         stop = None if self.batches is None else self.batches * self.batch_size
         samples = islice(self.stream(self.epoch), start * self.batch_size, stop)
         read: Iterator[Any] = iter(lambda: list(islice(samples, self.batch_size)), [])
-        if self.batches is None:  # a rank without a batch would leave those that have one alone with their metrics
+        if self.batches is None:  # at least one batch: other ranks would wait in their metrics for a rank without one
             read = chain([next(read, [])], read)
         return map(self._batch, read) if self.num_workers == 0 else self._decoded_ahead(read)
 

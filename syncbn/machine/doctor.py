@@ -1,4 +1,4 @@
-"""`syncbn.doctor`: facts, proof and times of this machine, in ranks of its own or among those of a launcher."""
+"""`syncbn.doctor`: facts, proof and times of this machine, on its own ranks or on those of a launcher."""
 
 import dataclasses
 import json
@@ -20,30 +20,30 @@ from syncbn.machine import facts
 from syncbn.machine.report import DoctorReport, Finding, Timing
 from syncbn.norm.core.exchange import describe
 
-LOST_S = 30.0  # a rank that others wait for so long has gone
+LOST_S = 30.0  # after this time a missing rank counts as lost
 
 
 def doctor(
     *, model: str | None = None, images: int | None = None, ranks: int | None = None, seconds: float = 60.0
 ) -> DoctorReport:
-    """Say what this machine has, prove that SyncBatchNorm is exact on it, and time it.
+    """Report on this machine: what it has, whether SyncBatchNorm is exact on it, and how long it takes.
 
     The proof compares outputs, gradients and running statistics with one process in float64 that sees the batches of
     all ranks: fp32, bf16 and fp16, both memory formats, unequal and empty ranks, fused, checkpointed, compiled, second
-    derivatives. Alone, it starts ranks of its own: gloo on CPU and, where there are GPUs, NCCL on each of them. Under
-    torchrun or srun it is called by every rank, and uses the ranks there are.
+    derivatives. Without a launcher it starts its own ranks: gloo on CPU and, where there are GPUs, NCCL with one rank
+    per GPU. Under torchrun or srun every rank calls it, and it uses those ranks.
 
     Args:
-        model: a network of `syncbn.models`, `"resnet50"` say: what share of its step the messages will take.
-        images: of a rank, for `model`; 32 on a GPU and 2 on CPU where None.
-        ranks: to start on CPU where no launcher has started any; 2 where None.
-        seconds: how long all of it may take, about; what doesn't fit is skipped, and the report says so.
+        model: a network of `syncbn.models`, such as `"resnet50"`, to forecast the messages' share of its step.
+        images: images per rank for `model`; None for 32 on a GPU and 2 on CPU.
+        ranks: number of ranks to start on CPU without a launcher; None for 2.
+        seconds: approximate time limit; the report lists what was skipped for it.
 
     Returns:
-        The report, on every rank the same: `report.ok`, `report.to_json()`, `report.to_markdown()`.
+        The report, the same on every rank: `report.ok`, `report.to_json()`, `report.to_markdown()`.
 
     Raises:
-        ValueError: no such model; numbers below 1.
+        ValueError: an unknown model; numbers below 1.
     """
     if model is not None:
         from syncbn.machine.forecast import network
@@ -61,19 +61,19 @@ def doctor(
         return report
     if gpus:
         _add(report, _on_own_ranks("cuda", gpus, model, images, seconds * 0.7))
-        model = None  # the GPUs' forecast is the one that counts
+        model = None  # forecast only on the GPUs
     _add(report, _on_own_ranks("cpu", ranks or 2, model, images, max(deadline - time.monotonic(), 5.0)))
     return report
 
 
 def examine(device: torch.device, model: str | None, images: int | None, deadline: float) -> dict[str, Any]:
-    """What one rank of the default group finds, as plain values; every rank calls it.
+    """Examine the machine as one rank of the default group; every rank calls it. Returns plain values.
 
     Args:
-        device: of this rank.
+        device: this rank's device.
         model: see `doctor`.
         images: see `doctor`.
-        deadline: by `time.monotonic`, for the proof.
+        deadline: end of the proof, in `time.monotonic` seconds.
     """
     from syncbn.machine import times
     from syncbn.machine.forecast import forecast
@@ -84,7 +84,7 @@ def examine(device: torch.device, model: str | None, images: int | None, deadlin
     place = f"{device.type}, {dist.get_world_size()} rank(s), {dist.get_backend()}"
     images = images or (32 if device.type == "cuda" else 2)
     proof = list(prove(place, device, deadline))
-    if any(finding.problem for finding in proof):  # ranks may be out of step now
+    if any(finding.problem for finding in proof):  # the ranks may be out of step
         return {"place": place, "exchange": "", "proof": [dataclasses.asdict(finding) for finding in proof]}
     messages = list(times.messages(place, device))
     layers = list(times.layers(place, device, images))
@@ -108,7 +108,7 @@ def _add(report: DoctorReport, found: Mapping[str, Any]) -> None:
 
 
 def _among(world: World, gpus: int, model: str | None, images: int | None, deadline: float) -> Mapping[str, Any]:
-    """The launcher's ranks are those to compare."""
+    """Examine the machine with the launcher's ranks."""
     device = torch.device("cuda", world.local_rank) if world.local_rank < gpus else torch.device("cpu")
     ours = not dist.is_initialized()
     if ours:
@@ -125,14 +125,14 @@ def _meet(device: torch.device, world: World) -> None:
         torch.cuda.set_device(device)
     for name, value in (("RANK", world.rank), ("WORLD_SIZE", world.world_size), ("LOCAL_RANK", world.local_rank)):
         os.environ.setdefault(name, str(value))
-    if "MASTER_ADDR" not in os.environ:  # under srun
+    if "MASTER_ADDR" not in os.environ:  # started by srun
         os.environ["MASTER_ADDR"] = _first_node(os.environ)
         os.environ["MASTER_PORT"] = str(20_000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 10_000)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=LOST_S))
 
 
 def _first_node(environ: Mapping[str, str]) -> str:
-    """The first of SLURM's list, `node[3-5,9]` or `a,b`."""
+    """First host of SLURM's node list, `node[3-5,9]` or `a,b`."""
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST") or "127.0.0.1"
     name, bracket, numbers = nodes.partition("[")
     if not bracket:
@@ -141,7 +141,7 @@ def _first_node(environ: Mapping[str, str]) -> str:
 
 
 def _on_own_ranks(kind: str, ranks: int, model: str | None, images: int | None, seconds: float) -> Mapping[str, Any]:
-    """Start ranks on this machine, and read what rank 0 has found."""
+    """Start ranks on this machine and read rank 0's findings."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder, "work.json")
         work.write_text(json.dumps({"kind": kind, "model": model, "images": images, "seconds": seconds}))

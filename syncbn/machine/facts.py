@@ -1,4 +1,4 @@
-"""What is installed and what the machine has."""
+"""Installed versions and hardware."""
 
 import importlib.metadata
 import os
@@ -14,14 +14,14 @@ _PACKAGES = ("syncbn", "torch", "triton", "lightning", "torchmetrics", "hydra-co
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python, of packages, and of what torch was built with."""
+    """Versions of Python, of packages, and of the libraries that torch was built with."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
-    found["torch"] = torch.__version__  # with the build, which metadata may leave out
+    found["torch"] = torch.__version__  # includes the build, unlike some metadata
     found["CUDA of torch"] = torch.version.cuda
     if torch.cuda.is_available():
         found["cuDNN"] = str(torch.backends.cudnn.version())
@@ -30,7 +30,7 @@ def versions() -> dict[str, str | None]:
 
 
 def devices() -> list[str]:
-    """The processors this process may use, and the GPUs, a line each."""
+    """CPUs available to this process, and GPUs, one line each."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     lines = [f"{_processor()}, {platform.system()} {platform.machine()}, {cores} cores for this process"]
     if not torch.cuda.is_available():
@@ -45,7 +45,7 @@ def devices() -> list[str]:
 
 
 def kernels() -> dict[str, str]:
-    """For each kind of device, the kernels that a float32 tensor gets, and why not others."""
+    """Kernels that serve a float32 tensor on each kind of device, and why not faster ones."""
     found = {"cpu": _kernels_of("cpu")}
     built = library()
     if isinstance(built, str):

@@ -1,4 +1,4 @@
-"""What synchronization will cost a model: its messages beside the time of its step on this machine."""
+"""Cost of synchronization for a model: message times relative to its step time on this machine."""
 
 import importlib
 import statistics
@@ -15,17 +15,17 @@ from syncbn.machine.scaling import GPUS_A_NODE, largest_group, step_cost
 from syncbn.norm.core.compat import BatchNormBase
 from syncbn.norm.core.options import suggest
 
-ENOUGH_SAMPLES = 32  # in a group; more change the statistics little
-BUDGET = 0.05  # of a step
+ENOUGH_SAMPLES = 32  # per group; more samples change the statistics little
+BUDGET = 0.05  # share of a step
 _WORLDS = (8, 64, 512, 4096)
 _MODULES = ("resnet", "inception", "fcn", "deep", "dcgan", "vit")
 
 
 def network(name: str) -> Callable[..., nn.Module]:
-    """The function or class of `syncbn.models` that builds a network of this name.
+    """Function or class of `syncbn.models` that builds the network with this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: an unknown name.
     """
     modules = [importlib.import_module(f"syncbn.models.{module}") for module in _MODULES]
     found = {name: value for module in modules for name, value in _networks(module).items()}
@@ -35,14 +35,14 @@ def network(name: str) -> Callable[..., nn.Module]:
 
 
 def forecast(model: str, images: int, device: torch.device, ranks: int, messages: Sequence[Timing]) -> dict[str, Any]:
-    """A step's time here, the messages' share of it, and groups to synchronize in.
+    """Forecast a step's time, the messages' share of it, and useful group sizes.
 
     Args:
-        model: a name of `network`.
-        images: of a rank, a step.
-        device: of this rank.
-        ranks: that were timed.
-        messages: their times, of `syncbn.machine.times.messages`.
+        model: a name for `network`.
+        images: images per rank and step.
+        device: this rank's device.
+        ranks: number of ranks in `messages`.
+        messages: message times from `syncbn.machine.times.messages`.
     """
     net = network(model)().to(device)
     channels = [module.num_features for module in net.modules() if isinstance(module, BatchNormBase)]
@@ -80,9 +80,9 @@ def _recommended(images: int, step_s: float, channels: Sequence[int], device: to
 
 
 def _seconds_here(channels: Sequence[int], messages: Sequence[Timing]) -> float:
-    """Of a step's messages, a line through the shortest and the longest that were timed."""
+    """Time of a step's messages, interpolated between the shortest and the longest that were timed."""
     by_numbers = sorted((int(t.name.split(" of ")[1].split()[0]), t.milliseconds) for t in messages)
-    # The fastest way to send each.
+    # The fastest exchange for each size.
     fastest = {numbers: min(ms for n, ms in by_numbers if n == numbers) for numbers, _ in by_numbers}
     (few, short), *_, (many, long) = fastest.items()
     per_number = (long - short) / (many - few)
@@ -92,9 +92,9 @@ def _seconds_here(channels: Sequence[int], messages: Sequence[Timing]) -> float:
 
 
 def _step_seconds(net: nn.Module, images: int, device: torch.device) -> float:
-    """Forward and backward, in mixed precision on a GPU; the median of three after one."""
+    """Forward and backward time, in mixed precision on a GPU: median of three after a warm-up."""
     x = torch.randn(images, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
-    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch's stubs leave out
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     seconds = []
     for _ in range(4):
         started = time.perf_counter()

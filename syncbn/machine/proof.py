@@ -1,4 +1,4 @@
-"""SyncBatchNorm on this hardware beside one process in float64, which sees the batches of all ranks."""
+"""Comparison of SyncBatchNorm on this hardware with one float64 process that sees the batches of all ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from syncbn.norm.core.messages import first_line
 from syncbn.norm.sync import SyncBatchNorm
 
 CHANNELS, SIDE = 8, 6
-# Of the largest expected value: what rounding to each dtype explains.
+# Tolerances relative to the largest expected value: the rounding error of each dtype.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 _NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -27,17 +27,17 @@ Call = Callable[[nn.Module, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """One way to use the layer.
+    """One configuration of the layer to compare.
 
     Attributes:
-        name: in the report.
-        dtype: of the input.
-        channels_last: the memory format of the input.
-        call: the layer's output for a rank's share; the layer's own forward by default.
-        reference: the same of the whole batch's float64 output of `F.batch_norm`.
+        name: name in the report.
+        dtype: dtype of the input.
+        channels_last: whether the input is channels-last.
+        call: computes a rank's output; by default the layer's forward.
+        reference: the same operation on the float64 output of `F.batch_norm` for the whole batch.
         empty: whether the last rank has no samples.
-        second: whether the second derivative is compared, too.
-        options: of the layer.
+        second: whether second derivatives are compared, too.
+        options: options of the layer.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """All of them, the cheap ones first."""
+    """All cases, the cheap ones first."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for channels_last in (False, True):
             layout = "channels last" if channels_last else "contiguous"
@@ -74,9 +74,9 @@ def prove(place: str, device: torch.device, deadline: float) -> Iterator[Finding
     """Compare every case; all ranks of the default group call it, and all get the same findings.
 
     Args:
-        place: for the report.
-        device: of this rank.
-        deadline: by `time.monotonic` of rank 0, after which no case begins.
+        place: place named in the report.
+        device: this rank's device.
+        deadline: time after which no case starts, in rank 0's `time.monotonic` seconds.
     """
     for case in cases():
         started = time.monotonic()
@@ -93,7 +93,7 @@ def _attempt(case: Case, device: torch.device) -> tuple[float | None, str, str]:
         return None, "", why
     try:
         error, problem = _compare(case, device), ""
-    except Exception as found:  # whatever it is, it is what the report is for
+    except Exception as found:  # any failure belongs in the report
         error, problem = None, f"{type(found).__name__}: {first_line(found)}"
     worst = torch.tensor([float("inf") if error is None else error], dtype=torch.float64, device=device)
     dist.all_reduce(worst, dist.ReduceOp.MAX)
@@ -106,7 +106,7 @@ def _attempt(case: Case, device: torch.device) -> tuple[float | None, str, str]:
 
 
 def _compare(case: Case, device: torch.device) -> float:
-    """The largest relative difference of outputs, gradients, statistics and, where asked for, second derivatives."""
+    """Largest relative difference of outputs, gradients, statistics and, if requested, second derivatives."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     sizes = [1 + (2 * r) % 3 for r in range(ranks)]
     if case.empty:
@@ -154,7 +154,7 @@ def _compare(case: Case, device: torch.device) -> float:
 
 
 def _batch(count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x and dy of all ranks, γ and β: the same numbers on each rank, in the dtype that the layer is given."""
+    """x and dy of all ranks, γ and β, rounded to the layer's dtype and the same on every rank."""
     random = torch.Generator().manual_seed(0)
     x = 2 * torch.randn(count, CHANNELS, SIDE, SIDE, generator=random, dtype=torch.float64) + 1
     dy = torch.randn(count, CHANNELS, SIDE, SIDE, generator=random, dtype=torch.float64)
@@ -168,7 +168,7 @@ def _as_stored(x: Tensor, channels_last: bool) -> Tensor:
 
 
 def _difference(got: Tensor | None, expected: Tensor, scale: Tensor) -> float:
-    """The largest difference over the largest value that one process has; not a number counts as infinite."""
+    """Largest difference, relative to the largest expected value; NaN counts as infinite."""
     assert got is not None
     if not expected.numel():
         return 0.0
@@ -183,7 +183,7 @@ def _compiled(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _why_not_compiled(device: torch.device) -> str:
-    """Why torch.compile doesn't work on this machine, for anything; empty where it does, on every rank."""
+    """Why torch.compile doesn't work at all on this machine; empty if it works on every rank."""
     why = ""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(2, device=device))

@@ -1,4 +1,4 @@
-"""One of the ranks that `syncbn.doctor` starts: python -m syncbn.machine.rank <folder> <ranks> <rank>."""
+"""Rank process of `syncbn.doctor`: python -m syncbn.machine.rank <folder> <ranks> <rank>."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from syncbn.machine.doctor import LOST_S, examine
 
 
 def main(folder: str, ranks: int, rank: int) -> None:
-    """Meet the others in `folder`, do the work that it holds, and leave rank 0's answer there."""
+    """Join the other ranks through `folder`, do the work described there, and write rank 0's answer to it."""
     torch.set_num_threads(1)
     work = json.loads(Path(folder, "work.json").read_text())
     deadline = time.monotonic() + work["seconds"]
@@ -32,7 +32,7 @@ def main(folder: str, ranks: int, rank: int) -> None:
     if rank == 0:
         part = Path(folder, "answer.part")
         part.write_text(json.dumps(found))
-        part.rename(Path(folder, "answer.json"))  # whole, when it is seen
+        part.rename(Path(folder, "answer.json"))  # atomic: never seen half written
     dist.barrier()
     dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""What `doctor` finds, as text and as JSON that can be attached to an issue."""
+"""Findings of `doctor`, as text and as JSON that can be attached to an issue."""
 
 import dataclasses
 import getpass
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_SHORTEST = 3  # a shorter user or host name would be found in any text
+_SHORTEST = 3  # shorter user or host names would match in any text
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Finding:
     """One case of the proof.
 
     Attributes:
-        place: the device and the process group.
-        name: what was compared.
-        error: the largest difference from one process in float64, over the largest expected value; None where the case
+        place: device and process group.
+        name: name of the case.
+        error: largest difference from one process in float64, relative to the largest expected value; None if the case
             didn't run.
-        tolerance: what rounding explains.
-        seconds: how long it took.
-        problem: why it isn't right; empty where it is.
-        skipped: why it didn't run; empty where it did.
+        tolerance: largest error that rounding explains.
+        seconds: duration.
+        problem: what is wrong; empty if nothing is.
+        skipped: why the case didn't run; empty if it did.
     """
 
     place: str
@@ -40,7 +40,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one thing on this machine, the median of several runs."""
+    """Median time of one operation on this machine, in milliseconds."""
 
     place: str
     name: str
@@ -49,16 +49,16 @@ class Timing:
 
 @dataclass
 class DoctorReport:
-    """What `syncbn.doctor` found.
+    """Result of `syncbn.doctor`.
 
     Attributes:
-        versions: of Python and of the packages that matter here; None for one that isn't installed.
-        devices: processors and GPUs.
+        versions: versions of Python and relevant packages; None for one that isn't installed.
+        devices: CPUs and GPUs.
         kernels: for each device, the kernels that serve a float32 tensor, and why not faster ones.
-        exchange: for each place, how sums over ranks are exchanged, and why not otherwise.
-        proof: the cases that were compared with one process in float64.
-        times: of messages and layers.
-        forecast: what synchronization costs a model, where one was named.
+        exchange: for each place, the exchange that sums over ranks, and why not another.
+        proof: cases compared with one process in float64.
+        times: times of messages and layers.
+        forecast: cost of synchronization for a model, if one was named.
     """
 
     versions: dict[str, str | None]
@@ -71,17 +71,17 @@ class DoctorReport:
 
     @property
     def ok(self) -> bool:
-        """Whether the layers were compared here, and every case that ran was exact."""
+        """Whether layers were compared, and every case that ran was exact."""
         return any(finding.error is not None for finding in self.proof) and not self.problems
 
     @property
     def problems(self) -> list[Finding]:
-        """The cases that aren't right."""
+        """Cases with a problem."""
         return [finding for finding in self.proof if finding.problem]
 
     @property
     def verdict(self) -> str:
-        """One line."""
+        """Summary in one line."""
         ran = [finding for finding in self.proof if finding.error is not None or finding.problem]
         skipped = len(self.proof) - len(ran)
         left = f" ({skipped} skipped)" if skipped else ""
@@ -95,16 +95,16 @@ class DoctorReport:
         return f"exact here: all {len(ran)} cases agree with one process in float64{left}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, without names of hosts, users or folders."""
+        """Convert to plain values, without names of hosts, users or folders."""
         found = {"ok": self.ok, "verdict": self.verdict, **dataclasses.asdict(self)}
         return _scrubbed(found)
 
     def to_json(self) -> str:
-        """The same as JSON."""
+        """Convert to JSON."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def to_markdown(self) -> str:
-        """The same as a page of tables."""
+        """Convert to a Markdown page of tables."""
         found = self.to_dict()
         lines = [f"**{found['verdict']}**", ""]
         lines += _table(("package", "version"), [(k, v or "not installed") for k, v in found["versions"].items()])
@@ -144,7 +144,7 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _scrubbed(value: Any) -> Any:
-    """Nested values whose texts name no host, user or folder."""
+    """Apply `scrub` to all strings in nested values."""
     if isinstance(value, dict):
         return {key: _scrubbed(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -153,7 +153,7 @@ def _scrubbed(value: Any) -> Any:
 
 
 def scrub(text: str) -> str:
-    """`text` without absolute paths, and without this host's and this user's names."""
+    """Remove absolute paths, and this host's and this user's names, from `text`."""
     text = re.sub(r"(?<![\w.:/])(?:/[\w.+@~-]+){2,}/?", lambda path: f"<path>/{Path(path[0]).name}", text)
     for name in {socket.gethostname(), os.environ.get("USER", ""), _user()}:
         if len(name) >= _SHORTEST and name not in ("root", "localhost"):
@@ -164,5 +164,5 @@ def scrub(text: str) -> str:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no entry
+    except (KeyError, OSError):  # a user in a container may have no entry
         return ""

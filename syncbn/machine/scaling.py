@@ -1,9 +1,9 @@
-"""What the messages of synchronized batch normalization cost on GPUs, by NCCL's own model of its latencies.
+"""Cost of the messages of synchronized batch normalization on GPUs, by NCCL's own latency model.
 
-The parameters are those by which NCCL chooses its algorithms, for its low-latency protocol, which it takes for messages
-as short as a norm's: `baseLat` and `hwLat` in src/graph/tuning.cc of NVIDIA/nccl at commit b6475625. The formulas are
-those of that file too. Its log in github.com/NVIDIA/nccl/issues/1453 (2 nodes of 8 H100) shows 25.20 µs at 16 bytes,
-which `nccl_seconds` gives, and 26.55 µs at 8,192 bytes, from which the bandwidth is taken.
+Formulas and parameters are those by which NCCL chooses its algorithms: `baseLat` and `hwLat` in src/graph/tuning.cc of
+NVIDIA/nccl at commit b6475625, for the low-latency protocol, which it uses for messages as short as a norm's. Its log
+in github.com/NVIDIA/nccl/issues/1453 (2 nodes of 8 H100) shows 25.20 µs at 16 bytes, which `nccl_seconds` gives, and
+26.55 µs at 8,192 bytes, from which the bandwidth is derived.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ GPUS_A_NODE = 8
 BASE = {"tree": 6.8e-6, "ring": 6.6e-6}
 NVLINK = {"tree": 0.6e-6, "ring": 0.6e-6}
 NETWORK = {"tree": 5.0e-6, "ring": 2.7e-6}
-NETWORK_POST = 1.0e-6  # of every step of a ring that leaves the node; an Intel CPU's
+NETWORK_POST = 1.0e-6  # for each ring step between nodes; for Intel CPUs
 PER_BYTE = (26.549810e-6 - 25.201847e-6) / (8192 - 16)
 
-# Measured over modelled, from the same log: 75.38 µs at 4,096 bytes, where the model says 25.87.
+# Measured over modelled time, from the same log: 75.38 µs at 4,096 bytes, where the model says 25.87.
 SLOWEST = 75.38 / 25.874907
 
 RESNET50_IMAGES_A_SECOND = 2470  # one A100, mixed precision, batch 256: NVIDIA/DeepLearningExamples, ResNet50 v1.5
@@ -28,28 +28,28 @@ RESNET50_IMAGES_A_SECOND = 2470  # one A100, mixed precision, batch 256: NVIDIA/
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """Seconds a step: by NCCL's model, at most (`SLOWEST` times that), and between them, their geometric mean."""
+    """Seconds per step: low by NCCL's model, high at `SLOWEST` times that, and their geometric mean."""
 
     low: float
 
     @property
     def high(self) -> float:
-        """The upper end."""
+        """Upper bound."""
         return self.low * SLOWEST
 
     @property
     def middle(self) -> float:
-        """The geometric mean of both ends."""
+        """Geometric mean of both bounds."""
         return self.low * sqrt(SLOWEST)
 
 
 def steps(kind: Kind, ranks: int) -> int:
-    """The messages of a ring that wait for each other."""
+    """Number of sequential steps of a ring."""
     return (ranks - 1) * (2 if kind == "all_reduce" else 1)
 
 
 def nccl_seconds(kind: Kind, gpus: int, size: int) -> float:
-    """One collective of `size` bytes a GPU, by the faster of NCCL's algorithms; nodes are full."""
+    """Seconds of one collective of `size` bytes per GPU, by the fastest of NCCL's algorithms, on full nodes."""
     if gpus == 1:
         return 0.0
     nodes = max(1, gpus // GPUS_A_NODE)
@@ -59,7 +59,7 @@ def nccl_seconds(kind: Kind, gpus: int, size: int) -> float:
 
 
 def step_cost(design: str, gpus: int, channels: Sequence[int]) -> StepSeconds:
-    """The collectives of a training step: one forward and one backward for each norm, nothing beside them."""
+    """Cost of a training step's collectives, one forward and one backward per norm, without overlap."""
     total = 0.0
     for count in channels:
         if design == "ours":
@@ -72,12 +72,12 @@ def step_cost(design: str, gpus: int, channels: Sequence[int]) -> StepSeconds:
 
 
 def resnet50_step(images: int) -> float:
-    """Seconds of a training step without synchronization, at the published rate, which smaller batches don't reach."""
+    """Seconds of a training step without synchronization, at the published rate (optimistic for small batches)."""
     return images / RESNET50_IMAGES_A_SECOND
 
 
 def largest_group(budget: float, step_s: float, channels: Sequence[int], most: int = 4096) -> int:
-    """The largest power of two of GPUs that costs at most `budget` of a step, at the upper end of the interval."""
+    """Largest power of two of GPUs that costs at most `budget` of a step, by the upper bound."""
     largest = 1
     while 2 * largest <= most and step_cost("ours", 2 * largest, channels).high <= budget * step_s:
         largest *= 2

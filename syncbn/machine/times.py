@@ -1,4 +1,4 @@
-"""What messages and layers take on this machine. Medians; on a busy machine they say little."""
+"""Median times of messages and layers on this machine; not meaningful on a busy one."""
 
 import statistics
 import time
@@ -13,13 +13,13 @@ from syncbn.machine.report import Timing
 from syncbn.norm.core.exchange import exchange_for
 from syncbn.norm.sync import SyncBatchNorm
 
-MESSAGES = (64, 2048)  # channels of ResNet-50's narrowest and widest norm
+MESSAGES = (64, 2048)  # channels of ResNet-50's narrowest and widest norms
 _SHAPES = ((64, 56, 56), (256, 28, 28), (2048, 7, 7))
 _CALLS, _REPEATS = 10, 7
 
 
 def messages(place: str, device: torch.device) -> Iterator[Timing]:
-    """The sum over all ranks of the 2C + 1 numbers that a layer of C channels sends; every rank calls it."""
+    """Time the sum over all ranks of a layer's 2C + 1 numbers; every rank calls it."""
     group = dist.group.WORLD
     assert group is not None
     ways: dict[str, Callable[[Tensor], object]] = {"all-reduce": partial(dist.all_reduce, group=group)}
@@ -33,7 +33,7 @@ def messages(place: str, device: torch.device) -> Iterator[Timing]:
 
 
 def layers(place: str, device: torch.device, images: int) -> Iterator[Timing]:
-    """Forward and backward of norms of a ResNet-50's shapes; every rank calls it."""
+    """Time forward and backward of norms with ResNet-50's shapes; every rank calls it."""
     kinds: dict[str, Callable[[int], nn.Module]] = {
         "syncbn.SyncBatchNorm": SyncBatchNorm,
         "nn.BatchNorm2d, unsynchronized": nn.BatchNorm2d,
@@ -57,7 +57,7 @@ def _step(layer: nn.Module, x: Tensor, dy: Tensor) -> None:
 
 
 def _milliseconds(run: Callable[[], object], device: torch.device) -> float:
-    """Of one call: the median of several blocks of calls, which all ranks begin together."""
+    """Milliseconds per call: the median of several blocks of calls that all ranks start together."""
     run()
     blocks = []
     for _ in range(_REPEATS):

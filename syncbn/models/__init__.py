@@ -1,4 +1,4 @@
-"""Networks that take their normalization as an argument. Imports torch and nothing else."""
+"""Networks that take their normalization as an argument. Imports only torch."""
 
 from typing import TYPE_CHECKING
 

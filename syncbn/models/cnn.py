@@ -1,4 +1,4 @@
-"""A small convolutional network: for images of 28 to 32 pixels what the MLP is for digits."""
+"""A small convolutional network for images of 28 to 32 pixels."""
 
 from itertools import pairwise
 
@@ -18,12 +18,12 @@ _ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh
 class CNN(nn.Module):
     """`depth` 3×3 convolutions, y = g(norm(conv(x))), global average, linear classifier.
 
-    Convolutions have width·(1, 1, 2, 2, 4, 4, ...) channels, and each first one of a pair halves the image. A
-    convolution has a bias only where the norm after it has none. Weights start normal, with the deviation that keeps
-    the gradient's variance through g (He et al. 2015), biases at 0.
+    Convolutions have width·(1, 1, 2, 2, 4, 4, ...) channels; the first of each pair halves the image. A convolution has
+    a bias only where the norm after it has none. Weights start normal, with the standard deviation that preserves the
+    gradient's variance through g (He et al. 2015), biases at 0.
 
-    Input (N, in_channels, H, W) of a floating dtype, output (N, num_classes) logits. Train and eval differ in the norms
-    alone.
+    Input (N, in_channels, H, W) of a floating dtype, output (N, num_classes) logits. Train and eval differ only in the
+    norms.
 
     Args:
         norm: a name of `syncbn.available_norms()`, or a function of the number of channels.
@@ -35,11 +35,11 @@ class CNN(nn.Module):
         norm_after_activation: y = norm(g(conv(x))) instead.
 
     Raises:
-        ValueError: an unknown norm or activation, a size below 1, or, in the forward pass, an input of another shape.
+        ValueError: an unknown norm or activation, a size below 1, or, in the forward pass, an input of the wrong shape.
         TypeError: in the forward pass, an input of an integer dtype.
     """
 
-    head = "fc"  # what `load_weights` makes anew for another number of classes
+    head = "fc"  # reinitialized by `load_weights` for a different number of classes
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class CNN(nn.Module):
         self.activation = activation
         self.norm_after_activation = norm_after_activation
         widths = [in_channels, *(width * 2 ** (i // 2) for i in range(depth))]
-        bias = True if norm_after_activation else None  # no norm undoes a bias before an activation
+        bias = True if norm_after_activation else None  # no norm cancels a bias before an activation
         self.convs = nn.ModuleList(
             conv2d(inputs, outputs, kernel=3, stride=2 if i % 2 == 0 else 1, norm=norm, bias=bias)
             for i, (inputs, outputs) in enumerate(pairwise(widths))

@@ -1,4 +1,4 @@
-"""What the networks share: checks of arguments and images, and the convolution before a norm."""
+"""Helpers shared by the networks: argument and image checks, convolutions, initialization."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ Norm = str | NormFactory
 def conv2d(
     in_channels: int, out_channels: int, *, kernel: int, stride: int = 1, norm: NormFactory, bias: bool | None = None
 ) -> nn.Conv2d:
-    """A convolution padded to H/stride, with a bias unless the norm after it adds one; `bias` overrides that."""
+    """Convolution padded to H/stride, with a bias unless the norm after it adds one; `bias` overrides this."""
     if bias is None:
         bias = not has_bias(norm, out_channels)
     return nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=bias)
@@ -24,7 +24,7 @@ def zero_scale(norm: nn.Module) -> None:
     """Set a norm's γ to 0.
 
     Raises:
-        ValueError: it has none, or divides by it.
+        ValueError: the norm has no scale, or divides by it.
     """
     if getattr(norm, "memory", None) == "invert":
         raise ValueError(
@@ -62,7 +62,7 @@ def check_images(x: Tensor, in_channels: int) -> None:
 
 
 def initialize_convolutions(model: nn.Module, activation: Literal["relu", "sigmoid", "tanh"] = "relu") -> None:
-    """He's normal initialization of every convolution, which keeps the gradient's variance through it; biases 0."""
+    """Initialize every convolution as He et al. (2015), preserving the gradient's variance; biases 0."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity=activation)
@@ -71,5 +71,5 @@ def initialize_convolutions(model: nn.Module, activation: Literal["relu", "sigmo
 
 
 def global_average(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, C)."""
+    """Mean over H and W: (N, C, H, W) -> (N, C)."""
     return torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1)

@@ -20,7 +20,7 @@ class Generator(nn.Module):
     """Noise (N, latent_size) -> images (N, out_channels, S, S) in [-1, 1], S = base_size·2^ups.
 
     A projection to base_size² positions, then transposed 4×4 convolutions of stride 2, each with a norm and a ReLU; the
-    last has tanh instead. "paper" leaves its norm out, "everywhere" doesn't.
+    last has tanh instead, and a norm only where norm_at="everywhere".
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images (N, in_channels, S, S) -> logits (N) of being real.
 
-    4×4 convolutions of stride 2, each with a norm and a LeakyReLU of slope 0.2, and one over what is left. "paper"
-    leaves out the first's norm and the last's, "everywhere" doesn't.
+    4×4 convolutions of stride 2, each with a norm and a LeakyReLU of slope 0.2, and a last one over the whole map. The
+    first and the last have a norm only where norm_at="everywhere".
     """
 
     def __init__(self, in_channels: int, downs: int, base_size: int, width: int, norm: NormFactory, at: NormAt) -> None:
@@ -72,26 +72,25 @@ class Discriminator(nn.Module):
 
 
 class DCGAN(nn.Module):
-    """The generator, the discriminator, and `average`, the moving average of the generator that samples are made with.
+    """Generator, discriminator, and `average`, the generator's moving average, which makes the samples.
 
-    All convolutions start normal with deviation 0.02, and have a bias only where no norm after them adds one. `average`
-    follows by `average.update_parameters(generator)`, running statistics too, and isn't trained.
+    Convolutions start normal with standard deviation 0.02, and have a bias only where no norm after them adds one.
+    `average.update_parameters(generator)` updates the average, running statistics included; it isn't trained.
 
     Args:
         norm: a name of `syncbn.available_norms()`, or a function of the number of channels.
         in_channels: channels of the images.
         image_size: height and width in pixels: base_size·2, ·4, ·8, ...
-        latent_size: numbers of noise for an image.
+        latent_size: size of the noise vector of an image.
         width: channels at the largest inner size; each halving of the size doubles them.
-        base_size: height and width where the generator starts; the paper's is 4.
+        base_size: height and width of the generator's first map; the paper's is 4.
         norm_at: which layers are normalized: "paper" (all but the generator's output and the discriminator's input and
-            final layer), those of them in the "generator" or the "discriminator" alone, "everywhere" or "nowhere", to
-            see why not.
-        average_decay: part of `average` that stays at an update, from 0 up to below 1.
+            final layer), the same in the "generator" or the "discriminator" only, "everywhere" or "nowhere".
+        average_decay: weight of `average` in an update, at least 0 and below 1.
 
     Raises:
-        ValueError: an unknown norm or place, a size below 1, an image_size that base_size doesn't lead to, or a decay
-            out of its range.
+        ValueError: an unknown norm or place, a size below 1, an image_size that isn't base_size·2, ·4, ..., or a decay
+            out of range.
 
     Source: Radford et al., Unsupervised Representation Learning with DCGANs, ICLR 2016,
     https://arxiv.org/abs/1511.06434; the average: Yazıcı et al., ICLR 2019, https://arxiv.org/abs/1806.04498.
@@ -132,7 +131,7 @@ class DCGAN(nn.Module):
         self.average = AveragedModel(self.generator, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
 
     def forward(self, noise: Tensor) -> Tensor:
-        """Images (N, in_channels, S, S) in [-1, 1] of the averaged generator, from noise (N, latent_size)."""
+        """Generate images (N, in_channels, S, S) in [-1, 1] with the averaged generator from noise (N, latent_size)."""
         if noise.dim() != 2 or noise.shape[1] != self.latent_size:
             raise ValueError(
                 f"expected noise (N, {self.latent_size}), got {tuple(noise.shape)}; "
@@ -142,7 +141,7 @@ class DCGAN(nn.Module):
 
 
 class _Layer(nn.Module):
-    """A convolution of either kind, and its norm."""
+    """A convolution or transposed convolution, and its norm."""
 
     def __init__(
         self,
@@ -161,7 +160,7 @@ class _Layer(nn.Module):
 
 
 def _norms(norm: NormFactory, at: NormAt) -> tuple[NormFactory, NormFactory]:
-    """The norm of the inner layers, and that of those next to images and logits."""
+    """Norms of the inner layers, and of those next to images and logits."""
     none = norm_layer("none")
     return (none if at == "nowhere" else norm), (norm if at == "everywhere" else none)
 

@@ -1,4 +1,4 @@
-"""The options of DCGAN."""
+"""Options of DCGAN."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,18 +13,17 @@ NormAt = Literal["paper", "generator", "discriminator", "everywhere", "nowhere"]
 class DCGANOptions:
     """DCGAN (Radford et al. 2016): a generator and a discriminator of strided convolutions."""
 
-    latent_size: Count = option(100, "numbers of noise for an image")
+    latent_size: Count = option(100, "size of the noise vector of an image")
     width: Count = option(64, "channels at the largest inner size; each halving of the size doubles them")
-    base_size: Count = option(4, "height and width where the generator starts")
+    base_size: Count = option(4, "height and width of the generator's first map")
     norm_at: NormAt = option(
         "paper",
-        "which layers are normalized: paper, those of them in the generator or the discriminator alone, everywhere, or "
-        "nowhere",
+        "normalized layers: paper, the same in the generator or the discriminator only, everywhere, or nowhere",
         refusal="unknown norm_at {value!r}; allowed: {allowed}",
     )
     average_decay: BelowOne = option(
         0.999,
-        "part of the averaged generator, which makes the samples, that stays at an update",
+        "weight of the averaged generator, which makes the samples, in an update",
         refusal="average_decay must be at least 0 and below 1, got {value}",
     )
     in_channels: Count | None = redeclared(OfOneSize, "in_channels", None)

@@ -1,4 +1,4 @@
-"""The deep networks for small images of He et al. (2015), section 4.2: residual, and plain ones to compare with."""
+"""Residual and plain deep networks for small images (He et al. 2015, section 4.2)."""
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,11 @@ from syncbn.norm.surgery.feeding import attach_norms
 class DeepNet(nn.Module):
     """`depth` = 6n + 2 layers: a 3×3 convolution, three stages of n blocks, global average, linear classifier.
 
-    A block is two 3×3 convolutions, each with a norm and a ReLU, around which the residual network has a shortcut and
-    the plain one has none. Stages have width·(1, 2, 4) channels; the second and the third halve the image.
+    A block is two 3×3 convolutions, each with a norm and a ReLU, with a shortcut in the residual network and none in
+    the plain one. Stages have width·(1, 2, 4) channels; the second and the third halve the image.
 
-    Input (N, in_channels, H, W) of a floating dtype, output (N, num_classes) logits. Train and eval differ in the norms
-    alone. Where a shortcut changes the shape it is a 1×1 convolution (the paper's option B).
+    Input (N, in_channels, H, W) of a floating dtype, output (N, num_classes) logits. Train and eval differ only in the
+    norms. Where a shortcut changes the shape it is a 1×1 convolution (the paper's option B).
 
     Args:
         norm: a name of `syncbn.available_norms()`, or a function of the number of channels.
@@ -26,16 +26,17 @@ class DeepNet(nn.Module):
         in_channels: channels of the images.
         depth: number of layers: 8, 14, 20, ..., 110, ...
         width: channels of the first stage; 16 is the paper's.
-        residual: with shortcuts, or without.
+        residual: whether there are shortcuts.
 
     Raises:
-        ValueError: another depth, an unknown norm, a size below 1, or, in the forward pass, an input of another shape.
+        ValueError: an invalid depth, an unknown norm, a size below 1, or, in the forward pass, an input of the wrong
+            shape.
         TypeError: in the forward pass, an input of an integer dtype.
 
     Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, https://arxiv.org/abs/1512.03385.
     """
 
-    head = "fc"  # what `load_weights` makes anew for another number of classes
+    head = "fc"  # reinitialized by `load_weights` for a different number of classes
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The options of the deep networks for small images."""
+"""Options of the deep networks for small images."""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Fully convolutional networks for dense prediction, on a ResNet."""
+"""Fully convolutional networks for dense prediction, over a ResNet."""
 
 from typing import Any
 
@@ -10,25 +10,25 @@ from syncbn.models.common import Norm, check_sizes
 
 
 class FCN(nn.Module):
-    """FCN-8s: class scores of a ResNet's last three stages, added from coarse to fine, as large as the image.
+    """FCN-8s: class scores of a ResNet's last three stages, added from coarse to fine, at the image's size.
 
     Input (N, in_channels, H, W) of a floating dtype, output (N, num_classes, H, W) logits. Each stage has a 1×1
-    convolution to scores, which starts at 0; scores are enlarged bilinearly to the next finer stage's size, and last to
-    the image's. Train and eval differ in the norm layers alone.
+    convolution to scores, which starts at 0. Scores are upsampled bilinearly to the next finer stage, and at the end to
+    the image. Train and eval differ only in the norm layers.
 
     Args:
-        backbone: whose classifier is taken off.
-        num_classes: number of classes of a pixel.
+        backbone: a ResNet; its classifier is removed.
+        num_classes: number of classes per pixel.
 
     Raises:
-        ValueError: num_classes below 1, or, in the forward pass, an input of another shape.
+        ValueError: num_classes below 1, or, in the forward pass, an input of the wrong shape.
         TypeError: in the forward pass, an input of an integer dtype.
 
     Source: Long et al., Fully Convolutional Networks for Semantic Segmentation, CVPR 2015,
     https://arxiv.org/abs/1411.4038, section 4.2.
     """
 
-    head = "scores"  # what `load_weights` makes anew for another number of classes
+    head = "scores"  # reinitialized by `load_weights` for a different number of classes
 
     def __init__(self, backbone: resnet.ResNet, num_classes: int) -> None:
         super().__init__()

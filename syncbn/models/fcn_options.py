@@ -1,4 +1,4 @@
-"""The options of fully convolutional networks: their ResNet's."""
+"""Options of fully convolutional networks, which are those of their ResNet."""
 
 from syncbn.models.resnet_options import ResNetOptions
 

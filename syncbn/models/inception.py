@@ -1,4 +1,4 @@
-"""BN-Inception, the network that batch normalization was made with, in the paper's size and in one for small images."""
+"""BN-Inception, the network of the batch normalization paper, in the paper's size and in one for small images."""
 
 from typing import Literal, NamedTuple
 
@@ -24,7 +24,7 @@ _ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid}
 
 
 class InceptionRow(NamedTuple):
-    """A row of the paper's Figure 5: output channels of the branches; a stride of 2 has no 1×1 and passes the pool."""
+    """A row of the paper's Figure 5: output channels of the branches; with stride 2, no 1×1 and no pool projection."""
 
     one: int
     three_reduce: int
@@ -67,7 +67,7 @@ class ConvNorm(nn.Module):
 
 
 class InceptionBlock(nn.Module):
-    """Branches of 1×1, 3×3, two 3×3 and a pool, side by side in the channels. (N, in, H, W) -> (N, out, H/s, W/s)."""
+    """Branches of 1×1, 3×3, two 3×3 and a pool, concatenated. (N, in, H, W) -> (N, out, H/s, W/s)."""
 
     def __init__(self, in_channels: int, row: InceptionRow, norm: NormFactory, activation: Activation) -> None:
         super().__init__()
@@ -106,8 +106,7 @@ class BNInception(nn.Module):
     where the norm after it has none. Train and eval differ in the norm layers and in dropout.
 
     The variants of the paper's Figures 2 and 3 are choices of norm, activation, dropout, local response normalization
-    and learning rate, in `conf/experiment/inception_*.yaml`. The paper's auxiliary classifiers aren't in its Figure 5
-    and aren't here.
+    and learning rate, in `conf/experiment/inception_*.yaml`. Auxiliary classifiers are left out, as in Figure 5.
 
     Args:
         rows: the blocks: `PAPER` or `SMALL`.
@@ -115,21 +114,21 @@ class BNInception(nn.Module):
         num_classes: number of logits.
         in_channels: channels of the input images.
         stem: "imagenet" (separable 7×7 of depth multiplier 8, 3×3, two max pools: 224 -> 28 pixels) or "cifar" (3×3).
-        width: channels of the stem's first layer, and in proportion of all others; 64 is the paper's.
+        width: channels of the stem's first layer; all others scale with it; 64 is the paper's.
         activation: g, "relu" or "sigmoid".
-        dropout: part of the features that training leaves out before the classifier.
+        dropout: share of the features that training drops before the classifier.
         local_response_norm: local response normalization around the stem's second convolution, as in the baseline that
             has no other norm; "imagenet" stem, or after the only convolution of "cifar".
 
     Raises:
         ValueError: an unknown norm, stem or activation, a size below 1, a width that leaves a branch without channels,
-            or, in the forward pass, an input of another shape.
+            or, in the forward pass, an input of the wrong shape.
         TypeError: in the forward pass, an input of an integer dtype.
 
     Source: Ioffe & Szegedy, Batch Normalization, ICML 2015, https://arxiv.org/abs/1502.03167, section 4.2 and Figure 5.
     """
 
-    head = "fc"  # what `load_weights` makes anew for another number of classes
+    head = "fc"  # reinitialized by `load_weights` for a different number of classes
 
     def __init__(
         self,
@@ -178,7 +177,7 @@ def bn_inception(
     dropout: float = Options.dropout,
     local_response_norm: bool = Options.local_response_norm,
 ) -> BNInception:
-    """BN-Inception of the paper's Figure 5, for images of 224×224 pixels. The options are those of `BNInception`."""
+    """BN-Inception of the paper's Figure 5, for images of 224×224 pixels. Options as for `BNInception`."""
     return BNInception(
         PAPER, norm, num_classes, in_channels, "imagenet", width, activation, dropout, local_response_norm
     )
@@ -193,7 +192,7 @@ def bn_inception_small(
     dropout: float = SmallInceptionOptions.dropout,
     local_response_norm: bool = SmallInceptionOptions.local_response_norm,
 ) -> BNInception:
-    """The blocks 3a to 4b alone after a 3×3 stem, for images of 8 to 32 pixels. The options are `BNInception`'s."""
+    """Blocks 3a to 4b after a 3×3 stem, for images of 8 to 32 pixels. Options as for `BNInception`."""
     return BNInception(SMALL, norm, num_classes, in_channels, "cifar", width, activation, dropout, local_response_norm)
 
 

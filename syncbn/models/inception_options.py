@@ -1,4 +1,4 @@
-"""The options of BN-Inception."""
+"""Options of BN-Inception."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -16,16 +16,18 @@ class InceptionOptions(Network):
 
     width: Width = option(
         64,
-        "channels of the first layer, and in proportion of all; 64 is the paper's",
+        "channels of the first layer; all others scale with it; 64 is the paper's",
         refusal="width must be at least 2, got {value}; the narrowest branch has half of it",
     )
     activation: Activation = option(
         "relu",
-        "sigmoid: what only trains with a norm",
+        "activation of each layer; sigmoid trains only with a norm",
         refusal="unknown activation {value!r}; allowed: {allowed}",
     )
-    dropout: BelowOne = option(0.0, "part of the features that training leaves out before the classifier")
-    local_response_norm: bool = option(False, "whether there is the baseline's, which has no other norm")
+    dropout: BelowOne = option(0.0, "share of the features that training drops before the classifier")
+    local_response_norm: bool = option(
+        False, "whether to use the baseline's local response normalization, with norm=none"
+    )
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Fully connected networks: the smallest that a normalization matters to."""
+"""Fully connected networks."""
 
 import math
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ _ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh
 
 
 class MLP(nn.Module):
-    """`depth` layers y = dropout(g(norm(Wx))) and a linear classifier, over the pixels as one vector.
+    """`depth` layers y = dropout(g(norm(Wx))) and a linear classifier, over the flattened pixels.
 
     Input (N, in_channels, *image_size) of a floating dtype, output (N, num_classes) logits. A layer has a bias only
-    where the norm after it has none. Weights start normal with deviation init_gain / sqrt(inputs), biases at 0. Train
-    and eval differ in the norms and in dropout.
+    where the norm after it has none. Weights start normal with standard deviation init_gain / sqrt(inputs), biases at
+    0. Train and eval differ in the norms and in dropout.
 
     Args:
         norm: a name of `syncbn.available_norms()`, or a function of the number of channels.
@@ -32,8 +32,8 @@ class MLP(nn.Module):
         depth: hidden layers.
         activation: g, "relu", "sigmoid" or "tanh".
         norm_after_activation: y = dropout(norm(g(Wx + b))) instead.
-        dropout: part of the features that training leaves out.
-        init_gain: of the hidden layers; sqrt(2) keeps the variance through ReLUs (He et al. 2015).
+        dropout: share of the features that training drops.
+        init_gain: gain of the hidden layers' weights; sqrt(2) preserves the variance through ReLUs (He et al. 2015).
 
     Raises:
         ValueError: an unknown norm or activation, a size below 1, a gain that isn't positive, or, in the forward pass,
@@ -41,7 +41,7 @@ class MLP(nn.Module):
         TypeError: in the forward pass, an input of an integer dtype.
     """
 
-    head = "fc"  # what `load_weights` makes anew for another number of classes
+    head = "fc"  # reinitialized by `load_weights` for a different number of classes
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class MLP(nn.Module):
         self.activation = activation
         self.norm_after_activation = norm_after_activation
         widths = [in_channels * height * width, *[hidden_size] * depth]
-        bias = norm_after_activation or not has_bias(norm, hidden_size)  # no norm undoes a bias before an activation
+        bias = norm_after_activation or not has_bias(norm, hidden_size)  # no norm cancels a bias before an activation
         linears = [nn.Linear(inputs, hidden_size, bias=bias) for inputs in widths[:-1]]
         for linear in linears:
             nn.init.normal_(linear.weight, std=init_gain / math.sqrt(linear.in_features))

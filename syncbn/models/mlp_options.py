@@ -1,4 +1,4 @@
-"""The options of fully connected networks."""
+"""Options of fully connected networks."""
 
 import math
 from dataclasses import dataclass
@@ -16,12 +16,14 @@ class MLPOptions(OfOneSize):
 
     hidden_size: Count = option(64, "features of each layer")
     depth: Count = option(3, "hidden layers")
-    activation: Activation = option("relu", "of each layer", refusal="unknown activation {value!r}; allowed: {allowed}")
-    norm_after_activation: bool = option(False, "whether the norm comes after the activation, and not before it")
-    dropout: BelowOne = option(0.0, "part of the features that training leaves out")
+    activation: Activation = option(
+        "relu", "activation of each layer", refusal="unknown activation {value!r}; allowed: {allowed}"
+    )
+    norm_after_activation: bool = option(False, "whether the norm comes after the activation instead of before it")
+    dropout: BelowOne = option(0.0, "share of the features that training drops")
     init_gain: Positive = option(
         math.sqrt(2),
-        "of the weights' deviation over 1/sqrt(inputs); sqrt(2) keeps the variance through ReLUs",
+        "gain: weights start with standard deviation gain / sqrt(inputs); sqrt(2) preserves the variance through ReLUs",
         refusal="init_gain must be greater than 0, got {value}",
     )
 

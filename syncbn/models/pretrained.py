@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision, pretrained, with another norm. Neither is imported before it is asked for."""
+"""Pretrained networks of timm and torchvision with another norm. Either package is imported on first use."""
 
 import copy
 import importlib
@@ -28,25 +28,25 @@ def from_timm(
     architecture: str = Options.architecture,
     pretrained: bool = Options.pretrained,
 ) -> nn.Module:
-    """A network of timm whose batch norms are converted to `norm` by `syncbn.convert`.
+    """Build a network of timm and convert its batch norms to `norm` with `syncbn.convert`.
 
-    Input (N, in_channels, H, W), output (N, num_classes) logits. timm makes the classifier anew where the number of
-    classes is another, and adapts the first convolution to the number of channels. The norms keep the network's eps and
-    momentum unless `norm` has others than its usual ones, and their weights and statistics.
+    Input (N, in_channels, H, W), output (N, num_classes) logits. timm replaces the classifier where the number of
+    classes differs, and adapts the first convolution to the number of channels. The norms keep their weights and
+    statistics, and the network's eps and momentum unless `norm` sets others than its defaults.
 
     Args:
-        norm: a name, or `norm_layer(name, ...)`.
+        norm: a name of `syncbn.available_norms()`, or `norm_layer(name, ...)`.
         num_classes: number of logits.
         in_channels: channels of the images.
-        image_size: that the network is tried on, (height, width).
+        image_size: size of the images that the network is checked with, (height, width).
         architecture: one of `timm.list_models()`, with the weights' tag where there are several: "resnet18.a1_in1k".
-        pretrained: fetch its weights once, from the Hugging Face hub.
+        pretrained: download its weights once, from the Hugging Face hub.
 
     Raises:
         ModuleNotFoundError: timm isn't installed.
         ImportError: timm is installed, but can't be imported.
-        ValueError: no such architecture; weights that can't be fetched; a network without batch norms, or one that
-            doesn't turn such images into logits; what `convert` raises.
+        ValueError: an unknown architecture; weights that can't be downloaded; a network without batch norms, or one
+            that doesn't turn such images into logits; as `convert`.
     """
     timm = _imported("timm")
     _check_name(architecture.partition(".")[0], timm.list_models())
@@ -63,23 +63,23 @@ def from_torchvision(
     architecture: str = Options.architecture,
     pretrained: bool = Options.pretrained,
 ) -> nn.Module:
-    """A network of torchvision whose batch norms are converted to `norm` by `syncbn.convert`.
+    """Build a network of torchvision and convert its batch norms to `norm` with `syncbn.convert`.
 
-    As `from_timm`. The classifier, the last linear layer, is made anew where the number of classes is another. The
-    filters of the first convolution are summed over the colors for one channel.
+    As `from_timm`. The classifier, the last linear layer, is replaced where the number of classes differs. For one
+    channel, the filters of the first convolution are summed over the colors.
 
     Args:
-        norm: a name, or `norm_layer(name, ...)`.
+        norm: a name of `syncbn.available_norms()`, or `norm_layer(name, ...)`.
         num_classes: number of logits.
         in_channels: channels of the images, 1 or 3.
-        image_size: that the network is tried on, (height, width).
+        image_size: size of the images that the network is checked with, (height, width).
         architecture: one of `torchvision.models.list_models(torchvision.models)`.
-        pretrained: fetch its default weights once, from pytorch.org.
+        pretrained: download its default weights once, from pytorch.org.
 
     Raises:
         ModuleNotFoundError: torchvision isn't installed.
         ImportError: torchvision is installed, but can't be imported.
-        ValueError: as `from_timm`; other channels than 1 or 3.
+        ValueError: as `from_timm`; a number of channels other than 1 or 3.
     """
     models = _imported("torchvision.models")
     _check_name(architecture, models.list_models(module=models))
@@ -99,7 +99,7 @@ def _imported(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"model={package} needs {package} ({error}): pip install {package}") from error
-    except (ImportError, RuntimeError) as error:  # a torchvision that was built for another torch
+    except (ImportError, RuntimeError) as error:  # a torchvision built for a different torch
         raise ImportError(
             f"model={package} can't import {package} ({error}); torchvision must be of the same build as torch "
             f"{torch.__version__}"
@@ -117,7 +117,7 @@ def _check_name(architecture: str, known: Iterable[str]) -> None:
 def _fetching(architecture: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError) as error:  # no network, and timm's answer to an unknown tag
+    except (OSError, RuntimeError) as error:  # no network, or an unknown tag
         raise ValueError(
             f"can't fetch the weights of {architecture} ({first_line(error)}); with a network they "
             "are fetched once for all; without weights: pretrained=False (model.pretrained=false), with those of a "
@@ -137,11 +137,11 @@ def _with_norm(
 
 
 def _check_logits(model: nn.Module, shape: tuple[int, ...], num_classes: int, architecture: str) -> None:
-    """Try it in training, on the meta device, where nothing is computed."""
+    """Check the output's shape with a forward pass in training mode, on the meta device."""
     copied = copy.deepcopy(model).to("meta").train()
     try:
         output = copied(torch.zeros(2, *shape, device="meta"))
-    except (RuntimeError, ValueError, AssertionError) as error:  # pooled to nothing, or made for one size alone
+    except (RuntimeError, ValueError, AssertionError) as error:  # image too small, or a network for one size only
         raise ValueError(f"{architecture} doesn't take images {shape}: {first_line(error)}") from error
     if not isinstance(output, Tensor) or output.shape != (2, num_classes):
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -155,7 +155,7 @@ def _replace_last_linear(model: nn.Module, num_classes: int) -> None:
 
 
 def _sum_colors(model: nn.Module) -> None:
-    """Make the first convolution take a grey image for one whose three channels are equal."""
+    """Make the first convolution treat a grey image as one whose three channels are equal."""
     name, first = next((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
     options: Any = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding", "dilation")}
     grey = nn.Conv2d(1, first.out_channels, bias=first.bias is not None, **options)

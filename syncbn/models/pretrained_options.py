@@ -1,4 +1,4 @@
-"""The options of other packages' networks."""
+"""Options of networks from other packages."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from syncbn.norm.core.options import option
 
 @dataclass
 class PretrainedOptions(OfOneSize):
-    """A network of another package, its batch norms converted."""
+    """A network of another package with converted batch norms."""
 
-    architecture: str = option("resnet18", "its name in timm.list_models() or torchvision.models.list_models()")
-    pretrained: bool = option(True, "whether to fetch its weights, once, from their authors")
+    architecture: str = option("resnet18", "a name of timm.list_models() or torchvision.models.list_models()")
+    pretrained: bool = option(True, "whether to download the published weights, once")
 
 
 OPTIONS = {"from_timm": PretrainedOptions, "from_torchvision": PretrainedOptions}

@@ -19,7 +19,7 @@ State = tuple[Tensor, ...]
 
 
 class _Recurrent(nn.Module):
-    """What LSTM and GRU share: the two linear maps, their norms, and the walk over a padded batch."""
+    """Base of LSTM and GRU: the two linear maps, their norms, and the loop over a padded batch."""
 
     def __init__(self, input_size: int, hidden_size: int, norm: Norm, gates: int) -> None:
         super().__init__()
@@ -35,15 +35,15 @@ class _Recurrent(nn.Module):
         nn.init.orthogonal_(self.from_hidden.weight)
 
     def initial_state(self, samples: Tensor) -> State:
-        """What the network remembers before the first step; h comes first, and all are (N, hidden_size)."""
+        """State before the first step: h, then any others, each (N, hidden_size)."""
         raise NotImplementedError
 
     def next_state(self, x: Tensor, state: State, step: int, mask: Tensor | None) -> State:
-        """The state after the inputs x (N, input_size) of a step. Samples that `mask` (N,) leaves out get anything."""
+        """State after a step with inputs x (N, input_size); undefined for samples that `mask` (N,) excludes."""
         raise NotImplementedError
 
     def walk(self, input: Tensor, lengths: Tensor | None) -> tuple[Tensor, State]:
-        """h after every step (N, T, hidden_size), 0 where a sequence has ended, and each sequence's last state."""
+        """Run all steps: h after each (N, T, hidden_size), 0 after a sequence's end, and each sequence's last state."""
         _check_sequences(input, lengths, self.input_size)
         length = input.shape[1]
         input, masks = self._padded(input, lengths)
@@ -58,12 +58,12 @@ class _Recurrent(nn.Module):
                 state = tuple(torch.where(going_on, n, s) for n, s in zip(new, state, strict=True))
                 outputs.append(torch.where(going_on, state[0], 0))
         output = torch.stack(outputs, dim=1)
-        if len(outputs) > length:  # the steps of other ranks: their backward passes wait for this rank's
+        if len(outputs) > length:  # more steps than this rank needs: other ranks' backward passes wait for it
             output = output[:, :length] + 0 * output[:, length:].sum()
         return output, state
 
     def _padded(self, input: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The input with as many steps as any rank's, 0 where a sequence has ended, and where it hasn't (N, T)."""
+        """Zero the input after each sequence's end and pad it to the longest of all ranks; with the mask (N, T)."""
         longest = length = input.shape[1]
         norm: Any = self.input_norm
         if self.training and synchronizes(norm):
@@ -77,21 +77,21 @@ class _Recurrent(nn.Module):
 
 
 class LSTM(_Recurrent):
-    """A layer of long short-term memory with norms of what comes from the input, from h, and of the cell.
+    """LSTM layer with norms of the input's part, of the recurrent part, and of the cell.
 
         i, f, g, o = norm(W_x x_t) + norm(W_h h_{t-1})
         c_t = σ(f) · c_{t-1} + σ(i) · tanh(g),  h_t = σ(o) · tanh(norm(c_t))
 
     The linear maps have biases where the norm has none: with `norm="none"` it is `torch.nn.LSTM`, gates in its order.
-    With `norm="recurrent"` training takes batch statistics of each time step over all ranks, and evaluation the
-    running ones; the others see one sample at a time. What stands after the end of a sequence, NaN included, changes
-    no output, statistic or gradient; ranks may have batches of other lengths, or none.
+    With `norm="recurrent"`, training uses batch statistics of each time step over all ranks, and evaluation running
+    ones; the other norms see one sample at a time. Values after the end of a sequence, NaN included, affect no output,
+    statistic or gradient. Ranks may have batches of different lengths, or none.
 
     Args:
-        input_size: numbers in the input of a step.
-        hidden_size: numbers in h and c.
-        norm: "recurrent", "none", or a norm that takes each sample by itself ("layer", "rms", "group", ...), or a
-            function of the number of features; see `syncbn.norm_layer`.
+        input_size: features of the input of a step.
+        hidden_size: features of h and c.
+        norm: "recurrent", "none", a norm over single samples ("layer", "rms", "group", ...), or a function of the
+            number of features; see `syncbn.norm_layer`.
 
     Shape:
         input (N, T, input_size) of a floating-point dtype; lengths (N,), integers from 0 to T, or None where all are T.
@@ -99,8 +99,8 @@ class LSTM(_Recurrent):
         sequence, (N, hidden_size) both. The dtypes are the input's.
 
     Raises:
-        ValueError: a size below 1; a norm whose statistics all steps would share, or that acts on the weights before
-            it; an input or lengths of another shape or range (the range of lengths is checked on the CPU alone).
+        ValueError: a size below 1; a norm whose statistics all steps would share, or that changes the weights before
+            it; an input or lengths of the wrong shape or range (the range of lengths is checked only on the CPU).
         TypeError: an input that isn't floating point, lengths that aren't integers.
 
     Source: Cooijmans et al., Recurrent Batch Normalization, ICLR 2017, https://arxiv.org/abs/1603.09025; with layer
@@ -129,13 +129,13 @@ class LSTM(_Recurrent):
 
 
 class GRU(_Recurrent):
-    """A layer of gated recurrent units with norms of what comes from the input and from h.
+    """GRU layer with norms of the input's part and of the recurrent part.
 
         r, z, n = norm(W_x x_t),  r', z', n' = norm(W_h h_{t-1})
         h_t = (1 - σ(z + z')) · tanh(n + σ(r + r') · n') + σ(z + z') · h_{t-1}
 
-    With `norm="none"` it is `torch.nn.GRU`, gates in its order. There is no cell, so it returns h after each step and
-    the last h; everything else is as in `LSTM`.
+    With `norm="none"` it is `torch.nn.GRU`, gates in its order. Without a cell, it returns h after each step and the
+    last h; otherwise it is as `LSTM`.
     """
 
     def __init__(self, input_size: int, hidden_size: int, norm: Norm = "recurrent") -> None:
@@ -158,20 +158,20 @@ class GRU(_Recurrent):
 
 
 class RowClassifier(nn.Module):
-    """Reads an image row by row, as a sequence, and classifies it by h after the last row.
+    """Image classifier that reads the rows as a sequence and classifies h after the last row.
 
     Input (N, in_channels, H, W) of a floating dtype, output (N, num_classes) logits.
 
     Args:
         layer: `LSTM` or `GRU`.
-        norm: of the recurrent layer.
+        norm: norm of the recurrent layer.
         num_classes: number of logits.
         in_channels: channels of the images.
-        image_size: pixels along a side, or (H, W); the layer is as wide as a row of W.
-        hidden_size: of the recurrent layer.
+        image_size: pixels along a side, or (H, W); the input of a step is a row of W pixels.
+        hidden_size: features of the recurrent layer.
 
     Raises:
-        ValueError, TypeError: as `LSTM`; images of another shape, or of an integer dtype.
+        ValueError, TypeError: as `LSTM`; images of the wrong shape or of an integer dtype.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ def _normalized(norm: nn.Module, x: Tensor, step: int, mask: Tensor | None) -> T
 
 
 def _checked(norm: nn.Module) -> nn.Module:
-    """A norm that is right inside a recurrent network."""
+    """Return the norm, after checking that it is correct inside a recurrent network."""
     allowed = "take norm=recurrent, norm=none, or one that normalizes each sample by itself, as norm=layer"
     if isinstance(norm, compat.BatchNormBase) and not takes_step(norm):
         raise ValueError(f"all time steps would share the running statistics of {norm}; {allowed}")

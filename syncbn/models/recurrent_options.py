@@ -1,4 +1,4 @@
-"""The options of recurrent networks over images' rows."""
+"""Options of recurrent networks over image rows."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Residual blocks, with the norm in any of three places."""
+"""Residual blocks with the norm in one of three places."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"relu": F.relu, "le
 
 
 class ResidualBlock(nn.Module):
-    """A few convolutions, each with a norm, added to a shortcut; the subclasses say which convolutions.
+    """Base residual block: convolutions, each with a norm, added to a shortcut; subclasses define the convolutions.
 
     (N, in, H, W) -> (N, expansion·channels, H/stride, W/stride). With F the convolutions:
 
@@ -24,9 +24,9 @@ class ResidualBlock(nn.Module):
     - "post_activation": x -> conv, relu, norm, ...; y = F(x) + shortcut.
     - "pre_activation": x -> norm, relu, conv, ...; y = F(x) + shortcut. He et al. 2016, version 2.
 
-    A convolution has no bias where a norm adds one after it; before a ReLU ("post_activation") it keeps it.
-    `activation="leaky_relu"` has a LeakyReLU of slope 0.01 for each ReLU. `checkpointed` blocks keep their input alone
-    for the backward pass, which computes the rest again.
+    A convolution has no bias where a norm after it adds one; before a ReLU ("post_activation") it keeps its own.
+    `activation="leaky_relu"` replaces each ReLU by a LeakyReLU of slope 0.01. `checkpointed` blocks save only their
+    input for the backward pass, which recomputes the rest.
 
     Source: He et al., Deep Residual Learning, CVPR 2016, https://arxiv.org/abs/1512.03385; Identity Mappings in Deep
     Residual Networks, ECCV 2016, https://arxiv.org/abs/1603.05027.
@@ -94,7 +94,7 @@ class ResidualBlock(nn.Module):
         return y + shortcut
 
     def zero_init(self) -> None:
-        """Make the block start as its shortcut: by the scale of its last norm or, pre-activation, its last weight."""
+        """Make the block start as its shortcut: zero its last norm's scale or, in pre-activation, its last weight."""
         last_conv, last_norm = self._layers()[-1]
         if self.placement == "pre_activation":
             nn.init.zeros_(last_conv.weight)
@@ -149,7 +149,7 @@ class Bottleneck(ResidualBlock):
 def _projection(
     in_channels: int, out_channels: int, stride: int, norm: NormFactory, placement: Placement
 ) -> nn.Sequential | None:
-    """A projection where the block changes the shape, and None, the identity, where it doesn't."""
+    """Projection shortcut where the block changes the shape, else None (identity)."""
     if stride == 1 and in_channels == out_channels:
         return None
     projection = conv2d(in_channels, out_channels, kernel=1, stride=stride, norm=norm)
@@ -159,5 +159,5 @@ def _projection(
 
 
 def bias_before(placement: Placement) -> bool | None:
-    """For `conv2d(bias=)`: no norm undoes a bias before a ReLU; None leaves it to the norm."""
+    """Argument of `conv2d(bias=)`: True before a ReLU, since no norm cancels it; None leaves it to the norm."""
     return True if placement == "post_activation" else None

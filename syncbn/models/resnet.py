@@ -1,4 +1,4 @@
-"""Residual networks (He et al., CVPR 2016) with any normalization; keys and numbers are torchvision's."""
+"""Residual networks (He et al., CVPR 2016) with any normalization; same keys and outputs as torchvision's."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -26,11 +26,11 @@ class ResNet(nn.Module):
 
     Input (N, in_channels, H, W) of a floating dtype, output (N, num_classes) logits. The names of parameters and
     buffers are torchvision's, so its checkpoints load. A convolution has a bias only where the norm after it has none
-    (`norm="none"`). Train and eval differ in the norm layers alone.
+    (`norm="none"`). Train and eval differ only in the norm layers.
 
     Args:
         block: `BasicBlock` or `Bottleneck`.
-        depths: number of blocks of the four stages.
+        depths: number of blocks in each of the four stages.
         norm: a name of `syncbn.available_norms()`, or a function of the number of channels.
         num_classes: number of logits.
         in_channels: channels of the input images.
@@ -42,21 +42,21 @@ class ResNet(nn.Module):
             norm) or "pre_activation" (norm, relu, conv; version 2, with one more norm before the average, `bn_last`).
             See `syncbn.models.residual`.
         activation: "relu", or "leaky_relu" of slope 0.01, which `memory="invert"` needs.
-        checkpoint_blocks: whether the backward pass computes each block again from its input, all that is kept of it:
-            about a third more time, for about a third of the memory.
+        checkpoint_blocks: whether each block saves only its input and the backward pass recomputes the rest: about a
+            third more time, for about a third of the memory.
 
-    `norm=norm_layer("sync", fuse_activation=True, memory=...)` computes each norm in one with what follows it, the sum
-    with the shortcut and the activation, and keeps less for the backward pass: see `syncbn.SyncBatchNorm`.
+    `norm=norm_layer("sync", fuse_activation=True, memory=...)` fuses each norm with the following sum and activation,
+    and saves less for the backward pass: see `syncbn.SyncBatchNorm`.
 
     Raises:
         ValueError: an unknown norm, stem, placement or activation, a size below 1, `zero_init_residual` with a norm
-            that has no scale or `memory="invert"`, or, in the forward pass, an input of another shape.
+            that has no scale or `memory="invert"`, or, in the forward pass, an input of the wrong shape.
         TypeError: in the forward pass, an input of an integer dtype.
 
     Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016, https://arxiv.org/abs/1512.03385.
     """
 
-    head = "fc"  # what `load_weights` makes anew for another number of classes
+    head = "fc"  # reinitialized by `load_weights` for a different number of classes
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class ResNet(nn.Module):
 
     def _first_norm(self, x: Tensor) -> Tensor:
         if self.placement == "pre_activation":
-            return x  # the first block's own norm comes next
+            return x  # the first block starts with its own norm
         if self.placement == "post_activation":
             return self.bn1(self.activate(x))
         return self.activate(self.bn1(x))

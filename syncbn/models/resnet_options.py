@@ -1,4 +1,4 @@
-"""The options of residual networks."""
+"""Options of residual networks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -29,11 +29,11 @@ class ResNetOptions(Network):
     )
     activation: Activation = option(
         "relu",
-        "leaky_relu: of slope 0.01, which norm.memory=invert needs",
+        "leaky_relu has slope 0.01; norm.memory=invert needs it",
         refusal="unknown activation {value!r}; allowed: {allowed}",
     )
     checkpoint_blocks: bool = option(
-        False, "whether each block keeps its input alone for the backward pass, and computes the rest again"
+        False, "whether each block saves only its input, and the backward pass recomputes the rest"
     )
 
 

@@ -1,4 +1,4 @@
-"""The options that networks share, each declared once."""
+"""Options shared by networks, each declared once."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from syncbn.norm.core.options import Count, option
 
 @dataclass
 class Network:
-    """Of every network."""
+    """Options of every network."""
 
     num_classes: Count | None = option(None, "number of logits; null: the data's")
     in_channels: Count | None = option(None, "channels of the images; null: the data's")
@@ -16,7 +16,7 @@ class Network:
 
 @dataclass
 class OfOneSize(Network):
-    """Of networks that are built for images of one size."""
+    """Options of networks built for images of one size."""
 
     image_size: Count | tuple[Count, Count] | None = option(
         None, "height and width of the images, in pixels; null: the data's"

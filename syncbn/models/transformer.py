@@ -1,4 +1,4 @@
-"""The blocks of transformers: as in ViT, and as in LLaMA. Tokens are (N, L, C)."""
+"""Transformer blocks of ViT and LLaMA. Tokens are (N, L, C)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,9 @@ from syncbn.norm.core.registry import NormFactory
 
 
 class PerToken(nn.Module):
-    """A norm of C channels over tokens (N, L, C), each of them a sample: the norm sees (N·L, C).
+    """Norm of C channels over tokens (N, L, C), with each token a sample: the norm sees (N·L, C).
 
-    So "layer" and "rms" normalize each token over its channels, as transformers have it, and "sync" each channel over
+    So "layer" and "rms" normalize each token over its channels, as usual in transformers, and "sync" each channel over
     all tokens of all ranks.
     """
 
@@ -44,13 +44,13 @@ class Attention(nn.Module):
 
 
 def rotate(x: Tensor, base: float = 10_000.0) -> Tensor:
-    """Rotary positions: at position m, the pair (x[2i], x[2i+1]) is turned by the angle m·base^(-2i/D).
+    """Rotary position embedding: at position m, rotate the pair (x[2i], x[2i+1]) by the angle m·base^(-2i/D).
 
-    The product of a rotated query and a rotated key then depends on their distance alone.
+    The product of a rotated query and a rotated key then depends only on their distance.
 
     Args:
         x: (..., L, D) with D even.
-        base: of the angles' geometric progression.
+        base: base of the angles' geometric progression.
 
     Source: Su et al., RoFormer, 2021, https://arxiv.org/abs/2104.09864, section 3.2.2.
     """
@@ -100,10 +100,10 @@ class ViTBlock(nn.Module):
 
 
 class LlamaBlock(nn.Module):
-    """As `ViTBlock`, with rotary positions in the attention, SwiGLU for the MLP, and no biases.
+    """As `ViTBlock`, with rotary positions in the attention, SwiGLU as the MLP, and no biases.
 
-    The hidden size of SwiGLU is 8/3·C, which keeps the parameters of an MLP of 4·C, rounded up to a multiple of 8.
-    Nothing is masked: every token attends to all.
+    The hidden size of SwiGLU is 8/3·C, rounded up to a multiple of 8: as many parameters as an MLP of 4·C. There is no
+    mask: every token attends to all.
 
     Source: Touvron et al., LLaMA, 2023, https://arxiv.org/abs/2302.13971, section 2.2.
     """

@@ -1,4 +1,4 @@
-"""Small transformers that classify images, with ViT's blocks or LLaMA's, and any norm."""
+"""Small vision transformers with ViT's or LLaMA's blocks and any norm."""
 
 from collections.abc import Sequence
 
@@ -15,33 +15,33 @@ from syncbn.norm.core.registry import norm_layer
 class ViT(nn.Module):
     """A vision transformer: patches as tokens, blocks, a norm, the mean over tokens, a linear classifier.
 
-    Input (N, in_channels, *image_size) of a floating dtype, output (N, num_classes) logits. `ViTBlock` comes with a
-    learned position added to each token; `LlamaBlock` turns queries and keys by their position, row by row, instead.
-    Train and eval differ in dropout, and in the norm where it has running statistics.
+    Input (N, in_channels, *image_size) of a floating dtype, output (N, num_classes) logits. With `ViTBlock`, a learned
+    position embedding is added to each token; `LlamaBlock` uses rotary positions in row-major order instead. Train and
+    eval differ in dropout, and in norms with running statistics.
 
     Args:
         block: `ViTBlock` or `LlamaBlock`.
-        norm: a name of `syncbn.available_norms()`, or a function of the number of channels; it sees each token as a
-            sample, (N·L, C), so "layer", "rms", "dynamic_tanh" and "dynamic_erf" are the transformers' usual ones.
+        norm: a name of `syncbn.available_norms()`, or a function of the number of channels. It sees each token as a
+            sample, (N·L, C): "layer", "rms", "dynamic_tanh" and "dynamic_erf" are those usual in transformers.
         num_classes: number of logits.
         in_channels: channels of the input images.
         image_size: height and width of the images in pixels; one number for a square.
         patch_size: side of a patch in pixels.
         dim: C, the channels of a token.
         depth: number of blocks.
-        heads: of the attention.
-        dropout: part of what a block adds that training leaves out.
+        heads: number of attention heads.
+        dropout: share of a block's output that training drops.
 
     Raises:
-        ValueError: an unknown norm, a size below 1, images that aren't whole patches, heads that don't divide dim (into
-            even parts, for rotary positions), or, in the forward pass, an input of another shape.
+        ValueError: an unknown norm, a size below 1, images not divisible into patches, heads that don't divide dim
+            (into even parts, for rotary positions), or, in the forward pass, an input of the wrong shape.
         TypeError: in the forward pass, an input of an integer dtype.
 
-    Source: Dosovitskiy et al., An Image Is Worth 16x16 Words, ICLR 2021, https://arxiv.org/abs/2010.11929; the mean in
-    place of a class token is its appendix D.3.
+    Source: Dosovitskiy et al., An Image Is Worth 16x16 Words, ICLR 2021, https://arxiv.org/abs/2010.11929; the mean
+    instead of a class token: appendix D.3.
     """
 
-    head = "fc"  # what `load_weights` makes anew for another number of classes
+    head = "fc"  # reinitialized by `load_weights` for a different number of classes
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class ViT(nn.Module):
         return self.fc(x.mean(dim=1))
 
     def _initialize(self) -> None:
-        # By a layer's size, as the authors' code: normal(0, 0.02), which suits hundreds of channels, is too small here.
+        # Scaled by layer size, as in the authors' code: normal(0, 0.02) is too small for few channels.
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -114,7 +114,7 @@ def vit(
     heads: int = Options.heads,
     dropout: float = Options.dropout,
 ) -> ViT:
-    """A small ViT. The options are those of `ViT`; ViT-S/16 is image_size=224, patch_size=16, dim=384, depth=12."""
+    """A small ViT. Options as for `ViT`; ViT-S/16 is image_size=224, patch_size=16, dim=384, depth=12."""
     return ViT(ViTBlock, norm, num_classes, in_channels, image_size, patch_size, dim, depth, heads, dropout)
 
 
@@ -129,5 +129,5 @@ def llama_vit(
     heads: int = Options.heads,
     dropout: float = Options.dropout,
 ) -> ViT:
-    """The same with LLaMA's blocks: RMS norm, rotary positions, SwiGLU. The options are those of `ViT`."""
+    """A small ViT with LLaMA's blocks: RMS norm, rotary positions, SwiGLU. Options as for `ViT`."""
     return ViT(LlamaBlock, norm, num_classes, in_channels, image_size, patch_size, dim, depth, heads, dropout)

@@ -1,4 +1,4 @@
-"""The options of vision transformers."""
+"""Options of vision transformers."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ class ViTOptions(OfOneSize):
     patch_size: Count = option(4, "side of a patch in pixels; must divide the image")
     dim: Count = option(64, "channels of a token")
     depth: Count = option(4, "number of blocks")
-    heads: Count = option(4, "of the attention; must divide dim")
-    dropout: BelowOne = option(0.0, "part of what a block adds that training leaves out")
+    heads: Count = option(4, "number of attention heads; must divide dim")
+    dropout: BelowOne = option(0.0, "share of a block's output that training drops")
 
 
 OPTIONS = {"vit": ViTOptions, "llama_vit": ViTOptions}

@@ -1,4 +1,4 @@
-"""Weights from a file into a network, read without running code, with nothing left out in silence."""
+"""Loading weights from a file into a network, without running code from it and without silent omissions."""
 
 import pickle
 from collections.abc import Mapping
@@ -10,30 +10,30 @@ from torch import Tensor, nn
 
 from syncbn.norm.core.messages import first_line
 
-_STATE = "_extra_state"  # what a layer remembers of past steps: not a weight
-_PREFIXES = ("module.", "_orig_mod.", "net.")  # of DDP, of torch.compile, of this package's tasks
+_STATE = "_extra_state"  # a layer's memory of past steps: not a weight
+_PREFIXES = ("module.", "_orig_mod.", "net.")  # DDP's, torch.compile's, this package's tasks'
 
 
 def load_weights(model: nn.Module, path: str | Path) -> str:
-    """Put the weights of a file into a network; the head stays new where the number of classes differs.
+    """Load the weights of a file into a network; keep the new head where the number of classes differs.
 
     The file holds the `state_dict` of the same network, as torchvision publishes it or as this package saves it:
     ".pth", ".pt" or ".ckpt" (bare, or under the key "state_dict" or "model"), read with `weights_only`; or
-    ".safetensors", which needs the package of that name. The prefixes that DDP, torch.compile and the tasks of this
-    package put before keys are taken off. The network is left as it was when the file doesn't fit.
+    ".safetensors", which needs the package of that name. Key prefixes of DDP, torch.compile and this package's tasks
+    are removed. If the file doesn't fit, the network is left unchanged.
 
     Args:
         model: a network of this package, or any other; its attribute `head`, where it has one, names the module that
-            is made anew for another number of classes ("fc", for example).
-        path: of the file.
+            stays new for a different number of classes ("fc", for example).
+        path: path of the file.
 
     Returns:
-        A sentence about what was loaded and what wasn't.
+        A sentence that says what was loaded and what wasn't.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another ending; a file that is damaged or holds Python objects; keys that are missing, unexpected,
-            or of another shape, each named.
+        FileNotFoundError: the file doesn't exist.
+        ValueError: an unknown file ending; a file that is damaged or holds Python objects; keys that are missing,
+            unexpected, or of the wrong shape, each named.
     """
     path = Path(path)
     loaded = _without_prefixes(_read(path))
@@ -99,7 +99,7 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
 
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for prefix in _PREFIXES:
-        # A task's checkpoint has metrics beside its network; what else has a prefix has it everywhere.
+        # A task's checkpoint has metrics beside its network; in all other files every key has the prefix.
         chosen = [key for key in state if key.startswith(prefix)]
         if chosen and (prefix == "net." or len(chosen) == len(state)):
             state = {key.removeprefix(prefix): state[key] for key in chosen}
@@ -111,7 +111,7 @@ def _differs_in_classes(own: Tensor, loaded: Tensor) -> bool:
 
 
 def _mistakes(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], anew: list[str]) -> list[str]:
-    # Files from before torch 0.4.1 have no num_batches_tracked; the network's own zeros serve.
+    # Files from before torch 0.4.1 have no num_batches_tracked; the network's own zeros are kept.
     missing = [k for k in own if k not in loaded and k not in anew and not k.endswith(".num_batches_tracked")]
     unexpected = [key for key in loaded if key not in own]
     shapes = [
