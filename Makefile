@@ -22,7 +22,7 @@ BIN := $(VENV)/bin/
 READY := $(VENV)/.installed
 endif
 
-.PHONY: demo test lint bench results tables
+.PHONY: demo test lint bench results tables zoo
 
 demo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)torchrun --nproc-per-node 2 scripts/train.py norm=sync trainer=ddp
@@ -58,3 +58,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # The tables of options in docs/, from the options' declarations.
 tables: $(READY)
 	$(BIN)python docs/option_tables.py
+
+# docs/zoo.md: networks of other packages, in an environment of their own, for hours. Those that have a row in
+# docs/zoo.csv stay as they are; make zoo ZOO="name=timm*" does some again, ZOO=jobs=4 more at a time.
+ZOO ?=
+zoo: .venv-zoo/.installed
+	OMP_NUM_THREADS=1 .venv-zoo/bin/python -m tests.zoo $(ZOO)
+
+.venv-zoo/.installed: tests/zoo/requirements.txt
+	test -x .venv-zoo/bin/python || $(PYTHON) -m venv .venv-zoo
+	PIP_CONSTRAINT=tests/zoo/requirements.txt .venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r tests/zoo/requirements.txt -e .
+	touch $@

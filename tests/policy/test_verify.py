@@ -49,6 +49,17 @@ class Slow(nn.Module):
         return self.layer(x)
 
 
+class Descriptors(nn.Module):
+    """Returns vectors of length 1, as networks that describe image patches do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 8), syncbn.SyncBatchNorm(8), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.layers(x))
+
+
 class Failing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -145,3 +156,8 @@ def test_shares_are_uneven_and_whole(count: int, ranks: int) -> None:
     assert len(sizes) == ranks
     assert min(sizes) >= 1
     assert len(set(sizes)) > 1
+
+
+def test_a_network_that_normalizes_its_output_has_gradients_to_compare() -> None:
+    report = syncbn.verify(seeded(Descriptors), torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))
+    assert report, str(report)

@@ -35,7 +35,7 @@ def judge_prune(spec: Spec) -> Facts:
     network, reference, masked = build(spec), build(spec).model.eval(), build(spec).model.eval()
     model, description = network.model, network.description
     for each in (model, reference, masked):
-        _tell_scales_apart(each)
+        tell_scales_apart(each)
     copyable, before = is_copyable(model), snapshot(model)
     ratio = RATIOS[spec.seed % len(RATIOS)]
     with policy():
@@ -43,17 +43,17 @@ def judge_prune(spec: Spec) -> Facts:
     check_unchanged(model, before)
     pruned.eval()
     _check_ties(reference, pruned)
-    removed = _zero_removed(reference, pruned)
+    removed = zero_removed(reference, pruned)
     same_results(pruned, reference, description, "pruned and original with γ = β = 0")
     if _mask(masked, pruned, description):
         same_results(pruned, masked, description, "pruned and original with masks")
-    _check_sizes(pruned)
+    check_sizes(pruned)
     check_usable(copy.deepcopy(pruned) if copyable else pruned, description, copyable, train=True)
     removable = set(description.removable) if ratio == max(RATIOS) else set()
     return Facts(len(removable), len(removable & removed))
 
 
-def _tell_scales_apart(model: nn.Module) -> None:
+def tell_scales_apart(model: nn.Module) -> None:
     """Make all scales different, also those of new layers."""
     generator = torch.Generator().manual_seed(0)
     for layer in model.modules():
@@ -75,7 +75,7 @@ def _ties(model: nn.Module) -> set[frozenset[str]]:
     return {frozenset(group) for group in names.values() if len(group) > 1}
 
 
-def _zero_removed(reference: nn.Module, pruned: nn.Module) -> set[str]:
+def zero_removed(reference: nn.Module, pruned: nn.Module) -> set[str]:
     """Set γ and β of removed channels to 0; the names of their norms."""
     removed = set()
     for name, layer in reference.named_modules():
@@ -189,7 +189,7 @@ def _is_tied(model: nn.Module, layer: Any) -> bool:
     return sum(p is layer.weight for _, p in model.named_parameters(remove_duplicate=False)) > 1
 
 
-def _check_sizes(pruned: nn.Module) -> None:
+def check_sizes(pruned: nn.Module) -> None:
     """Raise unless layers say of themselves what their weights say."""
     for name, layer in pruned.named_modules():
         if isinstance(layer, nn.Linear):

@@ -1,0 +1,230 @@
+"""What is done to each network, and what tells that it is right."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import syncbn
+from tests.networks.oracles.compare import WrongError, check_unchanged, snapshot
+from tests.networks.oracles.prune import check_sizes, tell_scales_apart, zero_removed
+from tests.networks.oracles.verdict import Facts, policy
+from tests.zoo.specimen import Specimen, followers, hooked, moments
+
+Check = Callable[[Specimen], Facts]
+
+
+def sync(s: Specimen) -> Facts:
+    """In one process: outputs, and a training step, are those of before."""
+    converted = _converted(s, "sync")
+    s.same(converted, s.base, "converted to sync")
+    s.same_step(converted, s.copy(), "converted to sync")
+    return Facts()
+
+
+def plain(s: Specimen) -> Facts:
+    """Likewise, by plain batch norms of ours."""
+    converted = _converted(s, "batch")
+    s.same(converted, s.base, "converted to batch")
+    s.same_step(converted, s.copy(), "converted to batch")
+    return Facts()
+
+
+def group(s: Specimen) -> Facts:
+    """Group norms train, and reverting gives the network back."""
+    converted = _converted(s, "group")
+    _trains(s, converted)
+    _reverted(s, converted)
+    return Facts()
+
+
+def cross_iteration(s: Specimen) -> Facts:
+    """While it burns in, a step is that of before; with a window it trains."""
+    converted = _converted(s, "cross_iteration", burn_in=1000, example_input=s.x)
+    s.same(converted, s.base, "converted to cross_iteration")
+    s.same_step(converted, s.copy(), "burning in")
+    windowed = _converted(s, "cross_iteration", window=3, burn_in=0, example_input=s.x)
+    _trains(s, windowed)
+    _reverted(s, windowed)
+    return Facts()
+
+
+def frozen(s: Specimen) -> Facts:
+    """Whatever the mode, norms evaluate."""
+    converted = _converted(s, "frozen")
+    s.same(converted, s.base, "converted to frozen")
+    s.same_step(converted, s.copy(), "converted to frozen", tuple(s.norms(s.base)), whole=False)
+    return Facts()
+
+
+def revert(s: Specimen) -> Facts:
+    """The old classes are back, with what a step of training made of the new layers' state."""
+    converted, expected = _converted(s, "sync"), s.copy()
+    s.step(converted)
+    s.step(expected)
+    with policy():
+        reverted = syncbn.revert(converted)
+    if _classes(reverted) != _classes(s.base):
+        raise WrongError("reverting doesn't give the layers back")
+    s.same(reverted, expected, "reverted after a step")
+    return Facts()
+
+
+def state_dict(s: Specimen) -> Facts:
+    """State dicts of the network and of the converted one are exchanged, strictly."""
+    converted, other = _converted(s, "sync"), s.copy()
+    s.step(converted)
+    if list(converted.state_dict()) != list(s.base.state_dict()):
+        raise WrongError("other keys")
+    other.load_state_dict(converted.state_dict())
+    s.same(other, converted, "the state_dict of the converted network")
+    converted.load_state_dict(s.base.state_dict())
+    s.same(converted, s.base, "the network's own state_dict")
+    return Facts()
+
+
+def fuse(s: Specimen) -> Facts:
+    """The result is the network's evaluation; how many norms after a convolution or linear layer are folded."""
+    model, before = s.copy(), snapshot(s.base)
+    with policy():
+        fused = syncbn.fuse(model, s.x)
+    check_unchanged(model, before)
+    s.same(fused, s.base, "fused")
+    left, following = s.norms(fused), followers(s.copy(), s.run)
+    return Facts(len(following), len(following - left.keys()))
+
+
+def prune(s: Specimen) -> Facts:
+    """The result is the network in which γ and β of the removed channels are 0, and goes on training."""
+    model = s.copy()
+    tell_scales_apart(model)
+    silent, before = copy.deepcopy(model), snapshot(model)
+    with policy():
+        pruned = syncbn.prune(model, 0.3, s.x)
+    check_unchanged(model, before)
+    zero_removed(silent, pruned)
+    s.same(pruned, silent, "pruned and with γ = β = 0")
+    check_sizes(pruned)
+    _trains(s, pruned)
+    widths = [sum(len(norm.running_mean) for norm in s.norms(m).values()) for m in (model, pruned)]
+    return Facts(widths[0], widths[0] - widths[1])
+
+
+def freeze(s: Specimen) -> Facts:
+    """Frozen norms evaluate in training; unfrozen ones train as before."""
+    model = s.copy()
+    with policy():
+        syncbn.freeze(model)
+    s.same_step(model, s.copy(), "frozen", tuple(s.norms(s.base)))
+    model.load_state_dict(s.base.state_dict())
+    with policy():
+        syncbn.unfreeze(model)
+    s.same_step(model, s.copy(), "unfrozen")
+    return Facts()
+
+
+def recalibrate(s: Specimen) -> Facts:
+    """Running statistics are the mean and unbiased variance of what each norm sees while the norms train."""
+    model = s.copy()
+    with policy():
+        syncbn.recalibrate(model, [s.x])
+    for name, (mean, var) in _seen(s, train=True).items():
+        layer = model.get_submodule(name)
+        s.compare([layer.running_mean, layer.running_var], [mean, var], f"statistics of {name}", float(var.max()) + 1)
+    return Facts()
+
+
+def inspect(s: Specimen) -> Facts:
+    """Nothing changes; the distance of each norm's statistics from the batch's is right."""
+    model, before = s.copy(), snapshot(s.base)
+    with policy():
+        report = syncbn.inspect(model, [s.x])
+    check_unchanged(model, before)
+    rows = {row.layer: row for row in report.rows}
+    for name, (mean, var) in _seen(s, train=False).items():
+        layer: Any = model.get_submodule(name)
+        distance = ((layer.running_mean - mean) / (var + layer.eps).sqrt()).square().mean().sqrt()
+        if rows[name].channels != len(mean):
+            raise WrongError(f"the report says that {name} has {rows[name].channels} channels")
+        s.compare([torch.as_tensor(rows[name].mean_distance)], [distance], f"distance of {name}", float(distance) + 1)
+    return Facts()
+
+
+def verify(s: Specimen) -> Facts:
+    """Two ranks with synchronized norms are one process."""
+    model = _converted(s, "sync").train()
+    for module in model.modules():  # each rank would draw other numbers
+        if any(word in type(module).__name__ for word in ("Drop", "StochasticDepth")):
+            module.eval()
+    with policy():
+        report = syncbn.verify(model, s.x)
+    if not report:
+        raise WrongError(str(report))
+    return Facts()
+
+
+CHECKS: dict[str, Check] = {
+    check.__name__: check
+    for check in (
+        sync,
+        group,
+        cross_iteration,
+        frozen,
+        plain,
+        revert,
+        state_dict,
+        fuse,
+        prune,
+        freeze,
+        recalibrate,
+        inspect,
+        verify,
+    )
+}
+
+
+def _converted(s: Specimen, name: str, **options: Any) -> nn.Module:
+    with policy():
+        return syncbn.convert(s.copy(), name, **options)
+
+
+def _classes(model: nn.Module) -> list[tuple[str, type]]:
+    return [(name, type(module)) for name, module in model.named_modules()]
+
+
+def _trains(s: Specimen, model: nn.Module) -> None:
+    """Raise unless two steps of training work, with numbers that are finite, and an evaluation after them."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    for _ in range(2):
+        for part in s.step(model).values():
+            if not all(bool(t.isfinite().all()) for t in part.values()):
+                raise WrongError("training gives numbers that aren't finite")
+        optimizer.step()
+    s.run(model.eval())
+
+
+def _reverted(s: Specimen, converted: nn.Module) -> None:
+    with policy():
+        reverted = syncbn.revert(converted)
+    if _classes(reverted) != _classes(s.base):
+        raise WrongError("reverting doesn't give the layers back")
+    s.run(reverted.eval())
+
+
+def _seen(s: Specimen, train: bool) -> dict[str, tuple[Tensor, Tensor]]:
+    """The moments of what each norm sees, if it is called once; the norms train, or evaluate, all else evaluates."""
+    model, seen = s.copy().eval(), {}
+    calls: dict[str, int] = {}
+
+    def note(name: str, layer: nn.Module, args: Any) -> None:
+        calls[name] = calls.get(name, 0) + 1
+        seen[name] = moments(args[0], unbiased=train)
+
+    norms = s.norms(model)
+    for layer in norms.values():
+        layer.train(train)
+    with hooked(norms, note, before=True, named=True):
+        s.run(model)
+    return {name: found for name, found in seen.items() if calls[name] == 1}

@@ -1,0 +1,57 @@
+"""`python -m tests.zoo`: each network in a process of its own; rows to docs/zoo.csv, the page to docs/zoo.md."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+
+from tests.zoo.architectures import architectures
+from tests.zoo.checks import CHECKS
+from tests.zoo.table import ROWS, page, read_rows, write_row
+
+TIMEOUT_S = 1800
+
+
+def main(arguments: list[str]) -> int:
+    """`[jobs=1] [name=GLOB] [checks=fuse,prune]`: all that have no row yet, or those of a name again."""
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    checks = given["checks"].split(",") if "checks" in given else list(CHECKS)
+    strange = {*given} - {"jobs", "name", "checks"} or {*checks} - {*CHECKS}
+    if strange or any("=" not in argument for argument in arguments):
+        print(f"usage: python -m tests.zoo {main.__doc__}\nchecks: {', '.join(CHECKS)}", file=sys.stderr)
+        return 2
+    known, lock = architectures(), threading.Lock()
+    done = {row["name"] for row in read_rows()}
+    names = [name for name in known if (fnmatch(name, given["name"]) if "name" in given else name not in done)]
+
+    def run(name: str) -> None:
+        begin = time.perf_counter()
+        row = _in_a_process(name, known[name].library, checks)
+        with lock:
+            old = next((old for old in read_rows() if old["name"] == name), {})
+            write_row({**old, **row}, list(known))
+        bad = {check: row[check] for check in checks if not row[check].startswith("right")}
+        print(f"{name}: {time.perf_counter() - begin:.0f} s {bad or ''}", flush=True)
+
+    with ThreadPoolExecutor(int(given.get("jobs", 1))) as pool:
+        list(pool.map(run, names))
+    rows = read_rows()
+    ROWS.with_suffix(".md").write_text(page(rows))
+    print(ROWS.with_suffix(".md").read_text().split("\n\n")[2])
+    return int(any((row[check] or "").startswith(("wrong", "crashed")) for row in rows for check in CHECKS))
+
+
+def _in_a_process(name: str, library: str, checks: list[str]) -> dict[str, str]:
+    """The row of a network; one that ends the process, or takes too long, has crashed."""
+    command = [sys.executable, "-m", "tests.zoo.one", name, *checks]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        if found.returncode == 0:
+            return {key: str(value) for key, value in json.loads(found.stdout.splitlines()[-1]).items()}
+        reason = [*found.stderr.strip().splitlines()[-1:], f"exit {found.returncode}"][0]
+    except subprocess.TimeoutExpired:
+        reason = f"takes more than {TIMEOUT_S} s"
+    return {"name": name, "library": library, **dict.fromkeys(checks, f"crashed: {reason}")}

@@ -1,0 +1,179 @@
+"""One network of somebody else's: built once, copied for each check, and how it is run."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.networks.oracles.compare import WrongError, quiet
+from tests.networks.outputs import tensors_of
+
+BATCH = 4
+
+
+class Specimen:
+    """A network with random weights and statistics that fit them, in float64 if it runs there.
+
+    Attributes:
+        base: the network, in evaluation mode; never changed.
+        x: an input of `BATCH` samples.
+        tolerance: for differences, as a part of the largest value.
+    """
+
+    def __init__(self, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+        torch.manual_seed(0)
+        self.base = make().eval().double()
+        self.x = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        self.tolerance = 1e-7
+        try:
+            self._settle()
+        except RuntimeError:  # it casts by itself
+            self.base, self.x, self.tolerance = self.base.float(), self.x.float(), 2e-3
+            self._settle()
+
+    def _settle(self) -> None:
+        """Give norms the statistics of the input, nearly, and other scales: new ones are all alike, some of them 0."""
+        numbers = torch.Generator().manual_seed(2)
+
+        def near(layer: Any, args: Any) -> None:
+            mean, var = moments(args[0], unbiased=False)
+            noise = torch.randn(4, len(mean), generator=numbers, dtype=torch.float64).to(layer.running_mean.dtype)
+            layer.running_mean.copy_(mean + 0.1 * noise[0] * var.sqrt())
+            layer.running_var.copy_((var + 1e-3) * (0.1 * noise[1]).exp())
+            if isinstance(layer.weight, nn.Parameter):
+                layer.weight.data.copy_((0.3 * noise[2]).exp())
+                layer.bias.data.copy_(0.1 * noise[3])
+
+        with hooked(self.norms(self.base), near, before=True):
+            self.run(self.base)
+
+    def copy(self) -> nn.Module:
+        """A network like it."""
+        return copy.deepcopy(self.base)
+
+    @staticmethod
+    def norms(model: nn.Module) -> dict[str, Any]:
+        """The batch norms with running statistics, by what they have."""
+        return {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(getattr(module, "running_mean", None), Tensor) and hasattr(module, "eps")
+        }
+
+    def run(self, model: nn.Module, scale: float = 1.0) -> list[Tensor]:
+        """What a network returns, without gradients, as it is in evaluation or training; the seed is the same."""
+        torch.manual_seed(0)
+        with torch.no_grad(), quiet():
+            outputs = tensors_of(model(scale * self.x))
+        return [t.detach().clone() for t in outputs if t.is_floating_point()]
+
+    def step(self, model: nn.Module, evaluating: tuple[str, ...] = ()) -> dict[str, dict[str, Tensor]]:
+        """Outputs, gradients and buffers of a training step, in which some layers evaluate, by name."""
+        model.train()
+        for name in evaluating:
+            model.get_submodule(name).eval()
+        model.zero_grad()
+        torch.manual_seed(0)
+        with quiet():
+            outputs = [t for t in tensors_of(model(self.x)) if t.is_floating_point()]
+            loss: Any = sum(t.tanh().sum() for t in outputs if t.requires_grad)
+            loss.backward()
+        return {
+            "outputs": {str(i): t.detach().clone() for i, t in enumerate(outputs)},
+            "gradients": {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
+            "buffers": {name: b.clone() for name, b in model.named_buffers()},
+        }
+
+    def same(self, found: nn.Module, expected: nn.Module, what: str) -> None:
+        """Raise unless two networks return the same in evaluation, on inputs of several sizes."""
+        for scale in (1.0, 5.0):
+            self.compare(self.run(found.eval(), scale), self.run(expected.eval(), scale), what)
+
+    def same_step(
+        self, found: nn.Module, expected: nn.Module, what: str, evaluating: tuple[str, ...] = (), whole: bool = True
+    ) -> None:
+        """Raise unless a training step gives the same outputs, gradients and buffers.
+
+        Args:
+            found: what is judged.
+            expected: what is right.
+            what: what is compared, for the message.
+            evaluating: names of layers of `expected` that evaluate.
+            whole: whether both have the same parameters and buffers; else those that both have are compared.
+        """
+        mine, right = self.step(found), self.step(expected, evaluating)
+        for part, theirs in right.items():
+            if whole and mine[part].keys() != theirs.keys():
+                raise WrongError(f"{what}: {part} of other names")
+            names = [name for name in theirs if name in mine[part]]
+            # A gradient that is 0 but for rounding, of a bias before a norm, is compared with the others.
+            largest = max((float(t.abs().max()) for t in theirs.values() if t.numel()), default=0.0)
+            scale = None if part == "outputs" else largest
+            both = [mine[part][name] for name in names], [theirs[name] for name in names]
+            self.compare(*both, f"{what}: {part} of a step", scale)
+
+    def compare(self, found: list[Tensor], expected: list[Tensor], what: str, scale: float | None = None) -> None:
+        """Raise unless tensors are equal, but for rounding."""
+        if [t.shape for t in found] != [t.shape for t in expected]:
+            raise WrongError(f"{what}: other shapes")
+        for a, b in zip(found, expected, strict=True):
+            if b.numel() == 0:
+                continue
+            largest = float(b.abs().max()) if scale is None else scale
+            difference = float((a.double() - b.double()).abs().max()) / (largest + 1e-12)
+            if not difference <= self.tolerance:
+                raise WrongError(f"{what}: off by {difference:.1e} of the largest value")
+
+
+def moments(x: Tensor, unbiased: bool) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel of (N, C, ...)."""
+    samples = x.detach().movedim(1, 0).flatten(1)
+    return samples.mean(1), samples.var(1, unbiased=unbiased and samples.shape[1] > 1)
+
+
+@contextmanager
+def hooked(
+    layers: dict[str, Any], see: Callable[..., Any], before: bool = False, named: bool = False
+) -> Iterator[None]:
+    """Call a function at each call of these layers: before it, with the arguments, or after it, with the output too."""
+    handles = []
+    for name, layer in layers.items():
+        register = layer.register_forward_pre_hook if before else layer.register_forward_hook
+        if named:
+            handles.append(register(lambda *given, name=name: see(name, *given)))
+        else:
+            handles.append(register(see))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def followers(model: nn.Module, run: Callable[[nn.Module], Any]) -> set[str]:
+    """Norms whose input is what a convolution or linear layer returned, untouched, and that are called once.
+
+    Counted by hooks on modules alone, independently of the recorder. The input may have another shape, as in LeViT.
+    """
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    returned: list[tuple[Tensor, int]] = []
+    calls: dict[str, list[bool]] = {}
+
+    def note(name: str, layer: Any, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            returned.append((output, output._version))
+
+    def ask(name: str, layer: Any, args: Any) -> None:
+        x = args[0]
+        found = any(
+            (y.data_ptr(), y.numel(), y._version) == (x.data_ptr(), x.numel(), version) for y, version in returned
+        )
+        calls.setdefault(name, []).append(found)
+
+    feeders = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
+    with hooked(feeders, note, named=True), hooked(Specimen.norms(model), ask, before=True, named=True):
+        run(model)
+    return {name for name, found in calls.items() if found == [True]}
