@@ -92,3 +92,22 @@ def test_a_fault_that_no_channel_explains_is_refused(monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match=r"no channel can be removed|pruning would change what this model computes"):
         syncbn.prune(net, 0.5, images())
     torch.testing.assert_close(net.state_dict(), state, rtol=0, atol=0)
+
+
+def test_memory_whose_size_follows_that_of_channels_is_not_to_blame() -> None:
+    """Circular padding makes an empty tensor of its input's size; the view of a fixed size later is what fails."""
+
+    class Circular(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.round, self.norm2 = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"), nn.BatchNorm2d(8)
+
+        def between(self, x: Tensor) -> Tensor:
+            y = F.relu(self.norm2(self.round(F.relu(x))))
+            return y.view(y.shape[0], 4, 2, *y.shape[2:]).flatten(1, 2)
+
+    first, second = syncbn.plan_prune(seeded(Circular), 0.5, images())
+    assert len(first.removed) > 0
+    assert first.held == {}
+    assert all("view" in reason for reason in second.held.values())
+    assert len(second.held) == 8

@@ -26,6 +26,11 @@ class Pattern(NamedTuple):
     labels: tuple[int, ...]
     zero: tuple[bool, ...]
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether it is that of a constant, or of noise."""
+        return set(self.labels) == {BLANK}
+
     def moved(self, axis: int) -> Pattern:
         """The same along another dimension."""
         return self._replace(axis=axis)
@@ -149,7 +154,7 @@ class Memory:
             return None
         if self._codes is None:
             patterns = [pattern for _, pattern in self._written]
-            if any(pattern is None or set(pattern.labels) != {BLANK} for pattern in patterns):
+            if any(pattern is None or not pattern.is_blank for pattern in patterns):
                 return None
             return all(all(pattern.zero) for pattern in patterns if pattern is not None)
         codes = self._spread(view).as_strided(view.shape, view.strides, view.offset)

@@ -34,7 +34,7 @@ class Flow:
         grouped: convolutions of which channels take a group with them: the channels of their outputs.
         counted: norms of instances, which know how many channels they get and have nothing for each: those channels.
         taken: the channels that each operation took, by graph and index.
-        returned: the patterns of what it returned.
+        returned: the patterns of what it returned; that of a constant is blank.
     """
 
     def __init__(self, zeros: Iterable[str], whole: Iterable[str]) -> None:
@@ -99,7 +99,7 @@ class Flow:
                 named = self.named(view)
                 if named is not None and named.names[0] not in self._understood:
                     self._keep(named)
-        returned = [self._seen(view) for view in operation.outputs]
+        returned = [self._seen(view) or self._blank(view) for view in operation.outputs]
         self.taken[key] = {label for pattern in patterns if pattern for label in pattern.labels if label > 0}
         self.returned[key] = returned
 
@@ -160,6 +160,10 @@ class Flow:
         memory = self._memories.get(view.storage)
         return None if memory is None else memory.blank(view)
 
+    def _blank(self, view: View) -> Pattern | None:
+        zero = self.blank(view)
+        return None if zero is None or not view.shape else _constant(view, zero)
+
     def write(self, view: View, pattern: Pattern | None) -> None:
         """Note the channels of a tensor that an operation returned or wrote to."""
         if view.storage in self._graph.named:
@@ -173,7 +177,7 @@ class Flow:
     def write_blank(self, view: View, zero: bool) -> None:
         """Note that a tensor is a constant, or noise: its size may follow that of others."""
         if view.shape:
-            self.write(view, Pattern(0, (BLANK,) * view.shape[0], (zero,) * view.shape[0]))
+            self.write(view, _constant(view, zero))
 
     def _seen(self, view: View) -> Pattern | None:
         memory = self._memories.get(view.storage)
@@ -252,3 +256,7 @@ class Flow:
 
     def _counts(self) -> bool:
         return self._only is None or any(call.name in self._only for call in self._operation.calls)
+
+
+def _constant(view: View, zero: bool) -> Pattern:
+    return Pattern(0, (BLANK,) * view.shape[0], (zero,) * view.shape[0])

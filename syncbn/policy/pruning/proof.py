@@ -74,7 +74,8 @@ class PruningProof:
             if any(flow.channels.root(label) in removal.roots for label in about):
                 last = about
             expected = [_shape(v.shape, p, removal) for v, p in zip(theirs.outputs, flow.returned[key], strict=True)]
-            as_expected = self._is_of_parameter(number, theirs) or [view.shape for view in mine.outputs] == expected
+            found = [view.shape for view in mine.outputs]
+            as_expected = self._is_of_parameter(number, theirs) or _fits(found, expected)
             if mine.kind != theirs.kind or not as_expected:
                 return Mismatch(last, f"{theirs}, where {why}")
         return Mismatch(last, why)
@@ -88,9 +89,12 @@ class PruningProof:
 
         def note(operation: Operation, tensors: list[Tensor]) -> None:
             patterns = flow.returned.get((0, operation.index), [])
+            follows = any(pattern is not None and pattern.is_blank for pattern in patterns)
+            if follows or (operation.index < len(operations) and self._is_of_parameter(0, operations[operation.index])):
+                expected.append([])
+                return
             kept = [_kept(t, p, removal) for t, p in zip(tensors, patterns, strict=False)]
-            of_parameter = operation.index < len(operations) and self._is_of_parameter(0, operations[operation.index])
-            expected.append([] if of_parameter else [number for tensor in kept for number in _fingerprint(tensor)])
+            expected.append([number for tensor in kept for number in _fingerprint(tensor)])
 
         def check(operation: Operation, tensors: list[Tensor]) -> None:
             mine = [number for tensor in tensors for number in _fingerprint(tensor)]
@@ -119,10 +123,16 @@ class PruningProof:
             record(model, example, forward, watch=in_order)
 
 
-def _shape(shape: tuple[int, ...], pattern: Pattern | None, removal: Removal) -> tuple[int, ...]:
-    """The shape of a tensor without the removed channels."""
+def _fits(found: list[tuple[int, ...]], expected: list[tuple[int, ...] | None]) -> bool:
+    return len(found) == len(expected) and all(b in (a, None) for a, b in zip(found, expected, strict=True))
+
+
+def _shape(shape: tuple[int, ...], pattern: Pattern | None, removal: Removal) -> tuple[int, ...] | None:
+    """The shape of a tensor without the removed channels; None of a constant, whose shape may follow another's."""
     if pattern is None:
         return shape
+    if pattern.is_blank:
+        return None
     return tuple(len(removal.keeps(pattern.labels)) if d == pattern.axis else n for d, n in enumerate(shape))
 
 
