@@ -1,1 +1,1 @@
-"""Timings beside peers measured in the same run: `make bench`."""
+"""Timings compared with peers that are measured in the same run: `make bench`."""

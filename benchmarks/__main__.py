@@ -1,4 +1,4 @@
-"""Measure, print and write: `python -m benchmarks [part ...]`. The machine should have nothing else to do."""
+"""Measure, print and write: `python -m benchmarks [part ...]`. Needs an otherwise idle machine."""
 
 import sys
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def main(parts: list[str]) -> None:
 
 
 def table(rows: list[Row]) -> Table:
-    """What is printed of the rows."""
+    """Format the rows for printing."""
     printed = Table()
     for column in ("ours", "beside", "ours takes", "theirs", "ratio", "at most", ""):
         printed.add_column(column, justify="left" if column in ("ours", "beside") else "right")

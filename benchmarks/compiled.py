@@ -1,4 +1,4 @@
-"""A compiled training step beside an eager one, and beside compiled batch normalization, on two ranks.
+"""A compiled training step compared with an eager one and with compiled batch normalization, on two ranks.
 
 The network is the CIFAR ResNet-18 as a whole: `DistributedDataParallel(torch.compile(net, fullgraph=True))`.
 """
@@ -17,7 +17,7 @@ REPEATS = 11
 
 
 def measure() -> list[Row]:
-    """Steps in turns; the first ones, which compile, aren't timed."""
+    """Time steps in turns; the first ones compile and aren't timed."""
     area = f"training step of the compiled CIFAR ResNet-18, {IMAGES} images of 32×32 a rank, 2 ranks of 1 thread"
     milliseconds = on_ranks(_steps)
     ours = "norm=sync, compiled"

@@ -1,4 +1,4 @@
-"""A training step under `DistributedDataParallel`, timed."""
+"""Timed training step under `DistributedDataParallel`."""
 
 import time
 
@@ -12,14 +12,14 @@ from syncbn.norm.core import compat
 
 
 class DDPStep:
-    """Forward, backward and SGD of a network, which all ranks begin together."""
+    """Forward, backward and SGD of a network, started by all ranks together."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = DistributedDataParallel(net, **compat.ddp_without_buffers(), gradient_as_bucket_view=True)
         self.optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
 
     def milliseconds(self, images: Tensor, labels: Tensor) -> float:
-        """Of one step."""
+        """Time one step."""
         dist.barrier()
         start = time.perf_counter()
         self.optimizer.zero_grad()

@@ -1,6 +1,6 @@
-"""A sum of the 2C + 1 numbers of a layer over ranks of this machine: the one-shot exchange beside gloo's all-reduce.
+"""Sum of a layer's 2C + 1 numbers over ranks of this machine: one-shot exchange compared with gloo's all-reduce.
 
-Under Linux's default scheduling policy, as a library's user runs.
+Runs under Linux's default scheduling policy, as users do.
 """
 
 import time
@@ -16,14 +16,14 @@ from syncbn.norm.core.exchange import Collective, exchange_for
 from syncbn.norm.core.one_shot import OneShot
 
 CHANNELS = (64, 2048)
-# What ours may take of gloo's time, by the number of ranks.
+# Upper limits of our time relative to gloo's, by number of ranks.
 LIMITS = {2: 1 / 100, 4: 1 / 40, 8: 1 / 40}
 REPEATS = 15
-CALLS = {2: (1000, 100), 4: (400, 20), 8: (200, 8)}  # in a row, ours and gloo's
+CALLS = {2: (1000, 100), 4: (400, 20), 8: (200, 8)}  # calls in a row: ours, gloo's
 
 
 def measure() -> list[Row]:
-    """Both, in turns, for each number of ranks and channels."""
+    """Time both in turns, for each number of ranks and channels."""
     return [row for world_size in LIMITS for row in _rows(world_size)]
 
 
@@ -37,7 +37,7 @@ def _rows(world_size: int) -> list[Row]:
 
 
 def _time(world_size: int) -> dict[int, list[tuple[float, float]]]:
-    """Microseconds a call, of ours and of gloo's, in each repeat."""
+    """Microseconds per call, ours and gloo's, in each repeat."""
     group = dist.group.WORLD
     assert group is not None
     theirs, times = Collective(group), {}

@@ -1,7 +1,7 @@
 """Our kernels on a GPU, bf16 and channels last: `SYNCBN_KERNELS=triton python -m benchmarks.gpu`, or `=aten`.
 
-Without a GPU it says so and exits with 2. It fails where a step makes the host wait, or a CUDA graph can't capture the
-passes.
+Without a GPU it says so and exits with 2. It fails if a step makes the host wait, or if a CUDA graph can't capture the
+kernels.
 """
 
 import statistics
@@ -25,21 +25,21 @@ from syncbn.norm.kernels.interface import ChannelAffine
 
 IMAGES = (64, 128, 256)
 REPEATS = 15
-# Tensors that the passes read and write at the least: x; x and y; x and dy; x, dy and dx.
+# Tensors that the kernels must read or write: x; x and y; x and dy; x, dy and dx.
 LEAST = 1 + 2 + 2 + 3
-# What ours may take of the copy's time (80 % of its bandwidth), of torch's SyncBatchNorm's, and of cuDNN's.
+# Upper limits of our time relative to a copy (80 % of its bandwidth), torch's SyncBatchNorm, and cuDNN.
 COPY_LIMIT, TORCH_LIMIT, UNFUSED_LIMIT = 1.25, 0.667, 1.0
 
 
 class Accompanied(syncbn.SyncBatchNorm):
-    """Sends its messages though it is alone, as among many ranks."""
+    """SyncBatchNorm that sends its messages even in a group of one rank."""
 
     def communicating_group(self) -> dist.ProcessGroup | None:
         return dist.group.WORLD
 
 
 class TorchAccompanied(nn.SyncBatchNorm):
-    """Likewise: torch's layer is an ordinary batch norm in a group of one rank."""
+    """torch's SyncBatchNorm that sends its messages even in a group of one rank, where it is an ordinary batch norm."""
 
     def forward(self, input: Tensor) -> Tensor:
         running = self.running_mean, self.running_var
@@ -49,7 +49,7 @@ class TorchAccompanied(nn.SyncBatchNorm):
 
 
 def measure() -> list[Row]:
-    """Rows for every number of images."""
+    """Measure rows for every number of images."""
     with one_rank():
         _check_that_the_host_never_waits()
         return [row for images in IMAGES for row in _rows(images)]
@@ -87,7 +87,7 @@ def _pairs(times: dict[str, list[float]]) -> list[tuple[float, float]]:
 
 
 def _case(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """x and dy."""
+    """Make x and dy."""
     x, dy = (
         torch.randn(shape, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
         for _ in range(2)
@@ -124,7 +124,7 @@ def _block(build: Callable[[int], nn.Module], x: Tensor, dy: Tensor) -> Callable
 def _milliseconds(
     shapes: list[tuple[int, ...]], rivals: dict[str, Callable[[Tensor, Tensor], Callable[[], object]]]
 ) -> dict[str, list[float]]:
-    """Of each rival, for all shapes together, in every repeat; they take turns, shape by shape."""
+    """Milliseconds of each layer for all shapes together, in every repeat. Layers take turns, shape by shape."""
     totals = {name: [0.0] * REPEATS for name in rivals}
     for shape in set(shapes):
         case = _case(shape)
@@ -139,7 +139,7 @@ def _milliseconds(
 
 
 def _time(run: Callable[[], object]) -> float:
-    """Milliseconds, as the GPU counts them, with nothing of earlier runs in its cache."""
+    """Milliseconds by the GPU's clock, with a cold cache."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.empty(1 << 28, dtype=torch.uint8, device="cuda").zero_()
     start.record()
@@ -150,14 +150,14 @@ def _time(run: Callable[[], object]) -> float:
 
 
 def _copy_bandwidth() -> float:
-    """Bytes a second that a copy of a large tensor reads and writes."""
+    """Bytes per second that a copy of a large tensor reads and writes."""
     source = torch.ones(1 << 30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.numel() / (1e-3 * statistics.median(_time(lambda: target.copy_(source)) for _ in range(9)))
 
 
 def _peak(run: Callable[[], object]) -> float:
-    """MB above what is allocated before."""
+    """Peak memory in MB above what was allocated before."""
     run()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -166,10 +166,10 @@ def _peak(run: Callable[[], object]) -> float:
 
 
 def _captured(run: Callable[[], object]) -> Callable[[], object]:
-    """The replay of a CUDA graph of `run`."""
+    """Capture `run` in a CUDA graph, and return its replay."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        run()  # compiles what there is to compile
+        run()  # compiles the kernels
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -180,7 +180,7 @@ def _captured(run: Callable[[], object]) -> Callable[[], object]:
 def _check_that_the_host_never_waits() -> None:
     case = _case((8, 64, 14, 14))
     steps = [_layer(Accompanied, *case), _block(_fused, *case)]
-    for mode in ("default", "error"):  # the first time compiles
+    for mode in ("default", "error"):  # the first pass compiles
         torch.cuda.set_sync_debug_mode(mode)
         for step in steps:
             step()
@@ -189,7 +189,7 @@ def _check_that_the_host_never_waits() -> None:
 
 @contextmanager
 def one_rank() -> Iterator[None]:
-    """A group of one rank, by NCCL."""
+    """NCCL group of one rank."""
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("nccl", store=dist.FileStore(f"{folder}/store", 1), rank=0, world_size=1)
         yield

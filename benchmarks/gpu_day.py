@@ -1,7 +1,7 @@
-"""What a GPU says of us in eight minutes: `bash benchmarks/gpu_day.sh` runs this, and writes docs/results/gpu.md.
+"""All GPU checks and timings in eight minutes: `bash benchmarks/gpu_day.sh` runs this and writes docs/results/gpu.md.
 
-Every step is a process with a time limit of its own, and its result is on the page before the next begins: a step that
-fails, hangs or crashes costs the others nothing.
+Each step is a process with its own time limit, and its result is written before the next one starts: a step that fails,
+hangs or crashes doesn't affect the others.
 """
 
 import argparse
@@ -26,15 +26,15 @@ _SHOWN_LINES = 60
 
 @dataclass(frozen=True)
 class Step:
-    """One process.
+    """One step, run as a process.
 
     Attributes:
-        name: its heading on the page.
-        command: after `python`, or, where `program` is named, after that.
-        limit_s: the seconds it may take.
-        needs_gpu: whether it is left out where there is none.
-        environ: variables beside those there are.
-        program: in place of Python; the step is left out where it isn't installed.
+        name: heading on the page.
+        command: arguments of `python`, or of `program`.
+        limit_s: time limit in seconds.
+        needs_gpu: whether to skip it without a GPU.
+        environ: additional environment variables.
+        program: program to run instead of Python; the step is skipped if it isn't installed.
     """
 
     name: str
@@ -66,7 +66,7 @@ STEPS = (
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the steps, or those that are named by a part of their heading."""
+    """Run all steps, or those whose headings contain one of the given words."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("steps", nargs="*", help="parts of headings; all where none is given")
     parser.add_argument("--page", type=Path, default=PAGE)
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run(step: Step) -> str:
-    """What the page says of a step."""
+    """Run a step, and return its section of the page."""
     if step.needs_gpu and not torch.cuda.is_available():
         return "Left out: torch finds no GPU."
     program = shutil.which(step.program) if step.program else sys.executable
@@ -99,7 +99,7 @@ def run(step: Step) -> str:
         output, _ = process.communicate(timeout=step.limit_s)
         verdict = "ended well" if process.returncode == 0 else f"ended with exit code {process.returncode}"
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # its ranks, too
+        os.killpg(process.pid, signal.SIGKILL)  # kills its ranks, too
         output, _ = process.communicate()
         verdict = f"was ended after its limit of {step.limit_s:.0f} s"
     shown = " ".join([*(f"{name}={value}" for name, value in step.environ), step.program or "python", *step.command])

@@ -1,4 +1,4 @@
-"""The doctor's report as the page of the GPU shows it: python -m benchmarks.gpu_doctor."""
+"""Print the doctor's report for the GPU page: python -m benchmarks.gpu_doctor."""
 
 import sys
 
@@ -6,7 +6,7 @@ import syncbn
 
 
 def main() -> None:
-    """Print the report; exit code 1 where something is wrong."""
+    """Print the report; exit with 1 if something is wrong."""
     report = syncbn.doctor(model="resnet50", seconds=50)
     print(report.to_markdown())
     sys.exit(not report.ok)

@@ -1,4 +1,4 @@
-"""Every kernel once, on shapes that don't divide evenly, for compute-sanitizer: python -m benchmarks.gpu_kernels."""
+"""Run every kernel once, on uneven shapes, for compute-sanitizer: python -m benchmarks.gpu_kernels."""
 
 import sys
 
@@ -11,7 +11,7 @@ _SHAPES = ((3, 5, 7, 7), (4, 64, 14, 13), (2, 257, 3), (33, 8))
 
 
 def main() -> None:
-    """Run them on the GPU."""
+    """Run all kernels on the GPU."""
     if not torch.cuda.is_available():
         print("benchmarks.gpu_kernels needs a CUDA GPU, and torch finds none", file=sys.stderr)
         sys.exit(2)

@@ -1,7 +1,7 @@
-"""Whole training steps on a GPU under AMP, beside cuDNN's batch norm and torch's SyncBatchNorm.
+"""Whole training steps on a GPU under AMP, compared with cuDNN's batch norm and torch's SyncBatchNorm.
 
-`python -m benchmarks.gpu_steps [compiled|graphs]`. One GPU and a group of one rank, in which ours and torch's layers
-send their messages all the same.
+`python -m benchmarks.gpu_steps [compiled|graphs]`. Uses one GPU and a group of one rank, in which both our and torch's
+layers send their messages.
 """
 
 import sys
@@ -27,7 +27,7 @@ Run = Callable[[], object]
 
 
 def measure(how: str) -> list[Row]:
-    """Rows of ResNet-50 and, where nothing is compiled or captured, DCGAN."""
+    """Measure ResNet-50 and, without compilation or capture, DCGAN."""
     with one_rank():
         if how == "compiled":
             return _rows("ResNet-50, compiled", lambda norm: _resnet(norm, compiled=True), ours_and_cudnn=True)

@@ -1,4 +1,4 @@
-"""Start-up: a process that imports syncbn beside one that imports torch."""
+"""Start-up time: a process that imports syncbn compared with one that imports torch."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ REPEATS = 11
 
 
 def measure() -> list[Row]:
-    """Whole processes, in turns."""
+    """Time whole processes, in turns."""
     pairs = [(_milliseconds("syncbn"), _milliseconds("torch")) for _ in range(REPEATS + 1)][1:]
     used = [(_milliseconds("syncbn; syncbn.SyncBatchNorm"), _milliseconds("torch")) for _ in range(REPEATS)]
     area = "a process that imports"

@@ -1,4 +1,4 @@
-"""Forward and backward of every normalization layer of a ResNet-50, two gloo ranks on CPU, one thread each."""
+"""Forward and backward of all normalization layers of a ResNet-50, on two gloo CPU ranks of one thread each."""
 
 import time
 from collections.abc import Callable
@@ -22,7 +22,7 @@ OURS, BATCH, GATHER, FLOOR = (
     "all-gather and autograd",
     "copying the least",
 )
-# What ours may take of a peer's time, by peer and memory format.
+# Upper limits of our time relative to a peer's, by peer and memory format.
 LIMITS = {
     (BATCH, "contiguous"): 1.0,
     (BATCH, "channels_last"): 1.25,
@@ -35,12 +35,12 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 
 def measure() -> list[Row]:
-    """SyncBatchNorm beside each peer, over the 53 layers, in both memory formats."""
+    """Compare SyncBatchNorm with each peer over the 53 layers, in both memory formats."""
     return [row for name in FORMATS for row in _rows(name, on_ranks(_time_format, name))]
 
 
 def _rows(memory_format: str, seconds: dict[str, list[list[float]]]) -> list[Row]:
-    """`seconds[layer][r][i]`: of the i-th of the 53 shapes in repeat r, in which the layers ran one after another."""
+    """Rows from `seconds[layer][r][i]`, the time of shape i of 53 in repeat r; the layers take turns in a repeat."""
     totals = {layer: [1e3 * sum(shapes) for shapes in repeats] for layer, repeats in seconds.items()}
     area = f"53 layers of ResNet-50, {IMAGES} images a rank, 2 ranks of 1 thread, {memory_format}"
     return [
@@ -79,7 +79,7 @@ def _time_format(memory_format: str) -> dict[str, list[list[float]]]:
         elapsed: dict[str, list[float]] = {name: [] for name in seconds}
         for i, run in enumerate(runs):
             for turn in range(len(run)):
-                name = list(run)[(repeat + i + turn) % len(run)]  # another order each time
+                name = list(run)[(repeat + i + turn) % len(run)]  # a different order each time
                 elapsed[name].append(_time(run[name]))
         if repeat >= 0:
             for name, times in elapsed.items():

@@ -1,4 +1,4 @@
-"""What a training step's forward pass of ResNet-50 keeps for the backward pass, by mode, counted in two ways."""
+"""Memory that ResNet-50's forward pass keeps for the backward pass, by mode, counted in two ways."""
 
 import gc
 
@@ -15,12 +15,12 @@ from syncbn.norm import norm_layer
 IMAGES = 2
 PIXELS = 224
 PEER = "nn.BatchNorm2d, ReLU in place"
-# What each mode may keep of what separate layers keep.
+# Upper limits of each mode's memory relative to separate layers.
 LIMITS = {"ReLU, recompute": 0.82, "LeakyReLU, invert": 0.6, "checkpoint_blocks": 0.45}
 
 
 def measure() -> list[Row]:
-    """Each mode beside separate layers: what autograd saves, and what the allocator hands out and doesn't get back."""
+    """Compare each mode with separate layers: bytes that autograd saves, and bytes that stay allocated."""
     area = f"kept for the backward pass, ResNet-50, {IMAGES} images of {PIXELS}²"
     images = torch.randn(IMAGES, 3, PIXELS, PIXELS)
     peer = network(PEER)
@@ -36,7 +36,7 @@ def measure() -> list[Row]:
 
 
 def network(mode: str) -> nn.Module:
-    """ResNet-50 in training, as one of `LIMITS`, or the peer."""
+    """ResNet-50 in training mode, in one of the modes of `LIMITS` or as the peer."""
     torch.manual_seed(0)
     fused = {memory: norm_layer("sync", fuse_activation=True, memory=memory) for memory in ("recompute", "invert")}
     if mode == "ReLU, recompute":
@@ -53,12 +53,12 @@ def network(mode: str) -> nn.Module:
 
 
 def saved_megabytes(net: nn.Module, images: Tensor) -> float:
-    """Of the tensors that autograd saves in a forward pass, each storage once, parameters and buffers not."""
+    """Size of the tensors that autograd saves in a forward pass: each storage once, without parameters and buffers."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*net.parameters(), *net.buffers())}
     saved: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.detach()  # held, so that no other takes its place
+        saved[tensor.untyped_storage().data_ptr()] = tensor.detach()  # kept alive, so that its address isn't reused
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -67,7 +67,7 @@ def saved_megabytes(net: nn.Module, images: Tensor) -> float:
 
 
 def allocated_megabytes(net: nn.Module, images: Tensor) -> float:
-    """What is allocated in a forward pass less what is freed, the input not included."""
+    """Size of allocations minus frees in a forward pass, without the input."""
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         output = net(images)

@@ -1,7 +1,7 @@
-"""Parameters, work and time of every network on the images it is for, and what its data's loader delivers.
+"""Parameters, operations and speed of every network on its usual images, and the speed of its data loader.
 
-`python -m benchmarks.models` measures, and puts two tables into docs/models.md in the place of those there: networks,
-and loaders beside the network that they feed.
+`python -m benchmarks.models` measures, and replaces two tables of docs/models.md: networks, and loaders compared with
+the network that they feed.
 """
 
 import tempfile
@@ -77,10 +77,10 @@ def main() -> None:
 
 
 def with_table(page: str, table: str) -> str:
-    """The page with this table in the place of the one that has the same head.
+    """Replace the table with the same header in a page.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the page has no such table.
     """
     head = table.splitlines()[0]
     before, found, after = page.partition(head + "\n")
@@ -93,14 +93,14 @@ def with_table(page: str, table: str) -> str:
 
 
 def made(name: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """A network, and the shape of an image for it."""
+    """Build a network; returns it and the shape of an image for it."""
     build, shape = NETWORKS[name]
     torch.manual_seed(0)
     return build(), shape
 
 
 def network_table(rates: dict[str, float]) -> str:
-    """A row a network: input, parameters, multiply-adds of a forward pass, images/s of forward and backward."""
+    """One row per network: input, parameters, multiply-adds of a forward pass, images/s of forward and backward."""
     rows = [NETWORK_HEAD, "|---|---|--:|--:|--:|"]
     for name, rate in rates.items():
         net, shape = made(name)
@@ -111,7 +111,7 @@ def network_table(rates: dict[str, float]) -> str:
 
 
 def loader_table(rates: dict[str, float]) -> str:
-    """A row a loader: images/s in one process, and with two workers where it can have some; a network's images/s."""
+    """One row per loader: images/s in one process and, if supported, with two workers; its network's images/s."""
     rows = [LOADER_HEAD, "|---|--:|--:|---|--:|"]
     with tempfile.TemporaryDirectory() as folder:
         _write_photographs(Path(folder))
@@ -126,7 +126,7 @@ def loader_table(rates: dict[str, float]) -> str:
 
 
 def loaded_images_per_second(data: GlobalBatchDataModule) -> float:
-    """The fastest of three epochs, from the first batch on: workers have started then."""
+    """Fastest of three epochs, from the first batch on, when workers have started."""
     rates = []
     for _ in range(3):
         batches = iter(data.train_dataloader())
@@ -138,7 +138,7 @@ def loaded_images_per_second(data: GlobalBatchDataModule) -> float:
 
 
 def multiply_adds(net: nn.Module, shape: tuple[int, ...]) -> int:
-    """Of one image's forward pass: convolutions, matrix products and attention, not norms and activations."""
+    """Multiply-adds of one image's forward pass in convolutions, matrix products and attention."""
     net = net.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(1, *shape))
@@ -146,25 +146,25 @@ def multiply_adds(net: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def training_images_per_second(net: nn.Module, shape: tuple[int, ...]) -> float:
-    """The fastest of several steps forward and backward, on one CPU thread."""
+    """Fastest of several forward and backward steps, on one CPU thread."""
     net = net.train()
     batch = BATCH if len(shape) == 1 or shape[1] < 100 else 2
     images, times = torch.randn(batch, *shape), []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        output: Tensor = net(images)  # logits, of pixels too, or images
+        output: Tensor = net(images)  # logits of images or pixels, or generated images
         output.sum().backward()
         times.append(time.perf_counter() - started)
     return batch / min(times)
 
 
 def _rounded(number: float, digits: int = 0) -> str:
-    """With digits after the point, and more where little stands before it."""
+    """Round with more decimals for smaller numbers."""
     return f"{number:,.{digits}f}" if number >= 10 else f"{number:.{digits + 1}f}"
 
 
 def _write_photographs(folder: Path, count: int = 256) -> None:
-    """JPEG files of 256×320 pixels of noise on a ramp, as large as photographs of that size."""
+    """Write JPEG files of 256×320 pixels with noise on a ramp; their file size is like that of photographs."""
     from PIL import Image
 
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""One training step of the CIFAR ResNet-18 at batch 2, for every norm beside batch normalization, and what it keeps."""
+"""Time and memory of a CIFAR ResNet-18 training step at batch 2, for every norm, compared with batch normalization."""
 
 import time
 import warnings
@@ -15,14 +15,14 @@ from syncbn.models.resnet import resnet18
 from syncbn.norm import CrossIterationBatchNorm
 
 BATCH = 2
-WARM_UP = 9  # as many steps as fill the window of cross-iteration BN
+WARM_UP = 9  # steps that fill the window of cross-iteration BN
 REPEATS = 15
-# What a step with cross-iteration BN may take of one with BN.
+# Upper limit of a step with cross-iteration BN relative to one with BN.
 LIMITS = {"cross_iteration": 1.2}
 
 
 def measure() -> list[Row]:
-    """Every norm of the registry in turns with BN, and cross-iteration BN in turns with the same by autograd."""
+    """Time every registered norm in turns with BN, and cross-iteration BN in turns with its autograd version."""
     torch.set_num_threads(1)
     area = f"training step of the CIFAR ResNet-18, batch {BATCH}, 1 process of 1 thread"
     names = [name for name in syncbn.available_norms() if name != "batch"]
@@ -76,7 +76,7 @@ def _milliseconds(step: Callable[[], None]) -> float:
 
 
 def _state_megabytes(net: nn.Module) -> float:
-    """Buffers, and the windows of cross-iteration norms."""
+    """Size of buffers and of cross-iteration windows."""
     tensors: list[Tensor] = list(net.buffers())
     for module in net.modules():
         if isinstance(module, CrossIterationBatchNorm):

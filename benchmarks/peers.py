@@ -1,4 +1,4 @@
-"""What our layers and trainer stand beside, written from descriptions, as their users would write and tune them."""
+"""Peers that our layers and trainer are compared with, written from their papers and tuned as their users would."""
 
 import collections
 from collections.abc import Iterable
@@ -12,10 +12,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class AllGatherBatchNorm(nn.Module):
-    """The usual way to synchronize without kernels: gather every rank's moments, and let autograd do the backward pass.
+    """SyncBN without custom kernels: all-gathers every rank's moments and leaves the backward pass to autograd.
 
-    Each rank sends its mean, mean of squares and count through a differentiable all-gather; the weighted averages
-    normalize by a scale and a shift a channel. Its traffic grows with the number of ranks.
+    Each rank sends its mean, mean of squares and count through a differentiable all-gather. Their weighted averages
+    give a scale and shift per channel. Traffic grows with the number of ranks.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -45,7 +45,7 @@ class AllGatherBatchNorm(nn.Module):
 
 
 class _AllGather(torch.autograd.Function):
-    """Every rank's tensor, (world_size, n); the gradient of a rank's is the sum of what all ranks have for it."""
+    """Gather every rank's tensor as (world_size, n); the gradient of a rank's tensor is summed over all ranks."""
 
     @staticmethod
     def forward(ctx, tensor: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class _AllGather(torch.autograd.Function):
 
 
 def copy_least(x: Tensor, dy: Tensor, y: Tensor, dx: Tensor) -> None:
-    """The least reading and writing of a batch normalization: x; x to y; x and dy; x and dy to dx."""
+    """Memory traffic that a batch normalization needs at least: x; x to y; x and dy; x and dy to dx."""
     x, dy, y, dx = (_as_it_lies(tensor) for tensor in (x, dy, y, dx))
     x.sum()
     y.copy_(x)
@@ -74,21 +74,20 @@ def _as_it_lies(tensor: Tensor) -> Tensor:
 
 
 class JacobianBatchNorm(nn.Module):
-    """Cross-iteration batch normalization with the derivatives of its statistics by autograd, in one process.
+    """Cross-iteration batch normalization with autograd derivatives of its statistics, in one process.
 
-    As Yao et al. (CVPR 2021) describe it: in each iteration autograd differentiates the mean and the mean of squares of
-    every channel by the filter of that channel (one backward pass each gives all channels, since a channel's
-    statistics depend on no other filter), and a window keeps both, their derivatives, and the filters that they were
-    taken at.
+    Follows Yao et al. (CVPR 2021): in each iteration autograd differentiates the mean and the mean of squares of every
+    channel by that channel's filter. One backward pass each gives all channels, since a channel's statistics depend on
+    no other filter. A window keeps both, their derivatives, and the filters at that time.
 
     Args:
-        conv: the convolution whose output the layer is called with.
-        window: iterations, this one included.
+        conv: convolution before the layer.
+        window: number of iterations, including the current one.
     """
 
     def __init__(self, conv: nn.Conv2d, window: int = 8, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
-        self.conv = [conv]  # in a list: a part of the network already
+        self.conv = [conv]  # in a list, so that it isn't registered twice
         self.eps, self.momentum = eps, momentum
         self.weight = nn.Parameter(torch.ones(conv.out_channels))
         self.bias = nn.Parameter(torch.zeros(conv.out_channels))
@@ -120,7 +119,7 @@ class JacobianBatchNorm(nn.Module):
 
 
 def with_jacobians(net: nn.Module) -> nn.Module:
-    """A ResNet, changed: every batch normalization is a `JacobianBatchNorm` of the convolution before it."""
+    """Replace every batch normalization of a ResNet by a `JacobianBatchNorm` of the convolution before it."""
     for module in list(net.modules()):
         children = dict(module.named_children())
         for name in children:
@@ -133,7 +132,7 @@ def with_jacobians(net: nn.Module) -> nn.Module:
 def train_epoch(
     net: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], optimizer: Optimizer, scheduler: LRScheduler, clip: float
 ) -> float:
-    """An epoch of a plain loop over a `DistributedDataParallel` network: the mean loss of this rank."""
+    """Train a `DistributedDataParallel` network for an epoch in a plain loop; returns this rank's mean loss."""
     net.train()
     total, count = torch.zeros(()), 0
     for images, labels in loader:
@@ -150,7 +149,7 @@ def train_epoch(
 
 @torch.no_grad()
 def evaluate(net: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The accuracy on all ranks' samples."""
+    """Accuracy over all ranks' samples."""
     net.eval()
     correct = torch.zeros(2)
     for images, labels in loader:

@@ -1,4 +1,4 @@
-"""Run a measurement in several gloo ranks of one thread each."""
+"""Run a measurement on several gloo ranks of one thread each."""
 
 import multiprocessing
 import tempfile
@@ -14,13 +14,13 @@ from syncbn.launch.scheduling import let_threads_finish
 def on_ranks(
     measurement: Callable[..., Any], *arguments: Any, world_size: int = 2, batch_scheduling: bool = True
 ) -> Any:
-    """What `measurement(*arguments)` returns on rank 0 of a group of spawned processes.
+    """Run `measurement(*arguments)` in a group of spawned processes, and return rank 0's result.
 
     Args:
-        measurement: an importable function.
-        arguments: of the function.
+        measurement: importable function.
+        arguments: arguments of the function.
         world_size: number of ranks.
-        batch_scheduling: whether they run under SCHED_BATCH, as the trainer's do, or under Linux's default policy.
+        batch_scheduling: whether ranks run under SCHED_BATCH, like the trainer's, or under Linux's default policy.
 
     Raises:
         RuntimeError: a rank ended with an exit code.

@@ -1,4 +1,4 @@
-"""docs/results/performance.csv, and the page and the picture made from it."""
+"""Results in docs/results/performance.csv, and the page and the picture made from them."""
 
 import csv
 import dataclasses
@@ -28,7 +28,7 @@ _FIGURES = ("ours", "theirs", "ratio", "low", "high", "limit")
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A line of the CSV: what was measured by which part of the benchmark, when and where."""
+    """One line of the CSV: a row with its part of the benchmark, time and machine."""
 
     part: str
     date: str
@@ -37,13 +37,13 @@ class Result:
 
 
 def results_of(part: str, rows: Iterable[Row]) -> list[Result]:
-    """The lines of rows measured just now, here."""
+    """Lines for rows measured now on this machine."""
     date = datetime.date.today().isoformat()
     return [Result(part, date, _machine(), row) for row in rows]
 
 
 def write(measured: list[Result], order: list[str], folder: Path = FOLDER) -> None:
-    """Put what was measured in the place of what those parts measured before, and make page and picture anew."""
+    """Replace the earlier results of the measured parts, and write page and picture again."""
     csv_file = folder / "performance.csv"
     parts = {result.part for result in measured}
     kept = [result for result in _read(csv_file) if result.part not in parts]

@@ -1,4 +1,4 @@
-"""A line of the results: what was measured, beside what, and the target."""
+"""Rows of the results: a measurement, its peer, and the target."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """Ours beside a peer or a floor, both measured in the same run.
+    """A measurement of ours and of a peer or a lower bound, in the same run.
 
     Attributes:
-        area: the table that the line is part of.
-        what: what of ours was measured.
-        beside: the peer or the floor.
-        unit: of `ours` and `theirs`: ms, MB, ...
+        area: table of the row.
+        what: subject of the measurement.
+        beside: peer or lower bound.
+        unit: unit of `ours` and `theirs`: ms, MB, ...
         ours: median of the repeats.
         theirs: median of the repeats.
-        ratio: ours to theirs.
+        ratio: ours over theirs.
         low: first quartile of the ratios of single repeats.
         high: third quartile.
-        limit: what the ratio may be; None where there is no target.
+        limit: upper limit of the ratio; None without a target.
     """
 
     area: str
@@ -35,14 +35,14 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """Whether the ratio keeps to its limit; empty where there is none."""
+        """Whether the ratio is within its limit; empty without one."""
         if self.limit is None:
             return ""
         return "met" if self.ratio <= self.limit else "MISSED"
 
 
 def shown(ratio: float) -> str:
-    """A ratio, to two decimals, or to two digits where there are fewer."""
+    """Format a ratio with two decimals, or with two significant digits if it is small."""
     return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
@@ -54,14 +54,14 @@ def paired(
     pairs: Sequence[tuple[float, float]],
     limit: float | None = None,
 ) -> Row:
-    """The line of repeats in which ours and theirs were measured in turns: the median of their ratios."""
+    """Row of repeats in which ours and theirs took turns, with the median of their ratios."""
     ours, theirs = (statistics.median(values) for values in zip(*pairs, strict=True))
     low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4, method="inclusive")
     return Row(area, what, beside, unit, ours, theirs, middle, low, high, limit)
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Tables of rows, one for each area."""
+    """Format rows as Markdown tables, one per area."""
     lines: list[str] = []
     for place, row in enumerate(rows):
         if place == 0 or rows[place - 1].area != row.area:
@@ -79,6 +79,6 @@ def markdown(rows: Sequence[Row]) -> str:
 def counted(
     area: str, what: str, beside: str, unit: str, ours: float, theirs: float, limit: float | None = None
 ) -> Row:
-    """The line of a figure that doesn't vary, such as a number of bytes."""
+    """Row of a figure that doesn't vary, such as a number of bytes."""
     ratio = ours / theirs
     return Row(area, what, beside, unit, ours, theirs, ratio, ratio, ratio, limit)

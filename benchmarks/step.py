@@ -1,4 +1,4 @@
-"""A whole training step of a ResNet-50 with SyncBatchNorm beside one with batch normalization, on two ranks."""
+"""A whole ResNet-50 training step with SyncBatchNorm compared with batch normalization, on two ranks."""
 
 import torch
 
@@ -12,7 +12,7 @@ REPEATS = 7
 
 
 def measure() -> list[Row]:
-    """Steps in turns, under `DistributedDataParallel`."""
+    """Time steps in turns, under `DistributedDataParallel`."""
     area = f"training step of ResNet-50, {IMAGES} images of 224×224 a rank, 2 ranks of 1 thread"
     return [paired(area, "norm=sync", "norm=batch", "ms", on_ranks(_steps), 1.02)]
 

@@ -1,8 +1,8 @@
-"""Our trainer beside a plain loop over `DistributedDataParallel`, on two ranks.
+"""Our trainer compared with a plain loop over `DistributedDataParallel`, on two ranks.
 
 Both train the same network on the same batches with the same optimizer, schedule and clipping. The trainer is that of
-`syncbn train` with all its default callbacks and its CSV logger. An epoch is what lies between two starts of one:
-for the plain loop its steps, its validation, and a checkpoint of network and optimizer.
+`syncbn train` with all default callbacks and the CSV logger. An epoch is measured from its start to the next one's: for
+the plain loop its steps, validation, and a checkpoint of network and optimizer.
 """
 
 import json
@@ -36,10 +36,10 @@ from syncbn.training.optim import parameter_groups
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained: overrides of `conf/train.yaml`, and how often."""
+    """A training to time: overrides of `conf/train.yaml`, epochs and blocks."""
 
     overrides: tuple[str, ...]
-    epochs: int  # of a block; the first warms up
+    epochs: int  # per block; the first warms up
     blocks: int
 
 
@@ -50,7 +50,7 @@ SETTINGS = {
 
 
 class Noise(GlobalBatchDataModule):
-    """Images of ResNet-50's size out of nothing: 4 a rank, for three training steps and one of validation."""
+    """Noise images of ResNet-50's size: 4 per rank, for three training steps and one validation step."""
 
     num_classes, in_channels, image_size, class_names = 1000, 3, (224, 224), tuple(map(str, range(1000)))
 
@@ -66,7 +66,7 @@ class Noise(GlobalBatchDataModule):
 
 
 class Clock(Callback):
-    """When each epoch and the last batch of it began and ended."""
+    """Start and end times of each epoch and of its last batch."""
 
     def __init__(self) -> None:
         self.starts: list[float] = []
@@ -80,7 +80,7 @@ class Clock(Callback):
             self.steps_end.append(time.perf_counter())
 
     def seconds(self) -> list[tuple[float, float]]:
-        """(whole epoch, its steps) of each epoch but the first and the last, whose end nobody sees."""
+        """Seconds of (whole epoch, its steps) for each epoch but the first and the last, whose end isn't recorded."""
         ends = self.starts[1:]
         both = [
             (end - start, steps - start) for start, steps, end in zip(self.starts, self.steps_end, ends, strict=False)
@@ -89,7 +89,7 @@ class Clock(Callback):
 
 
 def measure() -> list[Row]:
-    """An epoch on the digits, and steps of a ResNet-50."""
+    """Time an epoch on the digits and steps of a ResNet-50."""
     area = "the trainer, all default callbacks and the CSV logger, 2 ranks of 1 thread"
     epochs, steps = (_on_two_ranks(name) for name in SETTINGS)
     loop = "plain DDP loop"
@@ -110,7 +110,7 @@ def _on_two_ranks(name: str) -> list[tuple[tuple[float, float], tuple[float, flo
 
 
 def main(name: str, answer: Path) -> None:
-    """One rank: blocks of epochs by the trainer and by the plain loop, in turns; rank 0 writes their seconds."""
+    """Run one rank: blocks of epochs by the trainer and by the plain loop in turns; rank 0 writes their seconds."""
     torch.set_num_threads(1)
     screen.quiet()
     setting = SETTINGS[name]

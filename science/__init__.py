@@ -1,1 +1,1 @@
-"""Claims of the literature, tested small: a plan is written first, runs follow it, and code judges."""
+"""Small-scale tests of claims of the literature: a plan written first, runs that follow it, and a verdict by code."""

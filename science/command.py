@@ -1,8 +1,8 @@
-"""Test a claim of the literature on two CPU cores: do its runs, and write its page.
+"""Test a claim of the literature on two CPU cores: do its runs and write its page.
 
-<name> is {names}; or summary, the page of all results. In the smoke size everything runs, in a few steps of two seeds:
-the figures mean nothing, and nothing is judged by them. The full size is as near to the source as the plan comes, for
-machines with GPUs. Finished runs are in the CSV file and aren't done again. The plan's claims must be committed before.
+<name> is {names}; or summary, the page of all results. The smoke size runs a few steps of two seeds of everything; its
+figures mean nothing and aren't judged. The full size is as close to the source as the plan gets, for machines with
+GPUs. Finished runs are read from the CSV file. The plan's claims must be committed before the first run.
 """
 
 import sys
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Options:
-    """Of `scripts/reproduce.py`."""
+    """Options of `scripts/reproduce.py`."""
 
-    name: str = required("of a file of science/plans")
-    scale: Scale = option("small", "how large the runs are")
+    name: str = required("name of a file in science/plans")
+    scale: Scale = option("small", "size of the runs")
     smoke: bool = option(False, "scale=smoke")
     output: Path | None = option(
-        None, "where <name>.md, .png and .csv go; docs/results, docs/results/full or outputs/results-smoke"
+        None, "folder for <name>.md, .png and .csv: docs/results, docs/results/full or outputs/results-smoke"
     )
 
 
@@ -43,7 +43,7 @@ PARSER = Parser(
 
 
 def main() -> None:
-    """Read a name from the command line, do its runs and write its page."""
+    """Read a result's name from the command line, do its runs and write its page."""
     world = current_world()
     with ends_at_once():
         PARSER.main(_main)
@@ -76,13 +76,13 @@ def _main(arguments: list[str]) -> None:
 
 
 def reproduce(name: str, output: Path, world: World, scale: Scale = "small") -> Path:
-    """Do the runs of a result that aren't done, and write its page. Every rank calls it.
+    """Do the missing runs of a result, and write its page; every rank calls it.
 
     Args:
-        name: a file of `science/plans`.
-        output: the folder of the page, the picture and the records.
-        world: this process among the ranks, as many as the result asks for.
-        scale: how large the runs are.
+        name: name of a file in `science/plans`.
+        output: folder of the page, the picture and the records.
+        world: rank of this process and number of ranks, as many as the result needs.
+        scale: size of the runs.
 
     Returns:
         The page.
@@ -114,7 +114,7 @@ def reproduce(name: str, output: Path, world: World, scale: Scale = "small") -> 
 
 
 def _follow(done: "Iterator[tuple[Trial, float]]", name: str, count: int, before: int) -> None:
-    """Go through the runs with a progress bar or, where nobody watches, a line for each."""
+    """Iterate over the runs with a progress bar or, without a terminal, a line for each."""
     from rich.console import Console
     from rich.progress import track
 

@@ -1,4 +1,4 @@
-"""Pictures of results: a panel for each metric of each grid, and one of all results."""
+"""Pictures of results, with a panel for each metric of each grid."""
 
 import textwrap
 from collections.abc import Callable, Sequence
@@ -9,11 +9,11 @@ from science.plan import Grid, Plan
 from science.verdict import Values, interval
 
 _MARKERS = "osD^vP*Xh<"
-_INSIDE = 4  # as many lines have their legend inside of the panel
+_INSIDE = 4  # up to this many lines, the legend is inside the panel
 
 
 def draw(plan: Plan, values: Values, path: Path) -> None:
-    """A row of panels for each grid: a metric over the last axis, a line for each choice of the others."""
+    """Draw a row of panels for each grid: a metric over the last axis, with a line for each choice of the others."""
     panels = [(name, grid, metric) for name, grid in plan.grids.items() for metric in grid.metrics]
     save(path, len(panels), lambda axes, i: _panel(axes, *panels[i], values), plan.title)
 
@@ -25,7 +25,7 @@ def save(
     title: str,
     size: tuple[float, float] | None = None,
 ) -> None:
-    """`count` panels, up to three in a row, each drawn by `fill(axes, number)`; `size` in inches, of all together."""
+    """Save a figure of `count` panels, up to three per row, each drawn by `fill(axes, number)`; `size` in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -49,7 +49,7 @@ def save(
 def line(
     axes: Any, xs: Sequence[Any], measured: Sequence[Sequence[float]], label: str, number: int, joined: bool = True
 ) -> None:
-    """Means with their 95 % intervals, joined where they have an order; what wasn't run is left out."""
+    """Draw means with 95 % intervals, connected if they are ordered; missing runs are left out."""
     found = [(x, interval(values)) for x, values in zip(xs, measured, strict=True) if values]
     axes.errorbar(
         [x for x, _ in found],

@@ -1,4 +1,4 @@
-"""The tables of docs/results/finetuning.md, on scikit-learn's digits: python -m science.finetuning <table>.
+"""Tables of docs/results/finetuning.md, on scikit-learn's digits: python -m science.finetuning <table>.
 
 Tables: domains, recalibration, policies. Options: seeds=5.
 """
@@ -54,7 +54,7 @@ def block(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 def train(
     net: nn.Module, data: DigitsDataModule, lr: float, callbacks: tuple[L.Callback, ...] = (), **limits: Any
 ) -> nn.Module:
-    """Fit by SGD with momentum at a constant learning rate."""
+    """Train by SGD with momentum at a constant learning rate."""
     task = ClassificationTask(net, partial(torch.optim.SGD, lr=lr, momentum=0.9, weight_decay=5e-4))
     trainer = L.Trainer(
         accelerator="cpu",
@@ -73,19 +73,19 @@ def train(
 
 @torch.no_grad()
 def accuracy(predict: Callable[[Tensor], Tensor], data: DigitsDataModule) -> float:
-    """Per cent of the test set, in batches of 128."""
+    """Test accuracy in percent, in batches of 128."""
     right = [(predict(images).argmax(1) == labels).float() for images, labels in data.test_dataloader()]
     return 100 * float(torch.cat(right).mean())
 
 
 def trained(seed: int) -> nn.Module:
-    """A network trained on the plain digits for 15 epochs."""
+    """Train a network on the plain digits for 15 epochs."""
     torch.manual_seed(seed)
     return train(Net(), DigitsDataModule(seed=seed, augment=False), lr=0.1, max_epochs=15).eval()
 
 
 def domains(seed: int, names: Sequence[str] = tuple(DOMAINS)) -> dict[tuple[str, ...], float]:
-    """Test accuracy on other domains, as it is and adapted to unlabeled training images of the domain."""
+    """Test accuracy on shifted domains, unadapted and adapted to unlabeled training images of the domain."""
     net = trained(seed)
     found: dict[tuple[str, ...], float] = {("as trained", "as it is"): accuracy(net, DigitsDataModule())}
     for name in names:
@@ -124,7 +124,7 @@ POLICIES: dict[str, Callable[[], tuple[L.Callback, ...]]] = {
 
 
 def policies(seed: int) -> dict[tuple[str, ...], float]:
-    """Test accuracy after fine-tuning on 100 labels of a domain, from statistics as they are and recalibrated."""
+    """Test accuracy after fine-tuning on 100 labels of a domain, from old and from recalibrated statistics."""
     net = trained(seed)
     found: dict[tuple[str, ...], float] = {}
     for domain in ("0.4·x + 0.5", "turned by 30°"):
@@ -149,7 +149,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def table(rows: list[dict[tuple[str, ...], float]]) -> str:
-    """Mean and standard deviation over seeds, as Markdown."""
+    """Format mean and standard deviation over seeds as Markdown."""
     names, columns = (list(dict.fromkeys(key[i] for key in rows[0])) for i in (0, 1))
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name in names:

@@ -1,18 +1,18 @@
-"""Whether a plan's claims were there before its runs, by git."""
+"""Check by git that a plan's claims were committed before its runs."""
 
 import subprocess
 from pathlib import Path
 
 from science.plan import Plan, parse_plan
 
-UNVERSIONED = "unversioned"  # where there is no git, or no history that holds the plan
+UNVERSIONED = "unversioned"  # without git, or without a history that contains the plan
 
 
 def commit_of_claims(plan: Plan, path: Path) -> str:
-    """The commit that brought the claims of the plan in `path` as they are now; UNVERSIONED outside of git.
+    """Commit that introduced the current claims of the plan in `path`; UNVERSIONED outside git.
 
     Raises:
-        ValueError: they aren't committed.
+        ValueError: the claims aren't committed.
     """
     commits = _git(path, "log", "--format=%H", "--", path.name)
     if commits is None or not commits.split():
@@ -30,13 +30,13 @@ def commit_of_claims(plan: Plan, path: Path) -> str:
 
 
 def claims_at(commit: str, path: Path) -> str | None:
-    """The hash of a plan's claims in a commit; None where it isn't known here, or has no such plan."""
+    """Hash of a plan's claims in a commit; None if the commit is unknown or has no such plan."""
     text = _git(path, "show", f"{commit}:./{path.name}")
     if text is None:
         return None
     try:
         return parse_plan(text, path).claims_hash()
-    except ValueError:  # a plan of another time
+    except ValueError:  # a plan in an older format
         return None
 
 
@@ -48,7 +48,7 @@ def _not_committed(path: Path) -> ValueError:
 
 
 def _git(path: Path, *arguments: str) -> str | None:
-    """What git says in the plan's folder; None where it fails or isn't there."""
+    """Output of git in the plan's folder; None if it fails or isn't installed."""
     try:
         answer = subprocess.run(["git", *arguments], cwd=path.parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""A result's page: the claim, what was measured, and what code says of the two."""
+"""Page of a result: the claim, the measurements, and the verdict."""
 
 import math
 from collections.abc import Sequence
@@ -29,14 +29,14 @@ _EARLIER = (
 
 
 def standing_plan(name: str, folder: Path) -> Plan:
-    """The plan whose records are in `folder`: the earlier one of this name, until its successor has been run."""
+    """Plan whose records are in `folder`: the earlier one of this name, until its successor has been run."""
     plan, before = load_plan(name), EARLIER / f"{name}.yaml"
     claims = {row.claims for row in Records(folder / f"{name}.csv", plan.metrics()).rows}
     return read_plan(before) if before.is_file() and claims == {""} else plan
 
 
 def is_earlier(plan: Plan) -> bool:
-    """Whether a plan has a successor."""
+    """Whether a plan has been superseded."""
     before = EARLIER / f"{plan.name}.yaml"
     return before.is_file() and plan == read_plan(before)
 
@@ -50,7 +50,7 @@ def write(plan: Plan, records: Records, folder: Path, scale: Scale = "small") ->
 
 
 def text(plan: Plan, records: Records, scale: Scale = "small") -> str:
-    """The page, with the pictures that measures have left beside the records."""
+    """Format the page, with the pictures that measures saved beside the records."""
     smoke = scale == "smoke"
     judgements = [] if smoke else judge(plan.claims, records.values)
     setting = plan.full if scale == "full" else plan.setting
@@ -78,7 +78,7 @@ def text(plan: Plan, records: Records, scale: Scale = "small") -> str:
 
 
 def _rule(plan: Plan, records: Records) -> str:
-    """How it is judged, and the commit that held the claims when the first run began."""
+    """Explain the test, and name the commit that held the claims when the first run began."""
     place = f"science/{'earlier' if is_earlier(plan) else 'plans'}/{plan.name}.yaml"
     commits = sorted({row.commit for row in records.rows if row.commit not in ("", UNVERSIONED)})
     since = f" since commit {', '.join(commits)}, before the runs began" if commits else ", written before the runs"
@@ -86,14 +86,14 @@ def _rule(plan: Plan, records: Records) -> str:
 
 
 def shown(found: Interval, metric: Metric, signed: bool = False) -> str:
-    """An interval as a table shows it."""
+    """Format an interval for a table."""
     sign = "+" if signed else ""
     mean = f"{metric.scale * found.mean:{sign}.{metric.digits}f}"
     return mean if found.n < 2 else f"{mean} ± {abs(metric.scale) * found.half:.{metric.digits}f}"
 
 
 def shown_ratio(found: Interval) -> str:
-    """An interval of log ratios as a factor."""
+    """Format an interval of log ratios as a factor."""
     mean = f"× {math.exp(found.mean):.2f}"
     return mean if found.n < 2 else f"{mean} ({math.exp(found.low):.2f} to {math.exp(found.high):.2f})"
 
@@ -115,7 +115,7 @@ def _claims(judgements: Sequence[Judgement], metrics: dict[str, Metric]) -> str:
 
 
 def measured(found: Judgement, metric: Metric) -> str:
-    """A claim's difference, or ratio, with its interval."""
+    """Format a claim's difference or ratio with its interval."""
     if not found.difference.n:
         return ""
     ratio = found.claim.scale == "ratio"
@@ -123,7 +123,7 @@ def measured(found: Judgement, metric: Metric) -> str:
 
 
 def inequality(claim: Claim, metric: Metric) -> str:
-    """A claim in symbols."""
+    """Format a claim in symbols."""
     left, right = _side(claim.left), claim.right
     other = _side(right) if isinstance(right, Side) else f"{metric.scale * right:g}"
     if claim.scale == "ratio":
@@ -144,7 +144,7 @@ def _side(side: Side) -> str:
 
 
 def _table(name: str, grid: Grid, values: Values) -> str:
-    """With one axis, a row a choice and a column a metric; with more, a table a metric with the last axis across."""
+    """With one axis, a table of choices by metrics; with more, a table per metric with the last axis across."""
     if len(grid.axes) < 2:
         choices = [choice for axis in grid.axes.values() for choice in axis] or [""]
         names = [f"{name}/{choice}" if choice else name for choice in choices]

@@ -1,4 +1,4 @@
-"""A result's plan: a file of `science/plans/`, written before the runs."""
+"""Plan of a result: a file of `science/plans/`, written before the runs."""
 
 import hashlib
 import itertools
@@ -14,13 +14,13 @@ from syncbn.norm.core.options import Count, Natural, Positive, Range, mistakes, 
 Scale = Literal["smoke", "small", "full"]
 SMOKE_SEEDS = 2
 PLANS = Path(__file__).parent / "plans"
-EARLIER = Path(__file__).parent / "earlier"  # plans whose pages stand until their successors have been run
-_OPTION = "measure."  # how an override of a cell begins that is for the measure, not for the config
+EARLIER = Path(__file__).parent / "earlier"  # superseded plans, used until their successors have been run
+_OPTION = "measure."  # prefix of a cell's overrides for the measure instead of the config
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the records, and how pages show it: `scale` times the value, with `digits` decimals."""
+    """A column of the records; pages show `scale` times the value with `digits` decimals."""
 
     title: str
     scale: Positive = 1.0
@@ -32,13 +32,13 @@ class Grid:
     """Runs of one kind: a cell for each combination of the axes' choices.
 
     Attributes:
-        title: what the table shows.
-        metrics: what of a run's metrics is kept, by name.
-        overrides: of `syncbn train`, for all cells.
-        axes: by name; of each choice its own overrides. Those that begin with "measure." are the measure's options.
+        title: title of the table.
+        metrics: metrics of a run to keep, by name.
+        overrides: overrides of `syncbn train` for all cells.
+        axes: overrides by axis and choice. Those that begin with "measure." are the measure's options.
         measure: a name of `science.measures`.
-        smoke: more overrides, for the smoke size.
-        full: overrides in the place of `overrides` for the full size; without, the grid isn't run there.
+        smoke: additional overrides for the smoke size.
+        full: overrides instead of `overrides` for the full size; without them, the grid isn't run there.
         log: axes and metrics to draw on a logarithmic scale.
     """
 
@@ -54,9 +54,9 @@ class Grid:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of an inequality: `times` the metric of a cell, which is named grid/choice/choice.
+    """One side of an inequality: `times` the metric of a cell, named as grid/choice/choice.
 
-    With `minus`, what the cell has more than that other cell.
+    With `minus`, that cell's metric is subtracted.
     """
 
     cell: str
@@ -69,7 +69,7 @@ class Side:
 class Claim:
     """An inequality: left > right + margin, left < right - margin, or |left - right| < margin ("within").
 
-    On the scale "ratio", for what is positive and varies by factors, logarithms are compared: left > right · (1 + m),
+    The scale "ratio" compares logarithms, for positive values that vary by factors: left > right · (1 + m),
     left < right / (1 + m), or left / right between 1 / (1 + m) and 1 + m, with m the margin.
     """
 
@@ -81,13 +81,13 @@ class Claim:
     scale: Literal["difference", "ratio"] = "difference"
 
     def sides(self) -> list[Side]:
-        """Those that are measured."""
+        """Sides that are measured."""
         return [side for side in (self.left, self.right) if isinstance(side, Side)]
 
 
 @dataclass(frozen=True)
 class Headline:
-    """The few figures of the summary: one metric of some cells, by the name of their series, along `ticks`."""
+    """Figures for the summary: one metric of some cells, by series, along `ticks`."""
 
     metric: str
     series: dict[str, list[str]]
@@ -95,7 +95,7 @@ class Headline:
 
 
 class Cell(NamedTuple):
-    """One setting of a grid: the overrides of its config and the options of its measure."""
+    """One cell of a grid: the overrides of its config and the options of its measure."""
 
     grid: str
     choices: tuple[str, ...]
@@ -109,27 +109,27 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A claim of the literature, the runs that test it, and the inequalities that decide.
+    """A claim of the literature, the runs that test it, and the inequalities that decide on it.
 
     Attributes:
-        name: of the file.
-        title: of the page.
-        claim: what the source says.
-        source: who, where, with a link.
-        figure: the published figures.
-        setting: what is trained here.
-        differs: from the source.
-        budget_minutes: of all runs, on two idle cores.
-        grids: the runs, by name.
-        claims: the inequalities.
-        headline: for the summary.
+        name: name of the file.
+        title: title of the page.
+        claim: claim of the source.
+        source: authors and publication, with a link.
+        figure: published figures.
+        setting: description of the training here.
+        differs: differences from the source.
+        budget_minutes: time for all runs, on two idle cores.
+        grids: grids of runs, by name.
+        claims: inequalities to judge.
+        headline: figures for the summary.
         ranks: processes of every run.
         seeds: runs of every cell.
-        first_seed: of those; seeds before it are for pilots.
-        pilots: what was tried before the claims were written, and on which seeds.
-        full: what is trained at the full size.
+        first_seed: first of these seeds; seeds before it are for pilots.
+        pilots: experiments made before the claims were written, with their seeds.
+        full: description of the training at the full size.
         full_ranks: processes of every run there.
-        reading: written after the runs: what the figures don't say by themselves.
+        reading: interpretation, written after the runs.
     """
 
     name: str
@@ -152,45 +152,45 @@ class Plan:
     reading: str = ""
 
     def cells(self, scale: Scale = "small") -> list[Cell]:
-        """The cells of all grids; in the smoke size those alone that the claims and the headline name."""
+        """Cells of all grids; in the smoke size only those that the claims and the headline name."""
         cells = [cell for name, grid in self.grids.items() for cell in _cells(name, grid, scale)]
         return [cell for cell in cells if cell.name in self.named()] if scale == "smoke" else cells
 
     def seeds_of(self, scale: Scale = "small") -> range:
-        """The seeds of every cell's runs; in the smoke size two that the plan itself may not use."""
+        """Seeds of every cell's runs; in the smoke size two that the plan itself may not use."""
         return range(SMOKE_SEEDS) if scale == "smoke" else range(self.first_seed, self.first_seed + self.seeds)
 
     def ranks_of(self, scale: Scale = "small") -> int:
-        """The processes of every run; in the smoke size two where ranks matter."""
+        """Processes of every run; in the smoke size two where ranks matter."""
         return {"smoke": min(self.ranks, 2), "small": self.ranks, "full": self.full_ranks}[scale]
 
     def named(self) -> set[str]:
-        """The cells that the claims and the headline are about."""
+        """Cells that the claims and the headline name."""
         sides = [side for claim in self.claims for side in claim.sides()]
         others = {side.minus for side in sides if side.minus is not None}
         headline = {cell for cells in self.headline.series.values() for cell in cells}
         return {side.cell for side in sides} | others | headline
 
     def claims_hash(self) -> str:
-        """Of what decides: the inequalities, and the seeds that they are judged on."""
+        """Hash of the inequalities and the seeds that they are judged on."""
         decides = [[asdict(claim) for claim in self.claims], self.first_seed, self.seeds]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 
     def metrics(self) -> dict[str, Metric]:
-        """Of all grids."""
+        """Metrics of all grids."""
         return {name: metric for grid in self.grids.values() for name, metric in grid.metrics.items()}
 
 
 def available_results() -> list[str]:
-    """The names of the files in `science/plans/`."""
+    """Names of the files in `science/plans/`."""
     return sorted(file.stem for file in PLANS.glob("*.yaml"))
 
 
 def load_plan(name: str) -> Plan:
-    """The plan of a name, checked.
+    """Load and check a plan by name.
 
     Raises:
-        ValueError: there is no such result, or its file doesn't say what a plan says.
+        ValueError: an unknown result, or an invalid plan.
     """
     if name not in available_results():
         raise ValueError(f"no result {name!r}; {suggest(name, available_results())}")
@@ -198,19 +198,19 @@ def load_plan(name: str) -> Plan:
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan in a file.
+    """Read and check the plan in a file.
 
     Raises:
-        ValueError: it doesn't say what a plan says.
+        ValueError: the plan is invalid.
     """
     return parse_plan(path.read_text(), path)
 
 
 def parse_plan(text: str, path: Path) -> Plan:
-    """The plan that a file's text is.
+    """Parse and check the text of a plan.
 
     Raises:
-        ValueError: it doesn't say what a plan says.
+        ValueError: the plan is invalid.
     """
     found: Any = {"name": path.stem, **dict(OmegaConf.to_container(OmegaConf.create(text)))}  # type: ignore[arg-type]
     wrong = mistakes(found, Plan)

@@ -1,4 +1,4 @@
-"""Finished runs as rows of a CSV file, so that a stopped reproduction goes on."""
+"""Finished runs as rows of a CSV file, from which an interrupted reproduction continues."""
 
 import csv
 import io
@@ -12,15 +12,15 @@ class Record(NamedTuple):
     """One finished run.
 
     Attributes:
-        cell: of the plan.
-        seed: of the run.
-        settings: a hash of all that the run depends on but the seed and the code.
-        claims: a hash of the claims that it was made to judge; "" in records from before claims were noted.
-        commit: that holds these claims.
-        seconds: by the clock.
-        cpu_seconds: of the first rank's process.
-        made: by which versions, and when.
-        metrics: by name.
+        cell: cell of the plan.
+        seed: seed of the run.
+        settings: hash of everything the run depends on except the seed and the code.
+        claims: hash of the claims at the time of the run; "" in records from before claims were stored.
+        commit: commit that contains these claims.
+        seconds: wall-clock time.
+        cpu_seconds: CPU time of the first rank's process.
+        made: versions and date.
+        metrics: metrics by name.
     """
 
     cell: str
@@ -38,14 +38,14 @@ _FIXED = Record._fields[:-1]
 
 
 class Records:
-    """The file `path`, with a column for each of `metrics`.
+    """Records in the file `path`, with a column for each of `metrics`.
 
-    Rows whose cell isn't in `settings`, or has another hash there, are of other settings: they are left out here, and
-    dropped from the file when a row is added. So are rows from before claims were noted, where `claims` is given.
-    Without `settings` the rows are taken as they are, to be read alone.
+    Rows whose cell isn't in `settings`, or has a different hash there, are ignored, and dropped from the file when a
+    row is added. So are rows from before claims were stored, if `claims` is given. Without `settings` all rows are
+    read; use this only for reading.
 
     Raises:
-        ValueError: rows of these settings were made for other claims than `claims`.
+        ValueError: rows of these settings were made for claims other than `claims`.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class Records:
         return any((row.cell, row.seed) == (cell, seed) for row in self.rows)
 
     def values(self, cell: str, metric: str) -> dict[int, float]:
-        """A metric of a cell, by seed."""
+        """Metric of a cell, by seed."""
         return {row.seed: row.metrics[metric] for row in self.rows if row.cell == cell and metric in row.metrics}
 
     def add(self, row: Record) -> None:
-        """Append one row, by one write: what a kill leaves is rows, and at most a last one that isn't read."""
+        """Append one row in a single write: a kill leaves at most one incomplete last row, which isn't read."""
         if not self._whole:
             self._rewrite()
         self.rows.append(row)
@@ -110,7 +110,7 @@ def _read(path: Path, metrics: list[str]) -> list[Record]:
     if not path.is_file():
         return []
     text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]  # a row without its end was being written when the process was killed
+    whole = text[: text.rfind("\n") + 1]  # an incomplete row was being written when the process was killed
     rows = []
     for row in csv.DictReader(io.StringIO(whole)):
         measured = {name: float(row[name]) for name in metrics if row.get(name)}

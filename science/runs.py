@@ -1,4 +1,4 @@
-"""The runs of a plan: each one a config of `syncbn train`, and what is measured of it."""
+"""Runs of a plan: each is a config of `syncbn train` and a measure."""
 
 import functools
 import hashlib
@@ -23,10 +23,10 @@ from syncbn.run.described import options_at
 from syncbn.run.errors import UserError
 from syncbn.run.main_options import Main
 
-# Every run ends with its last weights: nothing is chosen by a validation, and nothing is written but the record.
+# Every run uses its last weights: nothing is selected by validation, and only the record is written.
 _ALWAYS = ("callbacks=none", "~logger", "trainer.enable_progress_bar=false", "trainer.limit_val_batches=0")
 _ON_CPU = ("threads=1", "trainer.accelerator=cpu")
-_BESIDE = ("run_id", "output_root", "paths", "tags", "task_name")  # what no figure depends on
+_BESIDE = ("run_id", "output_root", "paths", "tags", "task_name")  # keys that don't affect results
 
 
 class Trial(NamedTuple):
@@ -37,13 +37,13 @@ class Trial(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What a measure is given.
+    """Input of a measure.
 
     Attributes:
-        config: checked.
-        options: of its own.
-        world: the process among the ranks.
-        picture: a file for a picture of the run, which the page then shows; None where there shall be none.
+        config: checked config.
+        options: options of the measure.
+        world: rank of this process and number of ranks.
+        picture: file for a picture of the run for the page; None for no picture.
     """
 
     config: DictConfig
@@ -53,13 +53,13 @@ class Setting(NamedTuple):
 
 
 def missing_trials(plan: Plan, records: Records, scale: Scale = "small") -> list[Trial]:
-    """The runs that aren't among the records, seed by seed, so that what there is can be compared at any time."""
+    """Runs that aren't recorded, seed by seed, so that finished ones are comparable at any time."""
     trials = [Trial(cell, seed) for seed in plan.seeds_of(scale) for cell in plan.cells(scale)]
     return [trial for trial in trials if not records.has(trial.cell.name, trial.seed)]
 
 
 def settings_of(plan: Plan, scale: Scale = "small") -> dict[str, str]:
-    """By cell, a hash of everything that its runs depend on but the seed and the code; the configs are checked.
+    """Hashes by cell of everything its runs depend on except the seed and the code; checks the configs.
 
     Raises:
         ValueError: the plan has nothing to run at this scale.
@@ -80,16 +80,16 @@ def carry_out(
     scale: Scale = "small",
     commit: str = "",
 ) -> Iterator[tuple[Trial, float]]:
-    """Do the runs, on every rank alike, and yield each with its seconds; the first rank keeps the records.
+    """Do the runs and yield each with its seconds; every rank calls it, and the first one adds the records.
 
     Args:
-        plan: whose runs they are.
-        trials: to do.
-        records: to add to.
-        settings: of `settings_of`.
-        world: this process among the ranks.
-        scale: of the runs.
-        commit: that holds the plan's claims, for the records.
+        plan: plan of the runs.
+        trials: runs to do.
+        records: records to add to.
+        settings: result of `settings_of`.
+        world: rank of this process and number of ranks.
+        scale: size of the runs.
+        commit: commit that contains the plan's claims, for the records.
     """
     from science.measures import find
 
@@ -117,7 +117,7 @@ def carry_out(
 
 
 def picture_of(plan: Plan, cell: Cell, folder: Path) -> Path:
-    """Where a measure may leave a picture of a cell's first run."""
+    """File for a measure's picture of a cell's first run."""
     return folder / f"{plan.name}-{'-'.join(cell.choices).replace(' ', '_')}.png"
 
 
@@ -128,16 +128,16 @@ def _hash(measure: str, cell: Cell, ranks: int, scale: Scale) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
-@functools.cache  # cells that differ in options alone have one config
+@functools.cache  # cells that differ only in options share a config
 def _checked(overrides: tuple[str, ...]) -> dict[str, Any]:
     (config,) = checked_configs(CommandLine(overrides))
     return config
 
 
 def _said(node: Any, where: str = "") -> Any:
-    """What a config says that its options' defaults don't: an option that comes later leaves the settings the same.
+    """Values of a config that differ from the defaults, so that a new option doesn't change the hash of settings.
 
-    A default is the code's. Who changes one has the plans say what they were made with.
+    Whoever changes a default must state the old value in the plans that were run with it.
     """
     if isinstance(node, dict):
         options = Main if where == "config" else options_at(where.removeprefix("config."), node)

@@ -1,8 +1,8 @@
-"""The measurements and tables of docs/results/scenes.md: python -m science.scenes [seeds=3] [option=value ...].
+"""Measurements and tables of docs/results/scenes.md: python -m science.scenes [seeds=3] [option=value ...].
 
 Trains `experiment=fcn_scenes` in one process of 8 images, on 4 ranks of 2 with synchronized statistics, and on 4 ranks
-of 2 with each rank's own. Each run adds a line to docs/results/scenes.csv; runs that it has already aren't repeated.
-Options are those of scripts/train.py. The tables are printed at the end.
+of 2 with each rank's own. Each run adds a line to docs/results/scenes.csv; finished runs aren't repeated. Options are
+those of scripts/train.py. The tables are printed at the end.
 """
 
 import csv
@@ -25,7 +25,7 @@ SETTINGS = {
 
 
 def measure(setting: str, seed: int, options: list[str]) -> dict[str, str]:
-    """Train and test once; the row of the table."""
+    """Train and test once; returns a row of the table."""
     with tempfile.TemporaryDirectory() as folder:
         fixed = ["experiment=fcn_scenes", "trainer.accelerator=cpu", "threads=1", f"output_root={folder}", "run_id=run"]
         subprocess.run([*SETTINGS[setting], *fixed, f"seed={seed}", *options], check=True, stdout=sys.stderr)
@@ -37,7 +37,7 @@ def measure(setting: str, seed: int, options: list[str]) -> dict[str, str]:
 
 
 def measured() -> list[dict[str, str]]:
-    """The rows of the runs that have been made."""
+    """Rows of finished runs."""
     if not TABLE.exists():
         return []
     with open(TABLE, newline="") as file:
@@ -45,7 +45,7 @@ def measured() -> list[dict[str, str]]:
 
 
 def table(rows: list[dict[str, str]], metric: str) -> str:
-    """A metric of each seed and setting, and the mean over the seeds, as Markdown."""
+    """Format a metric of each seed and setting, and its mean over seeds, as Markdown."""
     found = {(row["setting"], row["seed"]): float(row[metric]) for row in rows}
     seeds = sorted({seed for _, seed in found}, key=int)
     lines = [f"| seed | {' | '.join(SETTINGS)} |", "|---" + "|--:" * len(SETTINGS) + "|"]

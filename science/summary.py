@@ -1,4 +1,4 @@
-"""docs/results/README.md: all claims in one table and one picture."""
+"""Summary docs/results/README.md: all claims in one table and one picture."""
 
 import math
 import textwrap
@@ -36,8 +36,8 @@ Beside these, written by hand: [fine-tuning, adaptation and recalibration](finet
 [two images a rank, on scenes](scenes.md).
 """
 _COLORS: dict[Verdict, str] = {"holds": "tab:green", "does not hold": "tab:red", "undecided": "tab:gray"}
-_FURTHEST = 30.0  # standard deviations that the picture goes to
-_WIDTH = 64  # characters of a claim that its line has
+_FURTHEST = 30.0  # limit of the picture, in standard deviations
+_WIDTH = 64  # characters of a claim in its line
 
 
 class Result(NamedTuple):
@@ -79,7 +79,7 @@ def _row(result: Result, ran: bool) -> str:
 
 
 def _forest(axes: Any, results: list[Result]) -> None:
-    """A line for each claim under its page's name, from the top down."""
+    """Draw a forest plot: a line for each claim under its page's name, from the top down."""
     from matplotlib.lines import Line2D
 
     axes.set_xscale("symlog", linthresh=1, linscale=1.2)

@@ -1,4 +1,4 @@
-"""Whether an inequality holds, by paired t-tests over seeds."""
+"""Verdicts on inequalities by paired t-tests over seeds."""
 
 import math
 import statistics
@@ -10,7 +10,7 @@ from scipy import stats
 from science.plan import Claim, Side
 
 Verdict = Literal["holds", "does not hold", "undecided", "not run yet"]
-Values = Callable[[str, str], Mapping[int, float]]  # from (cell, metric) to the values by seed
+Values = Callable[[str, str], Mapping[int, float]]  # maps (cell, metric) to values by seed
 CONFIDENCE = 0.95
 
 
@@ -31,9 +31,9 @@ class Interval(NamedTuple):
 
 
 class Effect(NamedTuple):
-    """How far a claim's mean difference is from its margin, in standard deviations of the difference over seeds.
+    """Distance of a claim's mean difference from its margin, in standard deviations of the difference over seeds.
 
-    Positive on the claimed side. `low` and `high` are those of the 95 % interval of the mean, on the same scale.
+    Positive on the claimed side. `low` and `high` bound the mean's 95 % interval, on the same scale.
     """
 
     size: float
@@ -42,14 +42,14 @@ class Effect(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """A claim with what was measured of it.
+    """A claim with its measurement and verdict.
 
     Attributes:
         claim: the inequality.
-        difference: left - right; of their logarithms, on the scale "ratio".
-        effect: the distance from the margin, standardized.
-        p: of the two-sided paired t-test, corrected for the number of claims.
-        verdict: by `p`.
+        difference: left - right, of logarithms on the scale "ratio".
+        effect: standardized distance from the margin.
+        p: p-value of the two-sided paired t-test, corrected for the number of claims.
+        verdict: verdict by `p`.
     """
 
     claim: Claim
@@ -62,7 +62,7 @@ class Judgement(NamedTuple):
 def interval(values: Sequence[float]) -> Interval:
     """Student's t interval of a mean: mean ± t(0.975, n - 1)·s / sqrt(n), infinite for a single value.
 
-    NaN where a value isn't finite, or where there is none.
+    NaN if there are no values or one isn't finite.
     """
     n = len(values)
     if not n or not all(math.isfinite(value) for value in values):
@@ -75,11 +75,11 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def judge(claims: Sequence[Claim], values: Values) -> list[Judgement]:
-    """Compare both sides of each claim seed by seed: a seed has the same data and, for one architecture, weights.
+    """Compare both sides of each claim by seed. A seed fixes the data and, for one architecture, the initial weights.
 
-    Of a claim's differences against its margin there are two one-sided t-tests: that they are on the claimed side, and
-    that they are on the other; of "within" two for each (TOST). Twice the smaller p is two-sided, and is corrected by
-    Holm's method for all claims. Below 0.05 the verdict is "holds" or "does not hold", by the side, else "undecided".
+    A claim's differences are compared with its margin by two one-sided t-tests, one for either side; "within" has two
+    for each (TOST). Twice the smaller p is the two-sided p, corrected by Holm's method for all claims. Below 0.05 the
+    verdict is "holds" or "does not hold", by the side, else "undecided".
 
     Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scand. J. Statistics 6, 1979; Schuirmann, A
     Comparison of the Two One-Sided Tests Procedure, J. Pharmacokinetics and Biopharmaceutics 15, 1987.
@@ -94,7 +94,7 @@ def judge(claims: Sequence[Claim], values: Values) -> list[Judgement]:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """P-values corrected for their number: the i-th smallest of m times m - i + 1, and no less than those before it."""
+    """Holm's corrected p-values: the i-th smallest of m times m - i + 1, and no less than those before it."""
     corrected, largest = [1.0] * len(ps), 0.0
     for rank, index in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
         largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
@@ -103,7 +103,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def effect(claim: Claim, differences: Sequence[float]) -> Effect:
-    """See `Effect`; infinite where all seeds have the same difference, and NaN for fewer than two."""
+    """Compute the `Effect`: infinite if all seeds have the same difference, NaN for fewer than two seeds."""
     found = interval(differences)
     if found.n < 2 or math.isnan(found.mean):
         return Effect(math.nan, math.nan, math.nan)
@@ -120,7 +120,7 @@ def effect(claim: Claim, differences: Sequence[float]) -> Effect:
 
 
 def overall(judgements: Sequence[Judgement]) -> str:
-    """One line for all of a result's claims."""
+    """Summarize all claims of a result in one line."""
     verdicts = [judgement.verdict for judgement in judgements]
     if len(set(verdicts)) == 1:
         return verdicts[0]
@@ -154,11 +154,11 @@ def _margin(claim: Claim) -> float:
 
 
 def _tests(claim: Claim, differences: Sequence[float]) -> tuple[float, float]:
-    """p of the test that the claim is right, and of the one that its contrary is; 1 where nothing can be said."""
+    """One-sided p-values for the claim and for its opposite; 1 if neither can be tested."""
     if len(differences) < 2 or not all(math.isfinite(difference) for difference in differences):
         return 1.0, 1.0
     margin = _margin(claim)
-    if _constant(differences):  # without any spread what is seen is what is, and a t statistic divides by zero
+    if _constant(differences):  # the t statistic would divide by zero
         mean = statistics.fmean(differences)
         held = {">": mean > margin, "<": mean < -margin, "within": abs(mean) < margin}[claim.relation]
         return (0.0, 1.0) if held else (1.0, 0.0)

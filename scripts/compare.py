@@ -1,4 +1,4 @@
 from syncbn.cli import run
 
-if __name__ == "__main__":  # the ranks of trainer=ddp_sim import this file
+if __name__ == "__main__":  # spawned ranks (trainer=ddp_sim) import this file
     run("compare")

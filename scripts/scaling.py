@@ -1,4 +1,4 @@
 from syncbn.cli import run
 
-if __name__ == "__main__":  # the ranks that it starts import this file
+if __name__ == "__main__":  # spawned ranks import this file
     run("command", package="benchmarks.scaling")

@@ -56,7 +56,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# Public names are imported when they are first used, so that a command line can be checked without waiting for torch.
+# Public names are imported on first use, so that a command line is checked without waiting for torch.
 _HOMES = {
     "CrossIterationBatchNorm": "syncbn.norm",
     "DoctorReport": "syncbn.machine",

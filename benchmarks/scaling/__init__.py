@@ -1,1 +1,1 @@
-"""What synchronized batch normalization's messages cost: measured, modelled, and predicted for GPUs."""
+"""Cost of synchronized batch normalization's messages: measured, modelled, and predicted for GPUs."""

@@ -1,4 +1,4 @@
-"""Measure, fit, predict, and write docs/scaling.md with its pictures and tables anew."""
+"""Measure, fit, predict, and write docs/scaling.md with its pictures and tables."""
 
 import csv
 import platform
@@ -26,21 +26,21 @@ TIME_COLUMNS = ("q1_s", "median_s", "q3_s", "model_s", "in_fit")
 
 @dataclass
 class Options:
-    """Of `scripts/scaling.py`."""
+    """Options of `scripts/scaling.py`."""
 
-    docs: Path = option(DOCS, "the folder that gets scaling.md and scaling/")
+    docs: Path = option(DOCS, "folder for scaling.md and scaling/")
 
 
 PARSER = Parser("python scripts/scaling.py", __doc__, Options)
 
 
 def main() -> None:
-    """Read the command line, and say where the page is."""
+    """Read the command line, write the page and print its path."""
     PARSER.main(lambda words: print(write(PARSER.read(words).docs)))
 
 
 def write(docs: Path, worlds: Sequence[int] = WORLDS, channels: Sequence[int] = CHANNELS) -> str:
-    """Do all of it; the model's errors, and the path of the page."""
+    """Measure, fit and write the page; returns the model's errors and the page's path."""
     timings, scheduling = measure(worlds, channels)
     unseen = held_out(timings)
     seen = [timing for timing in timings if timing not in unseen]

@@ -1,4 +1,4 @@
-"""The collectives of two designs of synchronized batch normalization, timed among gloo ranks on this machine."""
+"""Times of the collectives of two designs of synchronized batch normalization, between gloo ranks on this machine."""
 
 import multiprocessing
 import os
@@ -23,7 +23,7 @@ ROUNDS, BLOCKS, CALLS = 4, 3, 8
 
 @dataclass(frozen=True)
 class Message:
-    """What a norm layer of `channels` sends in one pass.
+    """Message of a norm layer with `channels` in one pass.
 
     Ours: sums and a count in float64, by all-reduce. The gathering design, `torch.nn.SyncBatchNorm`'s: mean, inverse
     deviation and count of each rank in float32 by all-gather, and in the backward pass two sums by all-reduce.
@@ -54,7 +54,7 @@ class Message:
 class Timing:
     """Seconds of one call of a message among `ranks`: the mean of each of several blocks of calls.
 
-    The first quartile of the blocks stands for all: what disturbs a block, another program say, only lengthens it.
+    The first quartile of the blocks represents all: disturbances, such as other programs, only lengthen a block.
     """
 
     message: Message
@@ -79,12 +79,12 @@ def messages(channels: Sequence[int] = CHANNELS) -> list[Message]:
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0))
 
 
 def measure(worlds: Sequence[int] = WORLDS, channels: Sequence[int] = CHANNELS) -> tuple[list[Timing], str]:
-    """Every message in every world; and how the operating system was asked to schedule the ranks."""
+    """Time every message in every world; returns the timings and the scheduling policy of the ranks."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch.distributed"])  # one import for all ranks
     answers = context.SimpleQueue()
@@ -116,9 +116,9 @@ def _rank(
     dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
     groups = {size: dist.new_group(list(range(size))) for size in worlds}
     timings = {size: [Timing(message, size, []) for message in messages(channels)] for size in groups}
-    for _ in range(ROUNDS):  # so that what lasts for seconds doesn't hit all blocks of a message
+    for _ in range(ROUNDS):  # spread out, so that a disturbance of seconds doesn't hit all blocks of a message
         for size, group in groups.items():
-            dist.barrier()  # the ranks that have no part wait here, and need no core for that
+            dist.barrier()  # ranks outside the group wait here without using a core
             for timing in timings[size] if rank < size else []:
                 timing.blocks.extend(_time(timing.message, size, group))
     dist.barrier()
@@ -129,9 +129,9 @@ def _rank(
 
 
 def _take_a_core(rank: int) -> str:
-    """Share the cores evenly, and let a rank that has something to do run at once, ahead of other programs.
+    """Pin ranks evenly to cores, and schedule them ahead of other programs.
 
-    Without the last, what is measured on shared cores is how long the scheduler lets others run.
+    Without that priority, timings on shared cores measure how long the scheduler runs other programs.
     """
     available = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {available[rank % len(available)]})

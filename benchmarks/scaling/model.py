@@ -1,4 +1,4 @@
-"""A latency-bandwidth model of collectives: how long one takes, and the fit of its parameters to measurements.
+"""Latency-bandwidth model of collectives, and the fit of its parameters to measurements.
 
 A ring sends in steps, each of which waits for the one before (Thakur, Rabenseifner & Gropp, Optimization of Collective
 Communication Operations in MPICH, 2005). With p ranks, a message of m bytes and k cores,
@@ -7,8 +7,8 @@ Communication Operations in MPICH, 2005). With p ranks, a message of m bytes and
 
     all-reduce: steps = 2(p - 1), traffic = 2(p - 1)/p · m        all-gather: steps = p - 1, traffic = (p - 1) · m
 
-where m is what a rank contributes. Ranks that share a core take turns in every step, so that everything takes p / k
-times as long; with a core for each rank the factor is 1.
+where m is a rank's contribution. Ranks that share a core take turns in every step, so all takes p / k times as long;
+with one core per rank the factor is 1.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ from syncbn.machine.scaling import Kind, steps
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement: a collective of `size` bytes a rank among `ranks`, and its seconds."""
+    """One measurement: a collective of `size` bytes per rank between `ranks`, and its seconds."""
 
     kind: Kind
     ranks: int
@@ -32,7 +32,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one kind of collective: seconds a call, a step, and a byte that a rank sends."""
+    """Costs of one kind of collective: seconds per call, per step, and per byte that a rank sends."""
 
     base: float
     latency: float
@@ -50,7 +50,7 @@ def predict(costs: Costs, kind: Kind, ranks: int, size: int, cores: int) -> floa
 
 
 def fit(points: Iterable[Point], cores: int) -> dict[Kind, Costs]:
-    """Costs of each kind, none negative, that make the sum of squared relative errors smallest."""
+    """Fit non-negative costs of each kind by least squares of relative errors."""
     by_kind: dict[Kind, list[Point]] = {}
     for point in points:
         by_kind.setdefault(point.kind, []).append(point)
@@ -58,7 +58,7 @@ def fit(points: Iterable[Point], cores: int) -> dict[Kind, Costs]:
 
 
 def relative_error(costs: dict[Kind, Costs], point: Point, cores: int) -> float:
-    """By how much of the measured time the prediction is too long; negative where it is too short."""
+    """Relative error of the prediction; negative if it is too short."""
     return predict(costs[point.kind], point.kind, point.ranks, point.size, cores) / point.seconds - 1
 
 

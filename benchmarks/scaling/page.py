@@ -1,4 +1,4 @@
-"""docs/scaling.md: the words around the tables."""
+"""Text of docs/scaling.md around the tables."""
 
 from collections.abc import Sequence
 
@@ -139,7 +139,7 @@ def page(
     cores: int,
     scheduling: str,
 ) -> str:
-    """The page, from the measurements, the fit and the channels of ResNet-50's norms."""
+    """Format the page from the measurements, the fit and the channels of ResNet-50's norms."""
     node, two_nodes = (step_cost("gather", gpus, channels) for gpus in (8, 16))
     more = StepSeconds(two_nodes.low - node.low)
     return PAGE.format(

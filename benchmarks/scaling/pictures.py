@@ -1,4 +1,4 @@
-"""The two pictures of docs/scaling.md."""
+"""Pictures of docs/scaling.md."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ DESIGNS = {"ours": ("#4477aa", "all-reduce (this package)"), "gather": ("#ee6677
 def draw_collectives(
     timings: Sequence[Timing], held_out: Sequence[Timing], costs: dict[Kind, Costs], cores: int, path: Path
 ) -> None:
-    """Measured times over message sizes, and the model's lines; what the fit hasn't seen is hollow."""
+    """Draw measured times over message sizes and the model's lines; held-out points are hollow."""
     figure = _figure()
     titles: dict[Kind, str] = {"all_reduce": "All-reduce", "all_gather": "All-gather"}
     for axes, (kind, title) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
@@ -52,7 +52,7 @@ def draw_collectives(
 
 
 def draw_gpus(channels: Sequence[int], worlds: Sequence[int], path: Path) -> None:
-    """What a step of ResNet-50 spends on its norms' collectives, for both designs, with the interval."""
+    """Draw the cost of the norms' collectives in a ResNet-50 step, for both designs, with intervals."""
     figure = _figure(width=7)
     axes = figure.subplots()
     for design, (colour, label) in DESIGNS.items():

@@ -1,11 +1,11 @@
-"""What others measured of the cost of synchronized batch normalization, and where they say so."""
+"""Published measurements of the cost of synchronized batch normalization, with sources."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Somebody else's figure."""
+    """A published figure."""
 
     what: str
     machine: str

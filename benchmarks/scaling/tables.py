@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md, in Markdown, each made of figures that it is given."""
+"""Tables of docs/scaling.md in Markdown."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from benchmarks.scaling.published import MEASUREMENTS
 from syncbn.machine.scaling import GPUS_A_NODE, Kind, StepSeconds, largest_group, resnet50_step, step_cost
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-ENOUGH_IMAGES = 32  # a group
+ENOUGH_IMAGES = 32  # per group
 UNSEEN_WORLD = 16
 TOLERANCE = 0.2
 
 
 def held_out(timings: Sequence[Timing]) -> list[Timing]:
-    """What the fit doesn't see: every second message size, and all of the largest world."""
+    """Timings held out of the fit: every second message size, and the largest world."""
     sizes = sorted({timing.message.channels for timing in timings})
     return [t for t in timings if t.ranks == UNSEEN_WORLD or sizes.index(t.message.channels) % 2]
 
 
 def designs_table(timings: Sequence[Timing], channels: Sequence[int]) -> str:
-    """The messages of a step of ResNet-50: the sum over its norms, for each design."""
+    """Messages of a ResNet-50 step, summed over its norms, for each design."""
     seconds = {(t.message.design, t.message.direction, t.message.channels, t.ranks): t.seconds for t in timings}
     rows = []
     for world in sorted({t.ranks for t in timings}):
@@ -34,7 +34,7 @@ def designs_table(timings: Sequence[Timing], channels: Sequence[int]) -> str:
 
 
 def costs_table(costs: dict[Kind, Costs]) -> str:
-    """The fitted parameters."""
+    """Fitted parameters."""
     rows = [
         f"| {kind.replace('_', '-')} | {1e6 * c.base:.1f} | {1e6 * c.latency:.1f} | {1e9 * c.per_byte:.2f} |"
         for kind, c in costs.items()
@@ -43,7 +43,7 @@ def costs_table(costs: dict[Kind, Costs]) -> str:
 
 
 def errors_table(costs: dict[Kind, Costs], unseen: Sequence[Timing], cores: int) -> str:
-    """How far the model is from what the fit hasn't seen."""
+    """Errors of the model on held-out points."""
     parts = {
         "other sizes, on as many ranks as in the fit": [t for t in unseen if t.ranks != UNSEEN_WORLD],
         f"{UNSEEN_WORLD} ranks, all sizes": [t for t in unseen if t.ranks == UNSEEN_WORLD],
@@ -63,7 +63,7 @@ def errors_table(costs: dict[Kind, Costs], unseen: Sequence[Timing], cores: int)
 
 
 def gpus_table(channels: Sequence[int]) -> str:
-    """Time and share of a step on GPUs, with the interval."""
+    """Time and share of a step on GPUs, with intervals."""
     rows = []
     for gpus in GPUS:
         ours, gather = step_cost("ours", gpus, channels), step_cost("gather", gpus, channels)
@@ -78,13 +78,13 @@ def gpus_table(channels: Sequence[int]) -> str:
 
 
 def published_table() -> str:
-    """Other people's measurements."""
+    """Published measurements."""
     rows = [f"| {m.what} | {m.machine} | {m.found} | {m.source} |" for m in MEASUREMENTS]
     return _table("| what | machine | found | source |\n|---|---|---|---|", rows)
 
 
 def enough_table(channels: Sequence[int]) -> str:
-    """The smallest group with enough images, and its cost."""
+    """Smallest group with enough images, and its cost."""
     rows = []
     for images in (1, 2, 4, 8, 16):
         group = max(GPUS_A_NODE, ENOUGH_IMAGES // images)
@@ -96,7 +96,7 @@ def enough_table(channels: Sequence[int]) -> str:
 
 
 def budget_table(channels: Sequence[int]) -> str:
-    """The largest group for a share of the step."""
+    """Largest group for a share of the step."""
     budgets = (0.05, 0.1, 0.2)
     rows = [
         f"| {images} | {1e3 * resnet50_step(images):.0f} | "
@@ -109,7 +109,7 @@ def budget_table(channels: Sequence[int]) -> str:
 
 
 def _interval(cost: StepSeconds, step: float | None = None) -> str:
-    """In milliseconds, or in percent of a step."""
+    """Format an interval in milliseconds, or in percent of a step."""
     scale = 1e3 if step is None else 100 / step
     return f"{scale * cost.middle:,.1f} ({scale * cost.low:,.1f}-{scale * cost.high:,.1f})"
 

@@ -1,4 +1,4 @@
-"""What is measured of a run: functions from a `Setting` to metrics by name, each in a file of its own."""
+"""Measures of a run: functions from a `Setting` to metrics by name, one per file."""
 
 import importlib
 from collections.abc import Callable
@@ -21,10 +21,10 @@ _PLACES = {
 
 
 def find(name: str) -> Callable[[Any], dict[str, float]]:
-    """The measure of a name.
+    """Find a measure by name.
 
     Raises:
-        ValueError: there is no such measure.
+        ValueError: an unknown measure.
     """
     if name not in _PLACES:
         raise ValueError(f"unknown measure {name!r}; {suggest(name, _PLACES)}")

@@ -1,4 +1,4 @@
-"""What measures share: batches of one part of the data, and the accuracy on them."""
+"""Helpers shared by measures: batches of one part of the data, and the accuracy on them."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ BATCH = 128
 
 
 def in_one_process(data: Any, batch_size: int = BATCH) -> Any:
-    """The data module for this process alone, with every class and batches of `batch_size`."""
+    """Build the data module for this process only, with all classes and batches of `batch_size`."""
     alone = copy.copy(data)
     alone.trainer = None
     alone.shard_by_class = False
@@ -22,17 +22,17 @@ def in_one_process(data: Any, batch_size: int = BATCH) -> Any:
 
 
 def whole(data: Any, part: Part) -> tuple[Tensor, Tensor]:
-    """All images and labels of a part."""
+    """Load all images and labels of a part."""
     return data.fetch(part, list(range(data.num_samples(part))), 0)
 
 
 @torch.no_grad()
 def accuracy(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The share of samples whose largest logit is their label's."""
+    """Share of samples whose largest logit is that of their label."""
     right = [(predict(images).argmax(dim=1) == labels).float() for images, labels in batches]
     return float(torch.cat(right).mean())
 
 
 def has_running_statistics(net: nn.Module) -> bool:
-    """Whether a layer evaluates by statistics of its training."""
+    """Whether any layer evaluates with running statistics."""
     return any(name.endswith("running_mean") for name, _ in net.named_buffers())

@@ -1,4 +1,4 @@
-"""How much the distribution of each layer's inputs moves while the layers before it learn."""
+"""Movement of the distribution of each layer's inputs while the layers before it learn."""
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,7 +12,7 @@ from syncbn.run.fit import test
 
 
 class Movements(Callback):
-    """After each epoch, how far the mean of each linear layer's input has moved, in its standard deviations."""
+    """Record after each epoch how far the mean of each linear layer's input has moved, in standard deviations."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -28,7 +28,7 @@ class Movements(Callback):
 
 @torch.no_grad()
 def distributions(net: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Mean and standard deviation of the features that enter each linear layer after the first, in evaluation."""
+    """Mean and standard deviation of the input features of each linear layer after the first, in evaluation."""
     found: list[tuple[Tensor, Tensor]] = []
     linears = [module for module in net.modules() if isinstance(module, nn.Linear)][1:]
     handles = [
@@ -44,7 +44,7 @@ def distributions(net: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]
 
 
 def inputs(setting: Setting) -> dict[str, float]:
-    """`movement`: the mean over layers, features and epochs; and the test metrics."""
+    """Measure `movement`, the mean over layers, features and epochs; and the test metrics."""
     images, _ = whole(build.build_data(setting.config), "val")
     movements = Movements(images)
     fitted = fit(setting.config, setting.world, [movements])

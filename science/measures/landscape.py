@@ -1,4 +1,4 @@
-"""How far the loss and its gradient change along the gradient step, during training."""
+"""Change of the loss and its gradient along the gradient step, during training."""
 
 import copy
 from typing import Any
@@ -12,11 +12,11 @@ from science.measures.training import fit
 from science.runs import Setting
 from syncbn.run.fit import test
 
-STEPS = (0.5, 1.0, 2.0, 4.0)  # of the learning rate
+STEPS = (0.5, 1.0, 2.0, 4.0)  # multiples of the learning rate
 
 
 class Walks(Callback):
-    """Every `every` steps, the loss and the gradient of the next batch along its own gradient."""
+    """Record, every `every` steps, the loss and the gradient of the next batch along its own gradient."""
 
     def __init__(self, every: int, lr: float) -> None:
         self.every, self.lr = every, lr
@@ -35,9 +35,9 @@ class Walks(Callback):
 
 
 def walk(net: nn.Module, images: Tensor, labels: Tensor, lengths: list[float]) -> tuple[float, float]:
-    """The range of the loss over x - η·g, η in `lengths` and 0, and the largest ‖g(x - η·g) - g‖; `net` isn't changed.
+    """Range of the loss over x - η·g for η in `lengths` and 0, and largest ‖g(x - η·g) - g‖; `net` isn't changed.
 
-    x are the weights and g = ∂loss/∂x, with the norms' statistics those of the batch, as in training.
+    x are the weights and g = ∂loss/∂x. The norms use batch statistics, as in training.
 
     Source: Santurkar et al., How Does Batch Normalization Help Optimization?, NeurIPS 2018,
     https://arxiv.org/abs/1805.11604, section 3.2.
@@ -65,7 +65,7 @@ def walk(net: nn.Module, images: Tensor, labels: Tensor, lengths: list[float]) -
 
 
 def landscape(setting: Setting) -> dict[str, float]:
-    """Medians over the training of what `walk` returns: `variation` and `difference`; and the test metrics."""
+    """Measure `variation` and `difference`, the medians over training of `walk`'s results; and the test metrics."""
     walks = Walks(int(setting.options["every"]), setting.config.optimizer.lr)
     fitted = fit(setting.config, setting.world, [walks])
     variation, difference = (torch.tensor(found).median() for found in (walks.variations, walks.differences))

@@ -1,4 +1,4 @@
-"""A trained network as it evaluates, and after its running statistics are measured anew."""
+"""Accuracy of a trained network before and after recalibration of its running statistics."""
 
 import syncbn
 from science.measures.evaluation import accuracy, has_running_statistics, in_one_process
@@ -7,11 +7,11 @@ from science.runs import Setting
 
 
 def recalibration(setting: Setting) -> dict[str, float]:
-    """Test accuracy of the first rank's network, by its statistics.
+    """Measure the test accuracy of the first rank's network by the statistics it uses.
 
-    - `running`: those of its training, which are what a checkpoint holds.
-    - `recalibrated`: those of the training set of all classes, in batches of 128; `running` where there are none.
-    - `train`: the accuracy on the training set after recalibration.
+    - `running`: the running statistics of its training, as in a checkpoint.
+    - `recalibrated`: statistics of the training set of all classes, in batches of 128; `running` if it has none.
+    - `train`: accuracy on the training set after recalibration.
     """
     fitted = fit(setting.config, setting.world)
     data, net = in_one_process(fitted.data), fitted.net.eval()

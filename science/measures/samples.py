@@ -1,4 +1,4 @@
-"""What a generator makes after its training."""
+"""Samples of a trained generator."""
 
 import matplotlib.image
 
@@ -11,7 +11,7 @@ _ROWS = 8
 
 
 def samples(setting: Setting) -> dict[str, float]:
-    """Every metric that `GANTask` logs, and a grid of samples as the run's picture."""
+    """Measure all metrics that `GANTask` logs, and draw a grid of samples as the run's picture."""
     fitted = fit(setting.config, setting.world)
     if setting.picture is not None:
         setting.picture.parent.mkdir(parents=True, exist_ok=True)

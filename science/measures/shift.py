@@ -1,4 +1,4 @@
-"""A trained network on images of another domain, adapted without labels in several ways."""
+"""Accuracy of a trained network on a shifted domain, adapted without labels by several methods."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +15,10 @@ from syncbn.run import build
 
 
 def shift(setting: Setting) -> dict[str, float]:
-    """`accuracy` on the test images of the domain `corruptions`, after `method`, in batches of `batch`.
+    """Measure `accuracy` on the test images of the domain `corruptions`, adapted by `method` in batches of `batch`.
 
-    Methods: "frozen" (nothing changes), "adabn" (statistics of the domain's training images), "updated" (running
-    averages go on over the test batches, momentum 0.1, each evaluated after its update), "batch" (each batch by its own
+    Methods: "frozen" (no adaptation), "adabn" (statistics of the domain's training images), "updated" (running averages
+    continue over the test batches with momentum 0.1, each evaluated after its update), "batch" (each batch by its own
     statistics), "tent".
     """
     method, batch = setting.options["method"], int(setting.options.get("batch", 128))
@@ -48,7 +48,7 @@ def _tent(net: nn.Module, domain: Any) -> Callable[[Tensor], Tensor]:
 
 def _updated(net: nn.Module, domain: Any) -> Callable[[Tensor], Tensor]:
     def predict(images: Tensor) -> Tensor:
-        for layer in net.modules():  # everything else stays in eval mode
+        for layer in net.modules():  # all other modules stay in eval mode
             layer.training = hasattr(layer, "running_mean")
         net(images)
         return net.eval()(images)

@@ -1,4 +1,4 @@
-"""A trained network without its least important channels, before and after it is trained further."""
+"""Accuracy of a pruned network, before and after it is trained further."""
 
 import torch
 
@@ -11,10 +11,10 @@ from syncbn.run import build
 
 
 def slimming(setting: Setting) -> dict[str, float]:
-    """The network of the config with the part `ratio` of its channels removed.
+    """Measure the config's network with the share `ratio` of its channels removed.
 
-    - `parameters`: as a share of the whole network's; `flops` likewise.
-    - `pruned`: test accuracy at once; `tuned`: after as many steps again as the training had.
+    - `parameters` and `flops`: relative to the whole network.
+    - `pruned`: test accuracy at once; `tuned`: after as many more steps as the training had.
     """
     net = trained(setting)
     data = in_one_process(build.build_data(setting.config))

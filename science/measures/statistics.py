@@ -1,4 +1,4 @@
-"""How far the moments that cross-iteration batch normalization goes by are from the exact ones at today's weights."""
+"""Errors of cross-iteration batch normalization's moments against the exact ones at the current weights."""
 
 import copy
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from syncbn.run.fit import test
 
 
 class Used(NamedTuple):
-    """Moments at one step of a layer: its batch's alone, and the window's without the Taylor step and with it."""
+    """Moments of a layer at one step: of its batch, and of the window without and with the Taylor step."""
 
     batch: Moments
     plain: Moments
@@ -25,7 +25,7 @@ class Used(NamedTuple):
 
 
 class _Probe(CrossIterationBatchNorm):
-    """Cross-iteration batch normalization that tells what it divides by."""
+    """Cross-iteration batch normalization that records the moments it uses."""
 
     used: Used
 
@@ -40,7 +40,7 @@ class _Probe(CrossIterationBatchNorm):
 
 
 class Errors(Callback):
-    """Every `every` steps, the errors of each layer's moments against those of the whole training set."""
+    """Record, every `every` steps, the errors of each layer's moments against those of the whole training set."""
 
     def __init__(self, images: Tensor, every: int, first: int) -> None:
         self.images, self.every, self.first = images, every, first
@@ -63,7 +63,7 @@ class Errors(Callback):
 
 
 def error(moments: Moments, exact: Moments) -> Tensor:
-    """The mean over channels of |mean - exact mean| / σ + |σ' / σ - 1|, with σ² the exact variance."""
+    """Mean over channels of |mean - exact mean| / σ + |σ' / σ - 1|, with σ² the exact variance."""
     sigma = biased_var(exact).clamp(min=1e-12).sqrt()
     shift = (moments.mean.detach() - exact.mean).abs() / sigma
     scale = (biased_var(moments).detach().clamp(min=0).sqrt() / sigma - 1).abs()
@@ -72,7 +72,7 @@ def error(moments: Moments, exact: Moments) -> Tensor:
 
 @torch.no_grad()
 def exact_moments(net: nn.Module, images: Tensor) -> dict[str, Moments]:
-    """The moments of each layer's input when the network normalizes `images` as one batch."""
+    """Moments of each layer's input when the network normalizes `images` as one batch."""
     found: dict[str, Moments] = {}
     twin = copy.deepcopy(net).train()
     for path, layer in _probes(twin):
@@ -88,10 +88,11 @@ def exact_moments(net: nn.Module, images: Tensor) -> dict[str, Moments]:
 
 
 def statistics(setting: Setting) -> dict[str, float]:
-    """Errors over the training after `first` steps, every `every`, averaged over layers and steps.
+    """Measure errors after `first` steps of training, every `every`, averaged over layers and steps.
 
-    - `batch`: of the current batch's moments; `plain`: of the window's, as they were; `carried`: of the window's,
-      carried to today's weights, by which the layer divides.
+    - `batch`: of the current batch's moments.
+    - `plain`: of the window's moments, uncorrected.
+    - `carried`: of the window's moments, corrected to the current weights, as the layer uses them.
     """
     images, _ = whole(build.build_data(setting.config), "train")
     errors = Errors(images, int(setting.options["every"]), int(setting.options["first"]))

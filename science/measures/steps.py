@@ -1,4 +1,4 @@
-"""How many steps a training takes to validation accuracies."""
+"""Number of training steps to given validation accuracies."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from syncbn.run.fit import test
 
 
 class ValidationCurve(Callback):
-    """Keeps (step, accuracy) of each validation."""
+    """Record (step, accuracy) of each validation."""
 
     def __init__(self) -> None:
         self.points: list[tuple[int, float]] = []
@@ -20,11 +20,11 @@ class ValidationCurve(Callback):
 
 
 def steps(setting: Setting) -> dict[str, float]:
-    """Steps to each accuracy of the option `levels`, in per cent, and the test metrics.
+    """Measure the steps to each accuracy of the option `levels`, in percent, and the test metrics.
 
-    - `steps_to_<level>`: the first validated step with that accuracy; where it is never reached, all steps of the
-      training, which is too few.
-    - `reached_<level>`: 1 where it is reached.
+    - `steps_to_<level>`: first validated step with that accuracy; if it is never reached, all steps of the training,
+      a lower bound.
+    - `reached_<level>`: 1 if it is reached.
     """
     curve = ValidationCurve()
     fitted = fit(setting.config, setting.world, [curve])

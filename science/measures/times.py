@@ -1,4 +1,4 @@
-"""What a training step takes with each of several norms, measured side by side."""
+"""Time of a training step with each of several norms, measured in turns."""
 
 import copy
 import statistics
@@ -12,14 +12,14 @@ from science.measures.evaluation import in_one_process
 from science.runs import Setting
 from syncbn.run import build
 
-STEPS = 5  # in a row, of one norm, before the next norm's turn
+STEPS = 5  # consecutive steps of a norm in its turn
 
 
 def times(setting: Setting) -> dict[str, float]:
-    """Milliseconds of a step (forward, backward, update) for each of the option `norms`, by name.
+    """Measure milliseconds of a step (forward, backward, update) for each of the option `norms`, by name.
 
-    The norms take turns for `rounds` rounds, so that whatever else the machine does meets all of them; the figure is
-    the median round. The first round warms up and isn't counted.
+    The norms take turns for `rounds` rounds, so that other load on the machine affects all alike. The result is the
+    median round; the first round warms up and isn't counted.
     """
     torch.set_num_threads(1)
     turns = {name: _turn(setting, name) for name in setting.options["norms"]}
@@ -33,7 +33,7 @@ def times(setting: Setting) -> dict[str, float]:
 
 
 def _turn(setting: Setting, norm: str) -> Callable[[], float]:
-    """A function that trains for a few steps and returns the seconds of one."""
+    """Make a function that trains for a few steps and returns the seconds of one."""
     torch.manual_seed(setting.config.seed)
     config = copy.deepcopy(setting.config)
     config.norm = {"name": norm}

@@ -1,4 +1,4 @@
-"""Training as `syncbn train` does it, from the same configs and through the same functions."""
+"""Training by the same configs and functions as `syncbn train`."""
 
 import copy
 import functools
@@ -16,7 +16,7 @@ from syncbn.run.fit import Run
 
 
 def train(setting: Setting) -> dict[str, float]:
-    """Fit and test; every metric that the task logs."""
+    """Fit and test; returns every metric that the task logs."""
     return story.test(fit(setting.config, setting.world))
 
 
@@ -26,13 +26,13 @@ def fit(
     callbacks: Sequence[Callback] = (),
     change: Callable[[nn.Module], nn.Module] | None = None,
 ) -> Run:
-    """Everything that a config describes, after the fit.
+    """Build and fit what a config describes.
 
     Args:
-        config: of `syncbn train`.
-        world: this process among the ranks.
-        callbacks: beside the config's.
-        change: from the config's network to the one to train.
+        config: config of `syncbn train`.
+        world: rank of this process and number of ranks.
+        callbacks: callbacks in addition to the config's.
+        change: maps the config's network to the one to train.
     """
     run = story.prepare(config, world, callbacks=callbacks, change=change)
     story.fit(run)
@@ -40,7 +40,7 @@ def fit(
 
 
 def trained(setting: Setting) -> nn.Module:
-    """The setting's network in eval mode, a copy. The last one is kept, for cells that differ in what comes after."""
+    """Copy of the setting's trained network, in eval mode. The last is cached for cells that differ in later steps."""
     config = json.dumps(OmegaConf.to_container(setting.config), sort_keys=True)
     return copy.deepcopy(_trained(config, setting.world))
 

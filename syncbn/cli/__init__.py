@@ -1,7 +1,7 @@
-"""The commands of `syncbn`: each file here that has a `main()` is one, named as the file.
+"""Commands of `syncbn`: each file here with a `main()` is one, named after the file.
 
-The first line of its docstring is what `syncbn --help` says of it. Nothing that a command needs is imported before it
-is chosen. A command that does without the trainer's packages says so by `NEEDS = ()`.
+The first line of its docstring is its line in `syncbn --help`. A command's imports happen only once it is chosen. A
+command that doesn't need the trainer's packages declares `NEEDS = ()`.
 """
 
 import ast
@@ -15,7 +15,7 @@ from syncbn.launch.secrets import guard_the_screen
 from syncbn.run.errors import fail
 
 TRAINER = ("hydra", "lightning", "torchmetrics", "sklearn", "matplotlib", "rich")
-_SCRIPTS = ("reproduce", "scaling")  # over what a wheel doesn't hold: science/ and benchmarks/
+_SCRIPTS = ("reproduce", "scaling")  # need science/ and benchmarks/, which a wheel doesn't contain
 _HELP = """\
 usage: syncbn <command> [key=value] ...
 
@@ -25,7 +25,7 @@ syncbn <command> --help says what a command takes. `python -m syncbn` is the sam
 
 
 def main() -> None:
-    """Run the command that the command line names first."""
+    """Run the command that the first word of the command line names."""
     name, *rest = sys.argv[1:] or [""]
     if name in ("-h", "--help", "help"):
         print(overview())
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def commands() -> dict[str, str]:
-    """Each command, and what it does in a line; read from the files, without importing one."""
+    """Commands and their summary lines, read from the files without importing them."""
     found = {}
     for file in sorted(Path(__file__).parent.glob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -57,14 +57,14 @@ def commands() -> dict[str, str]:
 
 
 def overview() -> str:
-    """What `syncbn --help` prints."""
+    """Text of `syncbn --help`."""
     known = commands()
     width = max(map(len, known))
     return _HELP.format(commands="\n".join(f"  {name:<{width}}  {summary}" for name, summary in known.items()))
 
 
 def run(command: str, package: str = __name__) -> None:
-    """Call the `main()` of `<package>.<command>`, which reads `sys.argv[1:]`, or say which packages it lacks."""
+    """Call `main()` of `<package>.<command>`, which reads `sys.argv[1:]`, or name the packages that are missing."""
     guard_the_screen()
     sys.path[:] = [place for place in sys.path if not _is_scripts(place)]
     try:
@@ -100,12 +100,12 @@ def _unknown(name: str, known: dict[str, str]) -> str:
         return f"{name} is a script of the repository, not of the package: in a checkout, python scripts/{name}.py"
     if "=" in name or name.startswith("-"):
         return f"{name}: which command? syncbn train {name}, say; commands: {', '.join(known)}"
-    # Imports inspect, which `run` first has to keep apart from scripts/inspect.py.
+    # Imports inspect; `run` has to hide scripts/inspect.py first.
     from syncbn.norm.core.options import suggest
 
     return f"{name}: no such command; {suggest(Path(name).stem, known)}"
 
 
 def _is_scripts(place: str) -> bool:
-    """Whether Python looks for modules beside the script: scripts/inspect.py would be taken for its own `inspect`."""
+    """Whether `place` is scripts/, the running script's folder, where inspect.py shadows the standard library's."""
     return os.path.isfile(os.path.join(place, "inspect.py")) and os.path.isfile(os.path.join(place, "recalibrate.py"))

@@ -1,7 +1,7 @@
-"""The parser of every command whose options aren't a config of Hydra's: a dataclass says what the command takes.
+"""Parser of the commands whose options aren't a Hydra config: a dataclass declares the options.
 
-A field is an option, `key=value` on the command line; its type and bounds are checked, its help and its default are
-printed. `--key=value`, `--key value` and, where the option is true or false, `--key` are read alike.
+A field is an option, `key=value` on the command line. Its type and bounds are checked; its help and default are
+printed. `--key=value`, `--key value` and, for a boolean option, `--key` are accepted too.
 """
 
 import json
@@ -22,14 +22,14 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True)
 class Parser(Generic[Options]):
-    """What a command takes, how it is read, and what `--help` prints.
+    """Parser and help text of one command.
 
     Attributes:
-        program: what a user types, `syncbn evaluate` say.
-        about: what the command does: a line, and what else there is to say of it.
-        options: a dataclass.
-        words: the list, or the text, among the options that words without `=` go to.
-        overrides: the list among the options that dotted keys of a run's config go to.
+        program: command as typed, such as `syncbn evaluate`.
+        about: description: a summary line, then details.
+        options: dataclass of the options.
+        words: name of the option that takes words without `=`, a list or a string.
+        overrides: name of the option that takes dotted keys of a run's config, a list.
     """
 
     program: str
@@ -39,9 +39,9 @@ class Parser(Generic[Options]):
     overrides: str = ""
 
     def main(self, command: Callable[[list[str]], Any]) -> None:
-        """Call `command` with the command line, or print the usage.
+        """Run `command` on the command line, or print the usage.
 
-        A user's mistake is one line, from the first rank where there are several, and exit code 2.
+        A user's mistake ends in exit code 2 and one line, printed by the first rank only.
         """
         words, world = sys.argv[1:], current_world()
         if {"-h", "--help"} & set(words):
@@ -53,10 +53,10 @@ class Parser(Generic[Options]):
             fail(str(error), prints=world.rank == 0, after_others=world.rank > 0)
 
     def read(self, words: Sequence[str]) -> Options:
-        """The options that a command line gives.
+        """Parse a command line into options.
 
         Raises:
-            UserError: an option that the command doesn't have, one that is missing, or a value that isn't allowed.
+            UserError: an unknown option, a missing one, or a value that isn't allowed.
         """
         given: dict[str, Any] = {name: [] for name in (self.words, self.overrides) if name}
         for word in self._spelt(words):
@@ -80,7 +80,7 @@ class Parser(Generic[Options]):
         return self.options(**given)
 
     def usage(self) -> str:
-        """What `--help` prints."""
+        """Text of `--help`."""
         summary, _, more = self.about.strip().partition("\n")
         rows = [(self._shown(each), _help(each)) for each in fields(self.options)]  # type: ignore[arg-type]
         width = max((len(shown) for shown, _ in rows), default=0)
@@ -90,7 +90,7 @@ class Parser(Generic[Options]):
         )
 
     def _usage_line(self) -> str:
-        """The command as it is typed, with what it can't do without."""
+        """Command with its required options."""
         required = [each for each in fields(self.options) if each.default is each.default_factory is MISSING]  # type: ignore[arg-type]
         words = [f"<{self.words}>"] if self.words else []
         keys = [self._shown(each) for each in required if each.name != self.words]
@@ -110,7 +110,7 @@ class Parser(Generic[Options]):
         return [name for name in self._kinds() if name not in (self.words, self.overrides)]
 
     def _spelt(self, words: Sequence[str]) -> Iterator[str]:
-        """Every option as `key=value`."""
+        """Rewrite every option as `key=value`."""
         left = list(words)
         while left:
             word = left.pop(0)
@@ -141,16 +141,16 @@ class Parser(Generic[Options]):
 
 @dataclass
 class OnRun:
-    """What every command on a finished run takes."""
+    """Options of every command on a finished run."""
 
     run: Path = required("the run's folder, outputs/<run_id>")
-    checkpoint: Path | None = option(None, "another checkpoint than checkpoints/best.ckpt")
-    data: str | None = option(None, "other data than the run's, a choice of conf/data")
-    overrides: list[str] = option([], "anything of the run's config, data.batch_size=64 say")
+    checkpoint: Path | None = option(None, "checkpoint to load instead of checkpoints/best.ckpt")
+    data: str | None = option(None, "data to use instead of the run's, a choice of conf/data")
+    overrides: list[str] = option([], "overrides of the run's config, such as data.batch_size=64")
 
 
 def _value(text: str, kind: Any) -> Any:
-    """A value as it was typed, as the option's type has it; one of another type stays as it is, to be refused."""
+    """Convert a typed value to the option's type; a value of another type is left unchanged, to be refused."""
     kinds = get_args(kind) if get_origin(kind) is not Literal else ()
     if type(None) in kinds and not text:
         return None

@@ -1,7 +1,7 @@
 """Compare finished runs, as a table and as curves, without W&B.
 
-Folders of runs, or of sweeps, whose jobs are taken: syncbn compare outputs/*. The table has what differs between the
-runs' configs and their metrics; the plot has their validation curves.
+Give folders of runs or of sweeps: syncbn compare outputs/*. The table shows the differences between the runs' configs
+and their metrics; the plot shows their validation curves.
 """
 
 import csv
@@ -21,10 +21,10 @@ _METRICS = ("val/acc", "test/acc", "test/loss")
 
 @dataclass
 class Options:
-    """Of `syncbn compare`."""
+    """Options of `syncbn compare`."""
 
     folders: list[str] = required("of runs and of sweeps")
-    plot: Path = option(Path("compare.png"), "the picture of the curves")
+    plot: Path = option(Path("compare.png"), "file for the picture of the curves")
 
 
 PARSER = Parser("syncbn compare", __doc__, Options, words="folders")
@@ -32,7 +32,7 @@ PARSER = Parser("syncbn compare", __doc__, Options, words="folders")
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run's folder says: its name, its overrides of the defaults, and its metrics by epoch."""
+    """A finished run: its name, its overrides of the defaults, and its metrics by epoch."""
 
     name: str
     settings: Mapping[str, str]
@@ -45,7 +45,7 @@ class Finished:
         return [epoch for epoch, _ in points], [value for _, value in points]
 
     def final(self, metric: str) -> float | None:
-        """The best validation accuracy, or the last value of another metric; None where the run has none."""
+        """Best validation accuracy, or last value of another metric; None if the run has none."""
         values = self.curve(metric)[1]
         return (max(values) if metric == "val/acc" else values[-1]) if values else None
 
@@ -59,7 +59,7 @@ def compare(arguments: list[str]) -> None:
     """Print the table of runs, and save the plot.
 
     Args:
-        arguments: folders, and what `PARSER` says.
+        arguments: folders, and options of `PARSER`.
     """
     with user_mistakes():
         options = PARSER.read(arguments)
@@ -72,13 +72,13 @@ def compare(arguments: list[str]) -> None:
 
 
 def find_runs(folders: Iterable[Path]) -> list[Finished]:
-    """The runs in folders, and in the numbered folders of sweeps; what isn't a run is passed over."""
+    """Find runs in folders and in the numbered folders of sweeps; other folders are skipped."""
     places = [(place, folder) for folder in folders for place in [folder, *sorted(folder.glob("*/"))]]
     return [_read(place, folder) for place, folder in places if _is_run(place)]
 
 
 def print_table(runs: list[Finished]) -> None:
-    """A row for each run: what was set on its command line, where runs differ in it, and its metrics."""
+    """Print a row per run: the overrides in which runs differ, and metrics."""
     from rich.console import Console
     from rich.table import Table
 
@@ -86,13 +86,13 @@ def print_table(runs: list[Finished]) -> None:
     for run in runs:
         metrics = ("" if (value := run.final(metric)) is None else f"{value:.4f}" for metric in _METRICS)
         table.add_row(run.name, *(run.settings.get(column, "") for column in columns), *metrics)
-    # Not a terminal: a width that cuts nothing, for files and pipes.
+    # Files and pipes get a width that truncates nothing.
     console = Console()
     (console if console.is_terminal else Console(width=400)).print(table)
 
 
 def plot_curves(runs: list[Finished], path: Path) -> None:
-    """Validation accuracy and loss of all runs over epochs."""
+    """Plot validation accuracy and loss of all runs over epochs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

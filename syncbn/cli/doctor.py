@@ -1,7 +1,7 @@
-"""Say what this machine has, prove that SyncBatchNorm is exact on it, and time it.
+"""Report this machine's hardware and software, prove that SyncBatchNorm is exact on it, and time it.
 
-On one machine: syncbn doctor. In the ranks of a job: torchrun ... -m syncbn doctor, or srun syncbn doctor. The report
-names no host, user or folder, so that it can be attached to an issue. The exit code is 1 where something is wrong.
+On one machine: syncbn doctor. On the ranks of a job: torchrun ... -m syncbn doctor, or srun syncbn doctor. The report
+names no host, user or folder, so it can be attached to an issue. The exit code is 1 if something is wrong.
 """
 
 from dataclasses import dataclass
@@ -19,32 +19,32 @@ NEEDS = ()
 
 @dataclass
 class Options:
-    """Of `syncbn doctor`."""
+    """Options of `syncbn doctor`."""
 
-    model: str | None = option(None, "a network of syncbn.models, resnet50 say: what its messages will cost")
-    images: Count | None = option(None, "images of a rank, for model; 32 on a GPU, 2 on CPU where it isn't given")
-    ranks: Count | None = option(None, "ranks to start on CPU, where no launcher has started any; 2 if it isn't given")
-    seconds: Positive = option(60.0, "how long it may take, about")
-    output: Path = option(Path("doctor.json"), "the report as JSON")
+    model: str | None = option(None, "a network of syncbn.models, such as resnet50: forecasts the cost of its messages")
+    images: Count | None = option(None, "images per rank for model; by default 32 on a GPU and 2 on CPU")
+    ranks: Count | None = option(None, "ranks to start on CPU without a launcher; 2 by default")
+    seconds: Positive = option(60.0, "approximate time limit")
+    output: Path = option(Path("doctor.json"), "file for the report as JSON")
 
 
 PARSER = Parser("syncbn doctor", __doc__, Options)
 
 
 def main() -> None:
-    """Print the report, write it as JSON, and end with exit code 1 where something is wrong."""
+    """Print the report, write it as JSON, and exit with 1 if something is wrong."""
     with ends_at_once():
         PARSER.main(examine)
 
 
 def examine(arguments: list[str]) -> None:
-    """The same, for a command line that was split.
+    """As `main`, for the words of a command line.
 
     Args:
-        arguments: what `PARSER` says.
+        arguments: options of `PARSER`.
 
     Raises:
-        SystemExit: with 1, where the report isn't ok.
+        SystemExit: with code 1, if the report isn't ok.
     """
     with user_mistakes():
         options = PARSER.read(arguments)

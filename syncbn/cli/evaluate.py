@@ -1,4 +1,4 @@
-"""Evaluate a finished run on its test set, from its folder alone."""
+"""Evaluate a finished run on its test set; needs only its folder."""
 
 from syncbn import cli
 from syncbn.cli.arguments import OnRun, Parser
@@ -13,10 +13,10 @@ def main() -> None:
 
 
 def evaluate(arguments: list[str]) -> dict[str, float]:
-    """Test metrics of the run, in one process: each test sample counts once.
+    """Compute the run's test metrics in one process, so that each test sample counts once.
 
     Args:
-        arguments: `run=<folder>`, and what `PARSER` says.
+        arguments: `run=<folder>`, and other options of `PARSER`.
     """
     with user_mistakes():
         options = PARSER.read(arguments)

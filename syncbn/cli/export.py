@@ -1,4 +1,4 @@
-"""Write a finished run's network, fused, as files that other programs read.
+"""Export a finished run's fused network to files for other programs.
 
 Batch norms are folded into the convolutions before them. safetensors holds the weights, torch a torch.export program.
 Every file is read back and compared with the network on test images. Existing files are not overwritten.
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _FILES = {"safetensors": "model.safetensors", "torch": "model.pt2", "onnx": "model.onnx"}
-_TOLERANCE = 1e-4  # of the largest logit, in float32
+_TOLERANCE = 1e-4  # relative to the largest logit, in float32
 
 
 @dataclass
 class Options(OnRun):
-    """Of `syncbn export`."""
+    """Options of `syncbn export`."""
 
-    format: Literal["safetensors", "torch", "onnx", "all"] = option("all", "which of the files")
-    output: Path | None = option(None, "the folder of model.safetensors, model.pt2 and model.onnx; else <run>/export")
+    format: Literal["safetensors", "torch", "onnx", "all"] = option("all", "file format to write")
+    output: Path | None = option(
+        None, "folder for model.safetensors, model.pt2 and model.onnx; <run>/export by default"
+    )
 
 
 PARSER = Parser("syncbn export", __doc__, Options, overrides="overrides")
@@ -39,10 +41,10 @@ def main() -> None:
 
 
 def export(arguments: list[str]) -> list[Path]:
-    """Write the run's network in each format, and print how far each file's logits are from the network's.
+    """Write the run's network in each format, and print each file's largest difference of logits from the network.
 
     Args:
-        arguments: `run=<folder>`, and what `PARSER` says.
+        arguments: `run=<folder>`, and other options of `PARSER`.
     """
     with user_mistakes():
         options = PARSER.read(arguments)
@@ -105,7 +107,7 @@ def _write_onnx(net: "nn.Module", images: "Tensor", path: Path) -> "Tensor":
     import onnxruntime
     import torch
 
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it says for each operator of torchvision that it lacks
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about each operator of torchvision it lacks
     program = torch.onnx.export(_program(net, images), (), dynamo=True, verbose=False)
     assert program is not None
     program.save(path, external_data=False)
@@ -115,7 +117,7 @@ def _write_onnx(net: "nn.Module", images: "Tensor", path: Path) -> "Tensor":
 
 
 def _program(net: "nn.Module", images: "Tensor") -> Any:
-    """The exported program, for batches of any size."""
+    """Export a program for batches of any size."""
     import torch
 
     return torch.export.export(net, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))

@@ -1,7 +1,7 @@
-"""Measure the batch norms of a finished run, on its training data or on another domain.
+"""Measure the batch norms of a finished run on its training data or on another domain.
 
-Prints a table and the warnings, each with a page in docs/warnings, and writes norm_report/report.md and norms.png into
-the run's folder. With data=<choice> it measures another domain, and its drift from the run's own.
+Prints a table and warnings, each with a page in docs/warnings, and writes norm_report/report.md and norms.png into the
+run's folder. With data=<choice> it measures another domain and its drift from the run's own.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Options(OnRun):
-    """Of `syncbn inspect`."""
+    """Options of `syncbn inspect`."""
 
     max_batches: Count = option(20, "training batches to measure")
 
@@ -32,10 +32,10 @@ def main() -> None:
 
 
 def inspect(arguments: list[str]) -> "NormReport":
-    """Print and write the report of a run.
+    """Print and write a run's report.
 
     Args:
-        arguments: `run=<folder>`, and what `PARSER` says.
+        arguments: `run=<folder>`, and other options of `PARSER`.
     """
     with user_mistakes():
         options = PARSER.read(arguments)

@@ -1,7 +1,7 @@
-"""List what a norm, a network, a data set and so on may be told.
+"""List the options of norms, networks, data sets and all other choices.
 
-`syncbn options` names every group and its choices; `syncbn options norm=group model=vit` lists the options of these,
-with what they may be, their values there, their defaults, and what they are.
+`syncbn options` lists all groups and their choices; `syncbn options norm=group model=vit` lists the options of these
+choices, with allowed values, values there, defaults and a description.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,14 +14,14 @@ from syncbn.norm.core.options import option, suggest
 from syncbn.run.errors import user_mistakes
 
 NEEDS = ("hydra",)
-_BESIDE = ("experiment", "debug", "finetune", "launcher", "wandb")  # whole settings, of options of other groups
+_BESIDE = ("experiment", "debug", "finetune", "launcher", "wandb")  # presets of other groups' options
 
 
 @dataclass
 class Options:
-    """Of `syncbn options`."""
+    """Options of `syncbn options`."""
 
-    choices: list[str] = option([], "choices of groups, norm=group say; without any, all are named")
+    choices: list[str] = option([], "choices of groups, such as norm=group; by default all are listed")
 
 
 PARSER = Parser("syncbn options", __doc__, Options, words="choices")
@@ -33,10 +33,10 @@ def main() -> None:
 
 
 def listing(words: list[str]) -> str:
-    """The options of some choices; without any, all groups and their choices.
+    """Options of the given choices; without any, all groups and their choices.
 
     Args:
-        words: `group=choice`, one or several.
+        words: any number of `group=choice`.
     """
     with user_mistakes():
         from syncbn.run.compose import config_groups
@@ -76,7 +76,7 @@ def _one(word: str, groups: Mapping[str, list[str]]) -> str:
 
 
 def _described(node: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any], type]]:
-    """Every part of a composed choice whose options are declared: where it stands, its values, and the options."""
+    """All parts of a composed choice with declared options: key, values and options."""
     from syncbn.run.described import options_at
 
     if not isinstance(node, dict):

@@ -1,6 +1,6 @@
-"""Measure the running statistics of a finished run anew, as a new checkpoint.
+"""Recalibrate the running statistics of a finished run, into a new checkpoint.
 
-Training data is taken without augmentation unless data.augment=true is given. No labels are used.
+Uses training data without augmentation, unless data.augment=true is given, and no labels.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,12 @@ from syncbn.run.errors import user_mistakes
 
 @dataclass
 class Options(OnRun):
-    """Of `syncbn recalibrate`."""
+    """Options of `syncbn recalibrate`."""
 
     max_batches: Count | None = option(None, "training batches to use; all by default")
-    output: Path | None = option(None, "the new checkpoint, which must not exist; else checkpoints/recalibrated.ckpt")
+    output: Path | None = option(
+        None, "the new checkpoint, which must not exist; checkpoints/recalibrated.ckpt by default"
+    )
 
 
 PARSER = Parser("syncbn recalibrate", __doc__, Options, overrides="overrides")
@@ -29,10 +31,10 @@ def main() -> None:
 
 
 def recalibrate(arguments: list[str]) -> Path:
-    """Write a checkpoint with new running statistics, and print the test accuracy before and after.
+    """Write a checkpoint with recalibrated statistics, and print the test accuracy before and after.
 
     Args:
-        arguments: `run=<folder>`, and what `PARSER` says.
+        arguments: `run=<folder>`, and other options of `PARSER`.
     """
     with user_mistakes():
         options = PARSER.read(arguments)

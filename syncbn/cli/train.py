@@ -1,6 +1,6 @@
-"""Train a network, or several with -m: any norm, model and data of the configs, on one process or many.
+"""Train a network, or several with -m: any norm, model and data of the configs, on one or many processes.
 
-From the command line to the jobs that it stands for; `syncbn.run.fit` tells what becomes of each.
+Turns the command line into jobs; `syncbn.run.fit` runs each.
 """
 
 import os
@@ -34,11 +34,11 @@ from syncbn.run.launchers import submitted_job, submitted_world, waiting
 from syncbn.run.project import VARIABLE as PROJECT
 from syncbn.run.project import find_project
 
-_HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # runs jobs in this process
+_HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # runs the jobs in this process
 
 
 def main() -> None:
-    """Name the run, check the command line, start the ranks it asks for, and let Hydra go through its jobs."""
+    """Name the run, check the command line, start its ranks, and let Hydra run its jobs."""
     with ends_at_once():
         stop.install()
         world = current_world()
@@ -46,7 +46,7 @@ def main() -> None:
             line, flags = read(sys.argv[1:])
             ensure_run_id(os.environ, line.overrides)
             if (project := find_project()) is not None:
-                os.environ[PROJECT] = str(project.root)  # for ranks and jobs that work in another folder
+                os.environ[PROJECT] = str(project.root)  # for ranks and jobs in other working directories
             plan = _plan(line, flags, world)
         except (UserError, ValueError) as error:
             fail(str(error), prints=world.rank == 0, after_others=world.rank > 0)
@@ -58,13 +58,13 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a command line comes to.
+    """Plan of a command line.
 
     Attributes:
-        overrides: as Hydra reads them.
-        ranks: the processes to start here.
-        jobs: the number of its jobs.
-        submitted: the ranks of each job, where a launcher starts them elsewhere.
+        overrides: overrides for Hydra.
+        ranks: processes to start here.
+        jobs: number of jobs.
+        submitted: ranks of each job, if a launcher starts them elsewhere.
     """
 
     overrides: tuple[str, ...]
@@ -101,14 +101,14 @@ def _plan(line: CommandLine, flags: Namespace, world: World) -> _Plan:
     _check_sweeper(jobs, max(ranks, world.world_size))
     for config in jobs.configs:
         _check_output_root(Path(config["output_root"]))
-    os.environ[RUN_ID] = jobs.configs[0]["run_id"]  # which a primary config may have named
-    # The job writes .hydra, when nothing was wrong.
+    os.environ[RUN_ID] = jobs.configs[0]["run_id"]  # a primary config may set it
+    # The job writes .hydra itself, once all checks have passed.
     overrides = (*_folders(jobs.hydra), *overrides, "hydra.output_subdir=null")
     return _Plan(overrides, ranks, len(jobs.configs), submitted)
 
 
 def _check_sweeper(jobs: Jobs, ranks: int) -> None:
-    """A sweeper that draws values is asked by each rank, and each must draw the same."""
+    """Refuse a sweeper that draws values without a seed: each rank asks it, and all must draw the same."""
     if not jobs.is_sweep or ranks == 1 or jobs.hydra.sweeper._target_ == SWEEPER:
         return
     keys = [key for key in ("hydra.sweeper.sampler.seed", "hydra.sweeper.seed") if _has(jobs.hydra, key)]
@@ -124,7 +124,7 @@ def _has(hydra: DictConfig, key: str) -> bool:
 
 
 def _folders(hydra: DictConfig) -> list[str]:
-    """Our folders, where another primary config than ours leaves Hydra's, which each rank would name by its clock."""
+    """Overrides for our folders, where a primary config leaves Hydra's: each rank would name those by its own clock."""
     if "${now:" not in str(OmegaConf.to_container(hydra.run, resolve=False)):
         return []
     quiet = [
@@ -152,7 +152,7 @@ def _check_output_root(root: Path) -> None:
 def _run_jobs(plan: _Plan, flags: Namespace) -> None:
     submits = plan.submitted is not None
 
-    def job(config: DictConfig) -> float | None:  # in another process than this one, where a launcher runs it
+    def job(config: DictConfig) -> float | None:  # where a launcher is used, runs in another process
         with submitted_job() if submits else nullcontext():
             result = _job(config, current_world())
             if submits:
@@ -166,8 +166,8 @@ def _run_jobs(plan: _Plan, flags: Namespace) -> None:
 
 
 def _job(config: DictConfig, world: World) -> float | None:
-    """One job, in the folder that Hydra names; what it came to, for a sweeper that looks for the best."""
-    from syncbn.run.fit import train  # imports torch and Lightning, which the checks don't wait for
+    """Run one job in Hydra's folder; returns the metric for a sweeper that optimizes it."""
+    from syncbn.run.fit import train  # imports torch and Lightning; the checks don't need them
 
     hydra: Any = HydraConfig.get()
     config.paths.output_dir = hydra.runtime.output_dir
@@ -176,9 +176,9 @@ def _job(config: DictConfig, world: World) -> float | None:
     try:
         return train(config, world, hydra)
     except UserError as error:
-        with suppress(OSError):  # a folder that holds something is a run's, and stays
+        with suppress(OSError):  # a folder that isn't empty is a run's, and is kept
             Path(config.paths.output_dir).rmdir()
-        # A mistake on one rank only, a file missing on its node say, no other can tell.
+        # Other ranks can't report a mistake on one rank only, such as a file missing on its node.
         fail(f"rank {world.rank}: {error}" if world.rank else str(error), after_others=world.rank > 0)
     except Fault as fault:
         fail(str(fault), prints=world.rank == 0, after_others=world.rank > 0, code=1)

@@ -1,6 +1,6 @@
 """Compare a run's network on several ranks with one process.
 
-One training step on a batch of the run's data, split unevenly. The exit code is 1 where they differ.
+Runs one training step on an unevenly split batch of the run's data. The exit code is 1 if the results differ.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Options(OnRun):
-    """Of `syncbn verify`."""
+    """Options of `syncbn verify`."""
 
     ranks: Count = option(2, "processes to start on this machine's CPU")
 
@@ -26,15 +26,15 @@ PARSER = Parser("syncbn verify", __doc__, Options, overrides="overrides")
 
 
 def main() -> None:
-    """Read `run=<folder>`, print the verdict, and end with exit code 1 if it is bad."""
+    """Read `run=<folder>`, print the verdict, and exit with 1 if it is bad."""
     PARSER.main(_verify_and_exit)
 
 
 def verify(arguments: list[str]) -> "VerifyReport":
-    """Print the report of a run.
+    """Print a run's report.
 
     Args:
-        arguments: `run=<folder>`, and what `PARSER` says.
+        arguments: `run=<folder>`, and other options of `PARSER`.
     """
     with user_mistakes():
         options = PARSER.read(arguments)
