@@ -22,7 +22,7 @@ BIN := $(VENV)/bin/
 READY := $(VENV)/.installed
 endif
 
-.PHONY: demo test lint bench results tables zoo
+.PHONY: demo test lint bench results tables zoo site
 
 demo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)torchrun --nproc-per-node 2 scripts/train.py norm=sync trainer=ddp
@@ -70,3 +70,7 @@ zoo: .venv-zoo/.installed
 	PIP_CONSTRAINT=tests/zoo/requirements.txt .venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check \
 		-r tests/zoo/requirements.txt -e .
 	touch $@
+
+# The site, in build/site: strictly, so that a dead link or a name without documentation ends it.
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)mkdocs build --strict

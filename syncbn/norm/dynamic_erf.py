@@ -48,6 +48,7 @@ class DynamicErf(PointwiseNorm):
         self.shift = nn.Parameter(torch.full((1,), float(shift_init)))
 
     def squash(self, x: Tensor) -> Tensor:
+        """Compute erf(αx + s)."""
         return torch.erf(self.alpha * x + self.shift)
 
     def extra_repr(self) -> str:

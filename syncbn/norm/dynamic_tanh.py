@@ -44,4 +44,5 @@ class DynamicTanh(PointwiseNorm):
         super().__init__(num_features, alpha_init, affine, channel_dim)
 
     def squash(self, x: Tensor) -> Tensor:
+        """Compute tanh(αx)."""
         return torch.tanh(self.alpha * x)

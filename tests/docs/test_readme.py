@@ -16,7 +16,8 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 def test_the_readme(tmp_path: Path) -> None:
     run_page(blocks(README), tmp_path)
-    assert (tmp_path / "outputs" / "first" / "checkpoints" / "last.ckpt").is_file()
+    for name in ("checkpoints/last.ckpt", "exchange.csv"):
+        assert (tmp_path / "outputs" / "first" / name).is_file()
 
 
 def test_it_is_read_in_five_minutes() -> None:
@@ -36,7 +37,7 @@ def test_the_guide_to_runs(tmp_path: Path) -> None:
     names = [name for cell in cells for name in cell.replace("`", "").split(", ")]
     assert {".hydra/", "checkpoints/", "metrics.csv", "plots/", "wandb/"} <= set(names)
     for name in names:
-        assert (run / name).exists() or name == "tensorboard/", name
+        assert (run / name).exists() or name in ("tensorboard/", "exchange.csv"), name
     assert (tmp_path / "norms.png").is_file()
 
 
