@@ -1,4 +1,4 @@
-"""The options of `adaptive`."""
+"""Options of `adaptive`."""
 
 from dataclasses import dataclass
 

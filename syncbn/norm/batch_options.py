@@ -1,4 +1,4 @@
-"""The options of `batch`."""
+"""Options of `batch`."""
 
 from dataclasses import dataclass
 

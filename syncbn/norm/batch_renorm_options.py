@@ -1,4 +1,4 @@
-"""The options of `batch_renorm`."""
+"""Options of `batch_renorm`."""
 
 from dataclasses import dataclass
 from typing import Annotated

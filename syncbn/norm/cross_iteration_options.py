@@ -1,4 +1,4 @@
-"""The options of `cross_iteration`."""
+"""Options of `cross_iteration`."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from syncbn.norm.core.shared_options import Synchronized, Tracking
 
 @dataclass
 class CrossIterationOptions(Synchronized, Tracking):
-    """Cross-iteration batch normalization (Yao et al. 2021): moments of the last iterations, at today's weights."""
+    """Cross-iteration batch normalization (Yao et al. 2021): moments of recent iterations, at current weights."""
 
     window: Count = option(8, "iterations to take moments over, this one included; 1 is sync")
     burn_in: Natural = option(0, "first iterations with the current batch's moments alone")

@@ -1,4 +1,4 @@
-"""The options of `decorrelated`."""
+"""Options of `decorrelated`."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The options of `dynamic_erf`."""
+"""Options of `dynamic_erf`."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The options of `dynamic_tanh`."""
+"""Options of `dynamic_tanh`."""
 
 from dataclasses import dataclass
 

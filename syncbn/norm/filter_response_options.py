@@ -1,4 +1,4 @@
-"""The options of `filter_response`."""
+"""Options of `filter_response`."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from syncbn.norm.core.shared_options import Affine
 
 @dataclass
 class FilterResponseOptions(Affine):
-    """Filter response normalization (Singh & Krishnan 2020), with the activation that belongs to it."""
+    """Filter response normalization (Singh & Krishnan 2020), with its thresholded activation."""
 
     eps: Positive = option(
         1e-6, "added to the mean square; 1.0 for images so small that the last maps have a single position"

@@ -1,4 +1,4 @@
-"""The options of `frozen`."""
+"""Options of `frozen`."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from syncbn.norm.core.shared_options import Biased
 
 @dataclass
 class FrozenBatchNormOptions(Biased):
-    """Batch normalization with fixed statistics and a fixed scale and shift, as buffers: for weights trained before."""
+    """Batch normalization with fixed statistics, scale and shift, as buffers: for pretrained weights."""
 
 
 OPTIONS = {"frozen": FrozenBatchNormOptions}

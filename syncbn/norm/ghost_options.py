@@ -1,4 +1,4 @@
-"""The options of `ghost`."""
+"""Options of `ghost`."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from syncbn.norm.core.shared_options import Tracking
 
 @dataclass
 class GhostBatchNormOptions(Tracking):
-    """Ghost batch normalization (Hoffer et al. 2017): each rank's batch in small parts, each by its own moments."""
+    """Ghost batch normalization (Hoffer et al. 2017): moments of small parts of each rank's batch."""
 
     ghost_batch_size: Count = option(32, "samples of a ghost batch; the last one of a batch may be smaller")
 

@@ -1,4 +1,4 @@
-"""The options of `group`."""
+"""Options of `group`."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The options of `instance`."""
+"""Options of `instance`."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The options of `layer`."""
+"""Options of `layer`."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The options of `learnable_momentum`."""
+"""Options of `learnable_momentum`."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from syncbn.norm.core.shared_options import Running, Synchronized
 
 @dataclass
 class LearnableMomentumOptions(Synchronized, Running):
-    """Batch normalization by running statistics in training, by a momentum that is learned (after Yong et al. 2020)."""
+    """Batch normalization by running statistics in training too, with a learned momentum (after Yong et al. 2020)."""
 
     momentum: Share = option(
         0.1,

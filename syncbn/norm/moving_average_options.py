@@ -1,4 +1,4 @@
-"""The options of `moving_average`."""
+"""Options of `moving_average`."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -9,7 +9,7 @@ from syncbn.norm.core.shared_options import Running, Synchronized
 
 @dataclass
 class MovingAverageOptions(Synchronized, Running):
-    """Moving average batch normalization (MABN, Yan et al. 2020): windows of moments both ways, centred filters."""
+    """Moving average batch normalization (MABN, Yan et al. 2020): windowed moments both ways, centred filters."""
 
     window: Count = option(16, "iterations to average over")
     warmup: Natural = option(100, "first iterations by the batch's own statistics")

@@ -1,4 +1,4 @@
-"""The options of `none`."""
+"""Options of `none`."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The options of `recurrent`."""
+"""Options of `recurrent`."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from syncbn.norm.core.shared_options import Synchronized, Tracking
 
 @dataclass
 class RecurrentBatchNormOptions(Synchronized, Tracking):
-    """Batch normalization of a recurrent network (Cooijmans et al. 2017): statistics of each time step."""
+    """Batch normalization for recurrent networks (Cooijmans et al. 2017): statistics of each time step."""
 
     max_length: Count = option(
         100,

@@ -1,4 +1,4 @@
-"""The options of `rms`."""
+"""Options of `rms`."""
 
 from dataclasses import dataclass
 

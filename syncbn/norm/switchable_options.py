@@ -1,4 +1,4 @@
-"""The options of `switchable`."""
+"""Options of `switchable`."""
 
 from dataclasses import dataclass
 

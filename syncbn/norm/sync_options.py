@@ -1,4 +1,4 @@
-"""The options of `sync`."""
+"""Options of `sync`."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from syncbn.norm.core.shared_options import Memory, Synchronized, Tracking
 
 @dataclass
 class SyncBatchNormOptions(Synchronized, Tracking):
-    """Batch normalization over the batches of all ranks: the one-process answer for any split."""
+    """Batch normalization over the batches of all ranks: the same result as in one process, for any split."""
 
     fuse_activation: bool = option(
         False, "whether a norm and the activation after it, with a shortcut or not, are one function"

@@ -1,4 +1,4 @@
-"""The options of `weight`."""
+"""Options of `weight`."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from syncbn.norm.core.options import option
 
 @dataclass
 class WeightNormOptions:
-    """Weight normalization (Salimans & Kingma 2016) of the convolution before: length and direction apart."""
+    """Weight normalization (Salimans & Kingma 2016) of the preceding convolution: separate length and direction."""
 
     bias: bool = option(True, "whether there is β, per channel")
 
