@@ -1,7 +1,7 @@
 """Normalization layers, one file a method, over `core`, `kernels`, `fusion` and `surgery`.
 
-A file of this folder that registers a name is found by itself (`syncbn.norm.core.registry`). Names are imported when
-they are first used, so that options can be read without torch. Beside torch, nothing is imported.
+A file of this folder that registers a name is found automatically (`syncbn.norm.core.registry`). Names are imported on
+first use, so that options can be read without torch. The layers import nothing but torch.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Batch normalization with running statistics for each of several domains, and one scale and shift for all of them."""
+"""Batch normalization with running statistics for each of several domains and a shared scale and shift."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from syncbn.norm.sync import SyncBatchNorm
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-# The statistics of the current domain, and the rows where those of all domains are kept.
+# Buffers of the current domain's statistics, and buffers with a row for each domain.
 _ROWS = {"running_mean": "domain_mean", "running_var": "domain_var", "num_batches_tracked": "domain_batches"}
 
 
 @register("adaptive", options=Options)
 class AdaptiveBatchNorm(SyncBatchNorm):
-    """Synchronized batch normalization that keeps running statistics for each domain, and shares γ and β.
+    """Synchronized batch normalization with running statistics for each domain and shared γ and β.
 
-    It is `SyncBatchNorm` in all that it computes; running_mean, running_var and num_batches_tracked are those of the
-    current domain, and another domain's are neither read nor moved. A layer starts in domain 0. `set_domain(model, i)`
-    changes the domain of all layers of a model, `with domain(model, i):` for a time, and `layer(x, domain=i)` for one
+    It computes what `SyncBatchNorm` does. running_mean, running_var and num_batches_tracked are those of the current
+    domain; those of other domains are neither read nor updated. A layer starts in domain 0. `set_domain(model, i)` sets
+    the domain of all layers of a model, `with domain(model, i):` sets it temporarily, and `layer(x, domain=i)` for one
     call. All ranks must be in the same domain, since their samples are normalized together. A backward pass that
     recomputes an evaluation (activation checkpointing) must run in the domain of the forward pass.
 
-    In `state_dict` there are also domain_mean, domain_var (domains, C) and domain_batches (domains,), which is what
-    loading goes by. From a checkpoint of `torch.nn.BatchNorm2d`, and from a layer that `syncbn.convert` replaces, every
-    domain gets the same statistics. `syncbn.revert` gives back those of the current domain.
+    `state_dict` also has domain_mean, domain_var (domains, C) and domain_batches (domains,), which loading uses. From a
+    checkpoint of `torch.nn.BatchNorm2d`, and from a layer that `syncbn.convert` replaces, every domain gets the same
+    statistics. `syncbn.revert` keeps those of the current domain.
 
     Args:
         num_features: C of an input (N, C, *).
-        domains: how many there are; at least 1.
+        domains: number of domains, at least 1.
         eps: added to the variance; greater than 0.
-        momentum: weight of the new batch in its domain's running statistics, in [0, 1]; None for the average of all.
+        momentum: weight of the new batch in its domain's running statistics, in [0, 1]; None for the mean of all.
         affine: whether there are γ (`weight`) and β (`bias`).
         process_group: the ranks to synchronize over; all of them when None.
         bias: whether an affine layer has β.
-        device: where parameters and buffers are made.
-        dtype: of the parameters.
-        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
+        device: device of parameters and buffers.
+        dtype: dtype of the parameters.
+        shared: options of every layer with running statistics, see `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
         input (N, C, *), of a floating-point dtype; output the same.
         mask (N, *), bool: only samples where it is True count; elsewhere output and gradient are 0.
 
     Raises:
-        ValueError, TypeError: as `SyncBatchNorm`; a number of domains below 1, or a domain that there isn't.
+        ValueError, TypeError: as `SyncBatchNorm`; a number of domains below 1, or an unknown domain.
 
     Source: Li et al., Adaptive Batch Normalization for practical domain adaptation, Pattern Recognition 2018,
         https://arxiv.org/abs/1603.04779.
@@ -86,7 +86,7 @@ class AdaptiveBatchNorm(SyncBatchNorm):
 
     @torch.no_grad()
     def set_domain(self, domain: int) -> None:
-        """Put the current domain's statistics away and go on with those of `domain`."""
+        """Store the current domain's statistics and continue with those of `domain`."""
         self.check_domain(domain)
         if domain != self._domain:
             self._put_away()
@@ -94,7 +94,7 @@ class AdaptiveBatchNorm(SyncBatchNorm):
             self._take_out()
 
     def check_domain(self, domain: int) -> None:
-        """Raise `ValueError` for a domain that there isn't."""
+        """Raise `ValueError` for an unknown domain."""
         if isinstance(domain, bool) or not isinstance(domain, int) or not 0 <= domain < self.domains:
             raise ValueError(f"the domain must be one of 0 to {self.domains - 1}, got {domain!r}")
 
@@ -141,10 +141,10 @@ class AdaptiveBatchNorm(SyncBatchNorm):
 
 
 def set_domain(model: nn.Module, domain: int) -> None:
-    """Put every `AdaptiveBatchNorm` of a model in a domain.
+    """Set the domain of every `AdaptiveBatchNorm` of a model.
 
     Raises:
-        ValueError: no such layer, or one that doesn't have this domain; then no layer changes.
+        ValueError: no such layer, or one without this domain; no layer is changed then.
     """
     layers = _layers(model)
     for layer in layers:
@@ -155,7 +155,7 @@ def set_domain(model: nn.Module, domain: int) -> None:
 
 @contextlib.contextmanager
 def domain(model: nn.Module, domain: int) -> Iterator[None]:
-    """`with domain(model, 1): ...`: every `AdaptiveBatchNorm` in a domain, and afterwards where it was.
+    """Set the domain of every `AdaptiveBatchNorm` temporarily: `with domain(model, 1): ...`.
 
     Raises:
         ValueError: as `set_domain`.

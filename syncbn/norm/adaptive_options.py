@@ -11,7 +11,7 @@ class AdaptiveBatchNormOptions(Synchronized, Running):
     """Batch normalization with statistics of each domain (AdaBN, Li et al. 2018), one scale and shift for all."""
 
     domains: Count = option(
-        2, "number of domains; syncbn.norm.set_domain(model, i) chooses, and training starts in domain 0"
+        2, "number of domains; training starts in domain 0, syncbn.norm.set_domain(model, i) changes it"
     )
 
 

@@ -1,4 +1,4 @@
-"""Batch renormalization: batch moments, corrected towards the running ones."""
+"""Batch renormalization: batch moments, corrected towards the running statistics."""
 
 from __future__ import annotations
 
@@ -22,51 +22,51 @@ if TYPE_CHECKING:
 
 @register("batch_renorm", options=Options)
 class BatchRenorm(RunningNorm, SyncBatchNorm):
-    r"""Batch renormalization: training normalizes as evaluation does, up to limits, and with a batch's gradients.
+    r"""Batch renormalization: training normalizes as evaluation does, within limits, with the batch's gradients.
 
-    Training, with the moments of every rank's batch together, σ_B = sqrt(var + eps) and σ = sqrt(running_var + eps):
+    Training, with the moments over all ranks' batches, σ_B = sqrt(var + eps) and σ = sqrt(running_var + eps):
 
         r = clip(σ_B / σ, 1 / r_max_t, r_max_t),  d = clip((mean - running_mean) / σ, -d_max_t, d_max_t)
         y = ((x - mean) / σ_B · r + d) · γ + β
 
-    where r and d are constants to autograd and the running statistics are those before this batch. Where nothing is
-    clipped, y is what evaluation would give, (x - running_mean) / σ · γ + β; with r = 1 and d = 0 the layer is
-    `SyncBatchNorm`. The limits follow the optimizer steps t so far, in straight lines:
+    where r and d are constants to autograd, and the running statistics are those before this batch. Where nothing is
+    clipped, y equals evaluation's output, (x - running_mean) / σ · γ + β; with r = 1 and d = 0 the layer is
+    `SyncBatchNorm`. The limits grow linearly with the number of optimizer steps t:
 
         r_max_t: 1 up to `start_step`, `r_max` from `r_max_step` on;  d_max_t: 0 up to `start_step`, `d_max` from
         `d_max_step` on
 
-    An optimizer step is noticed by β (γ, without β) having changed since the last training forward, so that the forward
-    passes of gradient accumulation, and several calls in a step, count as one step; a step that leaves β as it is,
+    An optimizer step is detected by a change of β (of γ, without β) since the last training forward. So the forward
+    passes of gradient accumulation, and several calls in a step, count as one step; a step that doesn't change β,
     because the learning rate is 0, doesn't count. Where neither can be trained, forward passes count. The count is
-    `num_steps` in `state_dict`: 1 more than the steps, as soon as there was a forward pass.
+    `num_steps` in `state_dict`: the steps plus 1, once there was a forward pass.
 
-    The running statistics follow mean and unbiased variance by `momentum`, as in every norm here; the paper averages
-    σ_B in place of the variance. Evaluation and communication are those of `SyncBatchNorm`.
+    The running statistics average mean and unbiased variance by `momentum`, as in every norm here; the paper averages
+    σ_B instead of the variance. Evaluation and communication are as in `SyncBatchNorm`.
 
     Args:
         num_features: C of an input (N, C, *).
-        r_max: the last limit of r, at least 1.
-        d_max: the last limit of d, at least 0.
+        r_max: final limit of r, at least 1.
+        d_max: final limit of d, at least 0.
         start_step: optimizer steps of plain batch normalization.
         r_max_step: the step from which the limit of r is `r_max`; at least `start_step`.
         d_max_step: the step from which the limit of d is `d_max`; at least `start_step`.
         eps: added to the variance; greater than 0.
-        momentum: weight of the new batch in the running statistics, in [0, 1]; None for the average of all batches.
+        momentum: weight of the new batch in the running statistics, in [0, 1]; None for the mean of all batches.
         affine: whether there are γ (`weight`) and β (`bias`).
         process_group: the ranks to synchronize over; all of them when None.
         bias: whether an affine layer has β.
-        device: where parameters and buffers are made.
-        dtype: of the parameters.
-        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
+        device: device of parameters and buffers.
+        dtype: dtype of the parameters.
+        shared: options of every layer with running statistics, see `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
         input (N, C, *), of a floating-point dtype; output the same.
         mask (N, *), bool: only samples where it is True count; elsewhere output and gradient are 0.
 
     Raises:
-        ValueError, TypeError: as `SyncBatchNorm`; a limit or a step out of its range.
-        NotImplementedError: activation checkpointing repeats a forward pass that isn't the layer's last.
+        ValueError, TypeError: as `SyncBatchNorm`; a limit or a step out of range.
+        NotImplementedError: activation checkpointing recomputes a forward pass that isn't the layer's last.
 
     Source: Ioffe, Batch Renormalization, NeurIPS 2017, https://arxiv.org/abs/1702.03275; the defaults are those of its
         section 4, for some 100 thousand steps.
@@ -116,7 +116,7 @@ class BatchRenorm(RunningNorm, SyncBatchNorm):
         return normalize(input, r, d if bias is None else d + bias, moments, self.eps, group)
 
     def limits(self, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """r_max_t and d_max_t after so many optimizer steps, 0-d."""
+        """r_max_t and d_max_t after `steps` optimizer steps, 0-d."""
         r, d = self._progress(steps, self.r_max_step), self._progress(steps, self.d_max_step)
         return 1 + (self.r_max - 1) * r, self.d_max * d
 
@@ -146,6 +146,6 @@ class BatchRenorm(RunningNorm, SyncBatchNorm):
         if watched is None or not watched.requires_grad:
             return self.num_batches_tracked
         current = watched.to(self.counted.dtype)
-        self.num_steps.add_((current != self.counted).any())  # in a recomputed pass nothing has changed
+        self.num_steps.add_((current != self.counted).any())  # a recomputed pass sees no change
         self.counted.copy_(current)
         return self.num_steps - 1

@@ -1,4 +1,4 @@
-"""Cross-iteration batch normalization: the moments of the last iterations' batches, carried to today's weights."""
+"""Cross-iteration batch normalization: moments of the last iterations, corrected to the current weights."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ if TYPE_CHECKING:
 
 
 class Slot:
-    """The moments of one iteration, of all ranks, as functions of the filters θ of y_c = <θ_c, p> + b_c.
+    """Moments of one iteration over all ranks, as functions of the filters θ of y_c = <θ_c, p> + b_c.
 
-    The mean is linear in θ and b, the variance a quadratic form in θ, v(θ) = <S, θ>/n with S = Σ(y - mean)·p: `carry`
-    needs no copy of that iteration's θ and b.
+    The mean is linear in θ and b, the variance a quadratic form in θ, v(θ) = <S, θ>/n with S = Σ(y - mean)·p. So
+    `carry` needs no copy of that iteration's θ and b.
     """
 
     def __init__(self, moments: Moments, products: Tensor, patches: Tensor, group: ProcessGroup | None) -> None:
-        """Start adding `products`, this rank's S (C_out, D), and `patches`, its Σp (groups, D), over the ranks."""
+        """Start the sum over ranks of `products`, this rank's S (C_out, D), and `patches`, its Σp (groups, D)."""
         self.moments = moments
         self.pending = PendingSum([products, patches], group)
 
     def tensors(self) -> list[Tensor]:
-        """What a slot is made of, to be saved or moved."""
+        """Tensors of a slot, for saving or moving."""
         return [*self.moments, *self.pending.wait()]
 
     @classmethod
     def of_tensors(cls, tensors: Sequence[Tensor]) -> Slot:
-        """The inverse of `tensors`."""
+        """Build a slot from `tensors`."""
         *moments, products, patches = tensors
         return cls(Moments(*moments), products, patches, group=None)
 
 
 def carry(slots: Sequence[Slot], theta: Tensor, bias: Tensor | None) -> Moments:
-    """The moments of some iterations together, at today's filters `theta` (C_out, D) and bias.
+    """Merge the moments of several iterations at the current filters `theta` (C_out, D) and bias.
 
-    The mean is <Σp, θ>/n + b, exactly; to first order, E[y²] lies 2·<S, θ>/n - v - (change of the mean)² above its
-    square. An iteration of which anything isn't finite doesn't count.
+    The mean is exactly <Σp, θ>/n + b; to first order, E[y²] exceeds its square by
+    2·<S, θ>/n - v - (change of the mean)². An iteration with non-finite values doesn't count.
     """
     counts, means, m2s = (torch.stack(parts) for parts in zip(*(slot.moments for slot in slots), strict=True))
     products, patches = zip(*(slot.pending.wait() for slot in slots), strict=True)
@@ -71,7 +71,7 @@ def carry(slots: Sequence[Slot], theta: Tensor, bias: Tensor | None) -> Moments:
 
 
 class _Seen(NamedTuple):
-    """What the convolution's hook leaves for the layer."""
+    """Data that the convolution's hook records for the layer."""
 
     feeder: nn.Module
     input: Tensor
@@ -79,59 +79,58 @@ class _Seen(NamedTuple):
     carried: Moments | None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()  # a copy of the layer has seen nothing
+        return type(None), ()  # a copy of the layer starts without it
 
 
 @register("cross_iteration", options=Options)
 class CrossIterationBatchNorm(SyncBatchNorm):
-    r"""Batch normalization by the moments of the last `window` iterations, each carried to today's weights.
+    r"""Batch normalization by the moments of the last `window` iterations, corrected to the current weights.
 
-    Training, over the current batch and the slots τ of the window's earlier iterations, all of them of every rank:
+    Training, over the current batch and the slots τ of the window's earlier iterations, each over all ranks:
 
         μ̂_τ = μ_τ + <∂μ_τ/∂θ, Δθ>,  ν̂_τ = max(ν_τ + <∂ν_τ/∂θ, Δθ>, μ̂_τ²),  with μ = E[x], ν = E[x²], Δθ = θ - θ_τ
         mean = Σ n_τ·μ̂_τ / Σ n_τ,  var = Σ n_τ·ν̂_τ / Σ n_τ - mean²,  y = (x - mean) / sqrt(var + eps) · γ + β
 
-    where θ are the weight and the bias of the convolution or linear layer before, which `attach` names (`convert` and
-    this package's models do it by themselves). Gradients flow through the moments of the current batch. The derivatives
-    are closed forms, without autograd: E[p], the mean patch, and E[2(x - μ)p], one weight gradient of the convolution.
-    The carried mean is exact where the layers before stand still; E[x²] is then low by E[(Δθ·p)²].
+    where θ are the weight and the bias of the preceding convolution or linear layer, set by `attach` (`convert` and
+    this package's models call it). Gradients flow through the moments of the current batch. The derivatives are closed
+    forms, without autograd: E[p], the mean patch, and E[2(x - μ)p], one weight gradient of the convolution. If the
+    earlier layers don't change, the corrected mean is exact and E[x²] is too small by E[(Δθ·p)²].
 
-    running_mean and the running average of E[x²], of which running_var is the rest, follow the moments that
-    normalized. Evaluation uses them and nothing else. With `window=1` and in the first `burn_in` iterations the layer
-    is `SyncBatchNorm`.
+    running_mean and the running average of E[x²], from which running_var is computed, average the moments used for
+    normalization. Evaluation uses only these. With `window=1` and in the first `burn_in` iterations the layer is
+    `SyncBatchNorm`.
 
-    Every forward pass in training mode is an iteration: under gradient accumulation each of the batches, with
-    `torch.no_grad()` too, and each call of a step that makes several. A pass recomputed by activation checkpointing is
-    none: it takes the window of the pass it repeats. An iteration whose moments aren't finite has no weight in later
-    ones. A frozen convolution is carried nowhere, rightly.
+    Every forward pass in training mode is an iteration: each batch of gradient accumulation, also under
+    `torch.no_grad()`, and each of several calls in a step. A pass recomputed by activation checkpointing isn't: it uses
+    the window of the pass it recomputes. An iteration with non-finite moments has no weight in later ones.
 
-    Communication is that of SyncBatchNorm, and one more all-reduce of (C_out + groups)·D float32 numbers, with D the
-    size of a filter, in the background until the next iteration. State is that many numbers and 2C more for each of
-    the window's `window - 1` slots, in `state_dict` under `_extra_state` and not in buffers, which DDP would send.
-    Loading a checkpoint without it, for example of an `nn.BatchNorm2d`, empties the window.
+    Communication is that of SyncBatchNorm plus an all-reduce of (C_out + groups)·D float32 numbers, with D the size of
+    a filter, in the background until the next iteration. Each of the window's `window - 1` slots holds that many
+    numbers and 2C more, in `state_dict` under `_extra_state` instead of in buffers, which DDP would send. Loading a
+    checkpoint without it, such as one of `nn.BatchNorm2d`, empties the window.
 
-    Runs in eager mode: inside `torch.compile(model)` there is a graph break at the layer and its convolution.
+    The layer runs in eager mode: `torch.compile(model)` has a graph break at the layer and its convolution.
 
     Args:
         num_features: C of an input (N, C) or (N, C, *spatial).
-        window: number of iterations to take moments over, this one included; at least 1.
-        burn_in: number of first iterations with the current batch's moments alone, while weights change fast.
-        sync: whether moments are of all ranks' batches, or of this rank's.
+        window: number of iterations to take moments over, including the current one; at least 1.
+        burn_in: number of first iterations that use only the current batch's moments, while weights change fast.
+        sync: whether moments are of all ranks' batches instead of this rank's.
         process_group: the ranks to synchronize over; all of them when None.
         eps: added to the variance; greater than 0.
         momentum: weight of the new moments in the running statistics, in [0, 1]; None for the average of all.
         affine: whether there are γ and β.
         track_running_stats: whether there are running statistics.
         bias: whether an affine layer has β.
-        device: where parameters and buffers are made.
-        dtype: of the parameters. Statistics and slots are float32, or float64 for a float64 input.
-        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
+        device: device of parameters and buffers.
+        dtype: dtype of the parameters. Statistics and slots are float32, or float64 for a float64 input.
+        shared: options of every layer with running statistics, see `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
-        input (N, C, *), the very tensor that the attached layer returned; output the same shape, dtype and layout.
+        input (N, C, *), the tensor object that the attached layer returned; output the same shape, dtype and layout.
 
     Raises:
-        ValueError: an argument out of its range; in training, no attached layer, or an input that isn't what the
+        ValueError: an argument out of range; in training, no attached layer, or an input that isn't what the
             attached layer returned last (a functional call with its weight, or a layer called in several places).
         TypeError: an attached module that is neither a convolution nor linear.
         NotImplementedError: a mask; a `torch.func` transform in training.
@@ -140,7 +139,7 @@ class CrossIterationBatchNorm(SyncBatchNorm):
         Yao et al., Cross-Iteration Batch Normalization, CVPR 2021, https://arxiv.org/abs/2002.05712.
     """
 
-    is_per_channel = True  # without the window, which `clear_window` empties
+    is_per_channel = True  # apart from the window, which `clear_window` empties
 
     def __init__(
         self,
@@ -169,41 +168,41 @@ class CrossIterationBatchNorm(SyncBatchNorm):
         self._hook: RemovableHandle | None = None
         self._no_feeder: str | None = None
         self._seen: _Seen | None = None
-        # Of the last forward pass, for its recomputation: the moments of its batch and of the window before it.
+        # For recomputing the last forward pass: the moments of its batch and of the window before it.
         self._current: Moments | None = None
         self._carried: Moments | None = None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _unpickled, (type(self),), self.__dict__
 
-    # --- the layer before -------------------------------------------------------------------------------------------
+    # --- the preceding layer ----------------------------------------------------------------------------------------
 
     @property
     def is_attached(self) -> bool:
-        """Whether the layer knows what feeds it, or doesn't have to."""
+        """Whether the layer has an attached feeder or doesn't need one."""
         return self._hook is not None or self._no_feeder is not None or self.window == 1
 
     def attach(self, feeder: nn.Module) -> None:
-        """Carry moments along the weights of `feeder`, the convolution or linear layer whose output is normalized."""
+        """Attach `feeder`, the convolution or linear layer before, to correct moments by its weights."""
         check_feeder(feeder, self.num_features)
         self.detach()
-        # First of all hooks: others may change the output, and under FSDP the weight is whole only until theirs run.
+        # Before all other hooks: they may change the output, and FSDP's reshards the weight.
         self._hook = feeder.register_forward_hook(self._after_feeder, prepend=True, with_kwargs=True)
 
     def detach(self) -> None:
-        """Forget the layer before, and the window."""
+        """Detach the preceding layer and clear the window."""
         if self._hook is not None:
             self._hook.remove()
         self._hook, self._no_feeder = None, None
         self.clear_window()
 
     def without_feeder(self, reason: str) -> None:
-        """Normalize by the current iteration alone, since no single layer feeds this one."""
+        """Normalize only by the current iteration, since no single layer feeds this one."""
         self.detach()
         self._no_feeder = reason
 
     def clear_window(self) -> None:
-        """Forget the earlier iterations, for example after the weights have been replaced."""
+        """Clear the earlier iterations, for example after the weights were replaced."""
         self._slots.clear()
         self._seen, self._current, self._carried = None, None, None
 
@@ -217,7 +216,7 @@ class CrossIterationBatchNorm(SyncBatchNorm):
             self._seen = _Seen(feeder, input, output, self._carry(feeder, output))
 
     def _carry(self, feeder: Any, output: Tensor) -> Moments | None:
-        """The moments of the window's earlier iterations at today's weights, together."""
+        """Merge the moments of the window's earlier iterations at the current weights."""
         if not self._slots:
             return None
         theta = filters(feeder, feeder.weight.detach().to(statistics_dtype(output)))
@@ -232,8 +231,8 @@ class CrossIterationBatchNorm(SyncBatchNorm):
         return super().forward(input)
 
     @property
-    def synchronizes(self) -> bool:  # type: ignore[override]  # an option of this layer
-        """Whether moments are of all ranks' batches."""
+    def synchronizes(self) -> bool:  # type: ignore[override]  # depends on an option
+        """Whether moments are over all ranks' batches."""
         return self.sync
 
     def communicating_group(self) -> ProcessGroup | None:
@@ -262,7 +261,7 @@ class CrossIterationBatchNorm(SyncBatchNorm):
         self._iterations += 1
 
     def _looks_back(self, iteration: int) -> bool:
-        """Whether an iteration, counted from 0, normalizes by a window; the same on all ranks, whatever their data."""
+        """Whether an iteration, counted from 0, normalizes by a window; the same on all ranks for any data."""
         return self.training and self.window > 1 and self._no_feeder is None and iteration >= self.burn_in
 
     def _take_seen(self, input: Tensor) -> _Seen:
@@ -297,11 +296,11 @@ class CrossIterationBatchNorm(SyncBatchNorm):
     # --- the state --------------------------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The iterations so far and the window's slots, plain tensors."""
+        """Number of iterations and the window's slots, as plain tensors."""
         return {"iterations": self._iterations, "slots": [slot.tensors() for slot in self._slots]}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `get_extra_state`."""
+        """Restore the result of `get_extra_state`."""
         channels = {len(tensors[1]) for tensors in state["slots"]}
         if channels - {self.num_features}:
             raise ValueError(f"slots of {channels} channels don't fit this layer of {self.num_features}")
@@ -312,10 +311,10 @@ class CrossIterationBatchNorm(SyncBatchNorm):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._iterations == 0:
-            destination.pop(f"{prefix}_extra_state")  # the keys are those of nn.BatchNorm until there is more to save
+            destination.pop(f"{prefix}_extra_state")  # an empty window keeps the keys of nn.BatchNorm
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        # A checkpoint without slots, nn.BatchNorm's say, empties the window: the slots belong to the weights before.
+        # A checkpoint without slots, such as nn.BatchNorm's, empties the window: the slots belong to the old weights.
         without = {"iterations": self._iterations, "slots": []}
         super()._load_from_state_dict({f"{prefix}_extra_state": without, **state_dict}, prefix, *args, **kwargs)
 
@@ -323,7 +322,7 @@ class CrossIterationBatchNorm(SyncBatchNorm):
         super()._apply(fn, recurse)
         slots = [slot.tensors() for slot in self._slots]
         self.clear_window()
-        for tensors in slots:  # they change devices, not dtypes
+        for tensors in slots:  # move devices, keep dtypes
             self._slots.append(Slot.of_tensors([t.to(fn(t.new_empty(0)).device) for t in tensors]))
         return self
 
@@ -342,7 +341,7 @@ def _slot(seen: _Seen, current: Moments, group: ProcessGroup | None) -> Slot:
 
 @functools.cache
 def _keep_out_of_graphs() -> None:
-    """Not as a decorator: `torch.compiler.disable` imports the compiler, which takes as long as the import of torch."""
+    """Disable compilation at run time: the decorator `torch.compiler.disable` would import the slow compiler."""
     for name in ("_after_feeder", "forward"):
         setattr(CrossIterationBatchNorm, name, torch.compiler.disable(getattr(CrossIterationBatchNorm, name)))
 

@@ -1,4 +1,4 @@
-"""Decorrelated batch normalization: whitening of groups of channels, by the covariance over all ranks' samples."""
+"""Decorrelated batch normalization: whitening of channel groups by their covariance over all ranks' samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @register("decorrelated", options=Options)
 class DecorrelatedBatchNorm(SyncBatchNorm):
-    r"""Whitens groups of channels of (N, C, *): the output's channels have variance 1 and no correlation (IterNorm).
+    r"""Whitening of channel groups of (N, C, *): output channels have variance 1 and no correlation (IterNorm).
 
     Training, with n samples on all ranks together, for each group of `group_size` channels:
 
@@ -32,27 +32,29 @@ class DecorrelatedBatchNorm(SyncBatchNorm):
 
         P ← (3·P - P³·Σ') / 2,  W = P / sqrt(trace(Σ))
 
-    Of all matrices that whiten, this one (ZCA) turns the channels least. Few iterations leave directions of small
-    variance smaller than 1, which is meant: stretching noise to unit variance hurts small batches. Some
-    3 + 0.85 · log2(trace(Σ) / smallest eigenvalue) make the output's covariance the identity. W is computed in float64.
+    Of all whitening matrices, this one (ZCA) rotates the channels least. With few iterations, directions of small
+    variance stay below 1. This is intended: scaling noise to unit variance hurts small batches. About
+    3 + 0.85 · log2(trace(Σ) / smallest eigenvalue) iterations make the output's covariance the identity. W is computed
+    in float64.
 
-    `running_mean`, `running_whitener` (and `running_var`, of which only `syncbn.revert` makes use) move towards the
-    batch's by `momentum`; evaluation normalizes by them and communicates nothing. One all-reduce of C · group_size +
-    C + 1 float64 numbers forward and one backward; ranks may hold different numbers of samples, or none.
+    `running_mean` and `running_whitener` (and `running_var`, used only by `syncbn.revert`) average the batch's by
+    `momentum`; evaluation normalizes by them and doesn't communicate. Training needs one all-reduce of
+    C · group_size + C + 1 float64 numbers forward and one backward; ranks may hold different numbers of samples, or
+    none.
 
     Args:
         num_features: C.
-        group_size: channels that are whitened together. It must divide C, unless C is smaller: then all are.
+        group_size: channels that are whitened together; must divide C, or be larger, which whitens all C together.
         iterations: Newton steps, at least 1.
         eps: added to the variances; greater than 0.
-        momentum: weight of the new batch in the running statistics, in [0, 1]; None for the average of all batches.
+        momentum: weight of the new batch in the running statistics, in [0, 1]; None for the mean of all batches.
         affine: whether there are γ (`weight`) and β (`bias`), per channel.
-        track_running_stats: whether there are running statistics; without, evaluation takes this rank's batch.
+        track_running_stats: whether there are running statistics; without them, evaluation uses this rank's batch.
         process_group: the ranks to synchronize over; all of them when None.
         bias: whether an affine layer has β.
-        device: where parameters and buffers are made.
-        dtype: of the parameters.
-        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
+        device: device of parameters and buffers.
+        dtype: dtype of the parameters.
+        shared: options of every layer with running statistics, see `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
         input (N, C, *), of a floating-point dtype; output the same. Products are float32 under autocast, too, or
@@ -99,14 +101,14 @@ class DecorrelatedBatchNorm(SyncBatchNorm):
         self.register_buffer("running_whitener", identity)
 
     def reset_running_stats(self) -> None:
-        """Running mean 0, variance 1 and whitener the identity."""
+        """Reset the running mean to 0, the variance to 1 and the whitener to the identity."""
         super().reset_running_stats()
-        whitener = self._buffers.get("running_whitener")  # torch's constructor resets before there is one
+        whitener = self._buffers.get("running_whitener")  # torch's constructor resets before it exists
         if whitener is not None:
             whitener.copy_(torch.eye(self.group_size, device=whitener.device))
 
     def adopt(self, old: nn.Module) -> None:
-        """Start from the running variances of `old`: evaluation goes on as it was."""
+        """Start from the running variances of `old`, so that evaluation doesn't change."""
         if self.running_whitener is not None and self.running_var is not None:
             scales = torch.rsqrt(self.running_var + self.eps).view(-1, self.group_size)
             self.running_whitener.copy_(torch.diag_embed(scales))
@@ -127,9 +129,7 @@ class DecorrelatedBatchNorm(SyncBatchNorm):
         x = self._grouped(_rows(input.to(statistics_dtype(input))))
         if self.training or self.running_mean is None or self.running_whitener is None:
             count = x.new_full((), x.shape[1]) if mask is None else mask.sum()
-            near = x.detach().sum(1, keepdim=True) / count.clamp(
-                min=1
-            )  # about a constant near the data nothing cancels
+            near = x.detach().sum(1, keepdim=True) / count.clamp(min=1)  # centering near the data avoids cancellation
             x = x - near
             x = x if mask is None else torch.where(_rows(mask), x, 0)
             offset, whitener = self._batch_statistics(input, x, near, count)
@@ -143,7 +143,7 @@ class DecorrelatedBatchNorm(SyncBatchNorm):
         return torch.baddbmm(shift, x, whitener).transpose(0, 1).reshape(-1, self.num_features)
 
     def _batch_statistics(self, input: Tensor, x: Tensor, near: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean less `near`, and W, of all ranks' samples; `x` are this rank's, less `near`."""
+        """Mean and W of all ranks' samples; `x` are this rank's samples, and both have `near` subtracted."""
         group = self.communicating_group() if self.training else None
         self._check_batch(input, group)
         count, mean, covariance = all_covariance(x, near.squeeze(1), count, group)
@@ -163,14 +163,14 @@ class DecorrelatedBatchNorm(SyncBatchNorm):
 
 
 def inverse_sqrt(matrices: Tensor, iterations: int) -> Tensor:
-    """A^(-1/2) of symmetric positive definite matrices (*, D, D) by so many Newton steps from the identity.
+    """Compute A^(-1/2) of symmetric positive definite matrices (*, D, D) by Newton steps from the identity.
 
-    With B = A / trace(A): P ← (3·P - P³·B) / 2, and A^(-1/2) = P / sqrt(trace(A)). Carrying Y = B·P along gives the
-    same numbers; from P alone, each step would make the rounding errors of the last one larger (Higham, Functions of
-    Matrices, SIAM 2008, chapter 6).
+    With B = A / trace(A): P ← (3·P - P³·B) / 2, and A^(-1/2) = P / sqrt(trace(A)). Iterating Y = B·P too gives the same
+    result and is stable; with P alone, each step would amplify rounding errors (Higham, Functions of Matrices, SIAM
+    2008, chapter 6).
     """
     identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-    trace = (matrices * identity).sum((-2, -1), keepdim=True)  # Inductor warns of `diagonal`
+    trace = (matrices * identity).sum((-2, -1), keepdim=True)  # Inductor warns about `diagonal`
     p, y = identity, matrices / trace
     for _ in range(iterations):
         step = (3 * identity - p @ y) / 2

@@ -11,7 +11,7 @@ class DecorrelatedOptions(Synchronized, Tracking):
     """Decorrelated batch normalization (Huang et al. 2019, IterNorm): whitening by the covariance over all ranks."""
 
     group_size: Count = option(
-        64, "channels that are whitened together; must divide every layer's channels, unless there are fewer"
+        64, "channels that are whitened together; must divide the channels of every layer that has more"
     )
     iterations: Count = option(5, "Newton steps")
 

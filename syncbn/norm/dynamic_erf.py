@@ -1,4 +1,4 @@
-"""Dynamic erf: as dynamic tanh, with the error function and a learned shift."""
+"""Dynamic erf: dynamic tanh with the error function and a learned shift."""
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +13,23 @@ from syncbn.norm.dynamic_erf_options import DynamicErfOptions as Options
 class DynamicErf(PointwiseNorm):
     """Dynamic erf (Derf): y = erf(α·x + s) · γ + β, without any statistics.
 
-    As `DynamicTanh`, with the error function, which is steeper around zero and flat sooner, and a learned shift s. α
-    and s (`shift`) are one number each for the whole layer; γ (`weight`) and β (`bias`) are per channel. Train and eval
-    are the same; batch size and ranks don't matter.
+    As `DynamicTanh`, with a learned shift s and the error function, which is steeper around zero and saturates sooner.
+    α and s (`shift`) are scalars of the layer; γ (`weight`) and β (`bias`) are per channel. Train and eval are the
+    same; the output doesn't depend on batch size or ranks.
 
     Args:
         num_features: C.
-        alpha_init: where α starts; greater than 0.
-        shift_init: where s starts.
+        alpha_init: initial α; greater than 0.
+        shift_init: initial s.
         affine: whether there are γ and β.
-        channel_dim: 1 for inputs (N, C, *), -1 for (N, L, C), as the tokens of a transformer are.
+        channel_dim: 1 for inputs (N, C, *), -1 for (N, L, C), like a transformer's tokens.
 
     Shape:
         input (N, C, *) or, with channel_dim=-1, (N, *, C), of a floating-point dtype; output the same.
 
     Raises:
-        ValueError: an argument out of its range; the input has another number of channels or fewer than two dimensions.
-        TypeError: the input isn't floating point.
+        ValueError: an argument out of range; an input with a different number of channels or fewer than two dimensions.
+        TypeError: an input that isn't floating point.
 
     Source: Chen et al., Stronger Normalization-Free Transformers, 2025, https://arxiv.org/abs/2512.10938, equation 10.
     """

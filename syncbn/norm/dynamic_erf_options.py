@@ -10,7 +10,7 @@ from syncbn.norm.core.shared_options import Pointwise
 class DynamicErfOptions(Pointwise):
     """Dynamic erf (Chen et al. 2025): erf(α·x + s), without statistics."""
 
-    shift_init: float = option(0.0, "where s starts")
+    shift_init: float = option(0.0, "initial s")
 
 
 OPTIONS = {"dynamic_erf": DynamicErfOptions}

@@ -1,4 +1,4 @@
-"""Dynamic tanh: normalization without statistics, by a learned squashing function."""
+"""Dynamic tanh: a learned squashing function instead of a normalization."""
 
 import torch
 from torch import Tensor
@@ -13,22 +13,22 @@ from syncbn.norm.dynamic_tanh_options import DynamicTanhOptions as Options
 class DynamicTanh(PointwiseNorm):
     """Dynamic tanh (DyT): y = tanh(α·x) · γ + β, without any statistics.
 
-    It was made to stand where a transformer has its layer norms: α, one learned number for the whole layer, takes the
-    place of the division by the deviation, and tanh bounds the rare large activations. γ (`weight`) and β (`bias`) are
-    per channel. Train and eval are the same; batch size and ranks don't matter.
+    It replaces the layer norms of transformers: α, a learned scalar of the layer, replaces the division by the standard
+    deviation, and tanh bounds rare large activations. γ (`weight`) and β (`bias`) are per channel. Train and eval are
+    the same; the output doesn't depend on batch size or ranks.
 
     Args:
         num_features: C.
-        alpha_init: where α starts; greater than 0.
+        alpha_init: initial α; greater than 0.
         affine: whether there are γ and β.
-        channel_dim: 1 for inputs (N, C, *), -1 for (N, L, C), as the tokens of a transformer are.
+        channel_dim: 1 for inputs (N, C, *), -1 for (N, L, C), like a transformer's tokens.
 
     Shape:
         input (N, C, *) or, with channel_dim=-1, (N, *, C), of a floating-point dtype; output the same.
 
     Raises:
-        ValueError: an argument out of its range; the input has another number of channels or fewer than two dimensions.
-        TypeError: the input isn't floating point.
+        ValueError: an argument out of range; an input with a different number of channels or fewer than two dimensions.
+        TypeError: an input that isn't floating point.
 
     Source: Zhu et al., Transformers without Normalization, CVPR 2025, https://arxiv.org/abs/2503.10622.
     """

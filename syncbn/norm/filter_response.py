@@ -1,4 +1,4 @@
-"""Filter response normalization and its thresholded linear unit: one sample's channel, divided by its own power."""
+"""Filter response normalization and its thresholded linear unit: each sample's channel divided by its RMS."""
 
 import torch
 from torch import Tensor, nn
@@ -9,37 +9,37 @@ from syncbn.norm.core.registry import register
 from syncbn.norm.filter_response_options import FilterResponseOptions as Options
 from syncbn.norm.kernels.plain import statistics_dtype
 
-_LEARNED_EPS = 1e-4  # where the paper starts it
+_LEARNED_EPS = 1e-4  # the paper's initial value
 
 
 @register("filter_response", options=Options)
 class FilterResponseNorm(nn.Module):
-    """Filter response normalization of (N, C, *), and the activation that belongs to it.
+    """Filter response normalization of (N, C, *) with its thresholded activation.
 
         ν² = mean over positions of x²,  y = x / sqrt(ν² + eps + |ε|) · γ + β,  z = max(y, τ)
 
-    for each sample and channel by itself: batch size and ranks don't matter, and train and eval are the same. Without a
-    mean to subtract, activations may lie far from zero, so the threshold τ is learned instead of ReLU's 0 (the
-    thresholded linear unit, TLU). γ (`weight`), β (`bias`), τ (`threshold`) and ε (`learned_eps`) are per channel and
+    for each sample and channel: the output doesn't depend on batch size or ranks, and train and eval are the same.
+    No mean is subtracted, so activations may lie far from zero, and the threshold τ is learned instead of ReLU's 0
+    (thresholded linear unit, TLU). γ (`weight`), β (`bias`), τ (`threshold`) and ε (`learned_eps`) are per channel and
     start at 1, 0, 0 and 1e-4.
 
-    With a single position, as in (N, C) or (N, C, 1, 1), ν² is x² and y little more than the sign of x, whose gradient
-    is nearly 0, unless ε is of the size of x². There ε must be learned; elsewhere it makes little difference.
+    With a single position, as in (N, C) or (N, C, 1, 1), ν² is x², and y is close to the sign of x, whose gradient is
+    nearly 0, unless ε is comparable to x². There ε must be learned; elsewhere it makes little difference.
 
     Args:
         num_features: C.
-        eps: what is added to ν² at least; greater than 0.
+        eps: smallest value added to ν²; greater than 0.
         affine: whether there are γ and β.
-        learnable_eps: whether there is ε. The paper has it where inputs have a single position.
-        tlu: whether there is τ. Without, the layer is z = y, for networks that keep their own activation.
+        learnable_eps: whether there is ε. The paper uses it for inputs with a single position.
+        tlu: whether there is τ. Without it the output is y, for networks that keep their own activation.
 
     Shape:
         input (N, C, *) of a floating-point dtype; output the same. ν² is float32, or float64 for a float64 input.
 
     Raises:
-        ValueError: eps isn't greater than 0; the input has another number of channels or fewer than two dimensions, or
-            a single position while `learnable_eps` is False.
-        TypeError: the input isn't floating point.
+        ValueError: eps isn't greater than 0; an input with a different number of channels, fewer than two dimensions,
+            or a single position while `learnable_eps` is False.
+        TypeError: an input that isn't floating point.
 
     Source: Singh & Krishnan, Filter Response Normalization Layer, CVPR 2020, https://arxiv.org/abs/1911.09737.
     """

@@ -11,13 +11,11 @@ class FilterResponseOptions(Affine):
     """Filter response normalization (Singh & Krishnan 2020), with its thresholded activation."""
 
     eps: Positive = option(
-        1e-6, "added to the mean square; 1.0 for images so small that the last maps have a single position"
+        1e-6, "added to the mean square; use 1.0 for images so small that the last maps have a single position"
     )
-    learnable_eps: bool = option(
-        True, "whether there is a learned ε beside it, which a channel of a single position needs"
-    )
+    learnable_eps: bool = option(True, "whether to add a learned ε, which maps of a single position need")
     tlu: bool = option(
-        True, "whether the layer is max(y, τ) with a learned τ; without, the network's own activation is all there is"
+        True, "whether to apply max(y, τ) with a learned τ; without it, only the network's own activation"
     )
 
 

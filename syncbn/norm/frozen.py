@@ -1,4 +1,4 @@
-"""Batch normalization that is over: fixed statistics, fixed scale and shift."""
+"""Batch normalization with fixed statistics, scale and shift (frozen)."""
 
 from __future__ import annotations
 
@@ -15,41 +15,40 @@ _AFFINE = ("weight", "bias")
 
 @register("frozen", options=Options)
 class FrozenBatchNorm(TrackingNorm):
-    """Batch normalization in evaluation mode, whatever `train()` says.
+    """Batch normalization that stays in evaluation mode after `train()`.
 
         y = (x - running_mean) / sqrt(running_var + eps) · γ + β
 
-    Training and evaluation are the same, to the last bit what `torch.nn.BatchNorm2d` gives in evaluation mode, and talk
-    to no other rank. The gradient of x is γ·dy / sqrt(running_var + eps).
+    Training and evaluation are the same, bitwise equal to `torch.nn.BatchNorm2d` in evaluation mode, and don't
+    communicate. The gradient of x is γ·dy / sqrt(running_var + eps).
 
-    All four of running_mean, running_var, γ (`weight`) and β (`bias`) are buffers: optimizers don't see them, so that
-    neither weight decay nor `model.requires_grad_(True)` brings them to life, and DDP waits for no gradient. The keys
-    of `state_dict` are those of `torch.nn.BatchNorm2d`, so its checkpoints load.
+    running_mean, running_var, γ (`weight`) and β (`bias`) are buffers: optimizers don't see them, neither weight decay
+    nor `model.requires_grad_(True)` affects them, and DDP waits for no gradient. `state_dict` has the keys of
+    `torch.nn.BatchNorm2d`, so its checkpoints load.
 
     `syncbn.convert(model, "frozen")` copies a trained layer's statistics and affine parameters. The layer's
-    `Parameter` objects wait outside of the model with the `requires_grad` they had; what an optimizer that still holds
-    them does to them doesn't matter. `syncbn.revert` puts the same objects back, with the frozen values, so that this
-    optimizer goes on training them. To freeze layers for a part of a training run, without converting them, see
-    `syncbn.freeze`.
+    `Parameter` objects are kept outside the model with their `requires_grad`; updates by an optimizer that still holds
+    them have no effect. `syncbn.revert` restores the same objects with the frozen values, so that this optimizer
+    continues to train them. To freeze layers for part of a training run without converting them, see `syncbn.freeze`.
 
     Args:
         num_features: C of an input (N, C, *).
         eps: added to the variance; greater than 0.
         affine: whether there are γ and β.
         bias: whether an affine layer has β.
-        device: where buffers are made.
-        dtype: of γ and β; the statistics are float32 at least.
+        device: device of the buffers.
+        dtype: dtype of γ and β; the statistics are at least float32.
 
     Shape:
         input (N, C, *), of a floating-point dtype; output the same.
 
     Raises:
-        ValueError: eps isn't greater than 0; another number of channels or dimensions; converted from a layer without
-            running statistics.
+        ValueError: eps isn't greater than 0; a different number of channels or dimensions; converted from a layer
+            without running statistics.
         TypeError: an input that isn't floating point.
 
     Source:
-        He et al., Mask R-CNN, ICCV 2017, https://arxiv.org/abs/1703.06870, whose backbones are trained so.
+        He et al., Mask R-CNN, ICCV 2017, https://arxiv.org/abs/1703.06870, whose backbones use it.
     """
 
     is_per_channel = True

@@ -1,4 +1,4 @@
-"""Ghost batch normalization: a large batch, normalized as several small ones."""
+"""Ghost batch normalization: a large batch normalized as several small ones."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from syncbn.norm.sync import batch_norm
 
 @register("ghost", options=Options)
 class GhostBatchNorm(TrackingNorm):
-    """Batch normalization over ghost batches: `ghost_batch_size` consecutive samples each, by their own moments.
+    """Batch normalization over ghost batches of `ghost_batch_size` consecutive samples, each by its own moments.
 
         y = (x - mean_g) / sqrt(var_g + eps) · γ + β,  for x in the ghost batch g
 
-    Training cuts this rank's batch into ghost batches, the last of which may be smaller, and moves running_mean and
-    running_var by `momentum` once for each of them in turn, as batch normalization called in a loop would. The noise of
-    small batches, which helps large-batch training to generalize, stays. Evaluation uses the running statistics.
-    Nothing is sent: a synchronized ghost batch would be a larger one. As with `batch`, ranks come to running
-    statistics of their own.
+    Training splits this rank's batch into ghost batches, the last of which may be smaller, and updates running_mean and
+    running_var by `momentum` once for each of them in turn, as batch normalization called in a loop would. This keeps
+    the noise of small batches, which helps large-batch training to generalize. Evaluation uses the running statistics.
+    There is no communication: synchronized ghost batches would be larger ones. As with `batch`, each rank has its own
+    running statistics.
 
     Args:
         num_features: C of an input (N, C, *).
-        ghost_batch_size: samples of a ghost batch; at least 1.
+        ghost_batch_size: samples in a ghost batch; at least 1.
         eps: added to the variance; greater than 0.
         momentum: weight of a ghost batch in the running statistics, in [0, 1]; None for the average of all of them.
         affine: whether there are γ (`weight`) and β (`bias`), (C,).
-        track_running_stats: whether there are running statistics; without, evaluation is like training.
+        track_running_stats: whether there are running statistics; without them, evaluation is like training.
         bias: whether an affine layer has β.
-        device: where parameters and buffers are made.
-        dtype: of the parameters.
-        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
+        device: device of parameters and buffers.
+        dtype: dtype of the parameters.
+        shared: options of every layer with running statistics, see `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
         input (N, C, *), of a floating-point dtype, contiguous or channels last; output the same in all three.
 
     Raises:
-        ValueError: an argument out of its range; another number of channels or dimensions; a ghost batch of a single
+        ValueError: an argument out of range; a different number of channels or dimensions; a ghost batch of a single
             value a channel.
         TypeError: an input that isn't floating point; a ghost_batch_size that isn't an int.
 

@@ -10,7 +10,7 @@ from syncbn.norm.core.shared_options import Tracking
 class GhostBatchNormOptions(Tracking):
     """Ghost batch normalization (Hoffer et al. 2017): moments of small parts of each rank's batch."""
 
-    ghost_batch_size: Count = option(32, "samples of a ghost batch; the last one of a batch may be smaller")
+    ghost_batch_size: Count = option(32, "samples in a ghost batch; the last one of a batch may be smaller")
 
 
 OPTIONS = {"ghost": GhostBatchNormOptions}

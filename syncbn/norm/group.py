@@ -1,4 +1,4 @@
-"""Group normalization: moments of a sample's groups of channels."""
+"""Group normalization: moments of each sample's channel groups."""
 
 from typing import Literal
 

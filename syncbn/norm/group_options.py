@@ -12,7 +12,7 @@ class GroupNormOptions(Affine):
     """Group normalization (Wu & He 2018): moments of each sample over channels / groups channels."""
 
     groups: Count | Literal["auto"] = option(
-        "auto", "into how many the channels are divided; auto: the largest divisor of a layer's channels up to 32"
+        "auto", "number of channel groups; auto: the largest divisor of a layer's channels up to 32"
     )
 
 

@@ -1,4 +1,4 @@
-"""Instance normalization: moments of a sample's channel."""
+"""Instance normalization: moments of each sample and channel."""
 
 from torch import nn
 

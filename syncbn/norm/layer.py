@@ -1,4 +1,4 @@
-"""Layer normalization: moments of a whole sample."""
+"""Layer normalization: moments of each sample."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""Batch normalization by running statistics in training, with a momentum that is learned."""
+"""Batch normalization by running statistics in training too, with a learned momentum."""
 
 from __future__ import annotations
 
@@ -24,32 +24,31 @@ if TYPE_CHECKING:
 
 @register("learnable_momentum", options=Options)
 class LearnableMomentumBatchNorm(RunningNorm, SyncBatchNorm):
-    """Batch normalization by the running statistics that a batch has moved, by a momentum that is a parameter.
+    """Batch normalization by the updated running statistics, with the momentum as a parameter.
 
-    Training, with the mean and the unbiased variance of every rank's batch together, and m = sigmoid(`momentum_logit`):
+    Training, with the mean and the unbiased variance over all ranks' batches, and m = sigmoid(`momentum_logit`):
 
         mean = (1 - m) · running_mean + m · mean_batch,  var = (1 - m) · running_var + m · var_batch
         y = (x - mean) / sqrt(var + eps) · γ + β
 
-    and mean and var are the new running statistics. Gradients flow to x through the batch's moments, m times as much as
-    in batch normalization, and to m; statistics of earlier batches are constants. A large m is batch normalization, a
-    small one is steady where batches are small. Evaluation is that of `SyncBatchNorm`: with the same running statistics
-    it gives what training gave. Derivatives of any order are exact across ranks.
+    and mean and var are the new running statistics. Gradients flow to m, and to x through the batch's moments with m
+    times the weight of batch normalization; statistics of earlier batches are constants. A large m approaches batch
+    normalization; a small one is stable with small batches. Evaluation is as in `SyncBatchNorm`: with the same running
+    statistics its output equals training's. Derivatives of any order are exact across ranks.
 
-    The parameter starts where m is `momentum`. It is one more parameter for an optimizer, a single number without
-    weight decay by `syncbn.training.optim.parameter_groups`; after `syncbn.convert` an optimizer made before
-    doesn't have it.
+    The parameter is a scalar, initialized so that m is `momentum`; `syncbn.training.optim.parameter_groups` gives it no
+    weight decay. An optimizer created before `syncbn.convert` doesn't have it.
 
     Args:
         num_features: C of an input (N, C, *).
-        momentum: where m starts; greater than 0 and less than 1.
+        momentum: initial m; greater than 0 and less than 1.
         eps: added to the variance; greater than 0.
         affine: whether there are γ (`weight`) and β (`bias`).
         process_group: the ranks to synchronize over; all of them when None.
         bias: whether an affine layer has β.
-        device: where parameters and buffers are made.
-        dtype: of the parameters.
-        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
+        device: device of parameters and buffers.
+        dtype: dtype of the parameters.
+        shared: options of every layer with running statistics, see `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
         input (N, C, *), of a floating-point dtype; output the same.
@@ -57,11 +56,11 @@ class LearnableMomentumBatchNorm(RunningNorm, SyncBatchNorm):
 
     Raises:
         ValueError, TypeError: as `SyncBatchNorm`; a momentum of 0, 1 or None.
-        NotImplementedError: activation checkpointing repeats a forward pass that isn't the layer's last.
+        NotImplementedError: activation checkpointing recomputes a forward pass that isn't the layer's last.
 
     Source: running statistics in the training normalizer: Yong et al., Momentum Batch Normalization, ECCV 2020, and Ma
         & Klabjan, Diminishing Batch Normalization, 2017, https://arxiv.org/abs/1705.08011, who set the momentum by a
-        rule. That gradient descent sets it is this package's choice.
+        rule. Learning it by gradient descent is this package's choice.
     """
 
     own_state = ("momentum_logit",)
@@ -92,7 +91,7 @@ class LearnableMomentumBatchNorm(RunningNorm, SyncBatchNorm):
         return self.momentum_logit.to(self.running_mean.dtype).sigmoid()
 
     def choose_moments(self, input: Tensor, mask: Tensor | None, group: ProcessGroup | None) -> Moments:
-        """Those that the running statistics become, differentiable; their unbiased variance is the one that counts."""
+        """Moments that the running statistics become, differentiable; running_var is their unbiased variance."""
         assert self.running_mean is not None
         assert self.running_var is not None
         batch = all_reduce(batch_moments(input, mask), group)
@@ -109,7 +108,7 @@ class LearnableMomentumBatchNorm(RunningNorm, SyncBatchNorm):
 
     def evaluate(self, input: Tensor) -> Tensor:
         output = super().evaluate(input)
-        if torch.is_grad_enabled():  # a gradient of 0, which DDP waits for
+        if torch.is_grad_enabled():  # a gradient of 0, since DDP waits for one
             output = output + 0 * self.momentum_logit.to(output.dtype)
         return output
 

@@ -12,7 +12,7 @@ class LearnableMomentumOptions(Synchronized, Running):
 
     momentum: Share = option(
         0.1,
-        "where the momentum starts",
+        "initial momentum",
         refusal="a momentum that is learned starts between 0 and 1, got {value}; 0.1 is a usual value",
     )
     keras_momentum: Share | None = redeclared(Running, "keras_momentum", None)

@@ -1,4 +1,4 @@
-"""Moving average batch normalization: windows of second moments forward and of gradients' moments backward."""
+"""Moving average batch normalization: windows of second moments forward and of gradient moments backward."""
 
 from __future__ import annotations
 
@@ -29,49 +29,49 @@ if TYPE_CHECKING:
 
 @register("moving_average", options=Options)
 class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
-    r"""Moving average batch normalization (MABN): averages over iterations in both directions, and no mean.
+    r"""Moving average batch normalization (MABN): averages over iterations in both passes, without a mean.
 
-    Training, with ν = E[x²] of every rank's batch together and ν̄ its average over the last `window` iterations:
+    Training, with ν = E[x²] over all ranks' batches and ν̄ its mean over the last `window` iterations:
 
         y = r · x / sqrt(ν̄ + eps) · γ + β,  r = clip(sqrt((ν̄ + eps) / (running_var + eps)), 1 / r_max, r_max)
         dx = (g - z · ψ̄) / sqrt(ν̄ + eps),  with g = dy · γ · r, z = x / sqrt(ν̄ + eps) and ψ̄ the average over the last
-        `window` backward passes of ψ = E[g · z] of every rank's batch
+        `window` backward passes of ψ = E[g · z] over all ranks' batches
 
-    and running_var moves towards ν̄ by `momentum`; running_mean is 0 throughout, so that evaluation is that of batch
-    normalization. In the first `warmup` iterations ν and ψ stand for their averages, and r is 1 in the first `r_start`.
-    The mean isn't subtracted. In its place the filters of the convolution or linear layer before are centred, each to a
-    mean of 0: `attach` (`syncbn.convert` and this package's models do it by themselves) puts a parametrization there,
-    and `detach` gives its weight back.
+    and running_var averages ν̄ by `momentum`; running_mean is always 0, so evaluation is as in batch normalization. The
+    first `warmup` iterations use ν and ψ instead of their averages; r is 1 in the first `r_start`. The mean isn't
+    subtracted. Instead, each filter of the preceding convolution or linear layer is centred to a mean of 0: `attach`
+    (called by `syncbn.convert` and this package's models) adds a parametrization to that layer, and `detach` restores
+    its weight.
 
-    dx is not the derivative of y, which would have ψ of this batch alone, and there is none of second order. The
-    averages of gradients are in units of the loss: a loss scale that changes (`torch.amp.GradScaler`, float16) disturbs
-    them for `window` steps. One all-reduce of 2C + 1 float64 numbers forward and one of C backward; all ranks hold the
-    same averages, in buffers. `syncbn.convert` starts from running_var + running_mean², and `revert` leaves
-    what the layer divides by: a running_mean of 0 and E[x²] for the variance.
+    dx isn't the derivative of y, which would use only this batch's ψ, and there is no second derivative. The averages
+    of gradients are in units of the loss: a change of the loss scale (`torch.amp.GradScaler`, float16) disturbs them
+    for `window` steps. There is one all-reduce of 2C + 1 float64 numbers forward and one of C backward; all ranks hold
+    the same averages, in buffers. `syncbn.convert` starts from running_var + running_mean², and `revert` leaves a
+    running_mean of 0 and E[x²] as the variance.
 
     Args:
         num_features: C of an input (N, C, *).
         window: iterations to average over; at least 1.
-        warmup: first iterations by the batch's own statistics.
+        warmup: number of first iterations that use the batch's own statistics.
         r_max: limit of r; at least 1.
-        r_start: first iterations without r.
-        centre: whether the filters before are centred; without, nothing needs to be attached.
+        r_start: number of first iterations without r.
+        centre: whether the preceding filters are centred; otherwise no layer needs to be attached.
         eps: added to the second moment; greater than 0.
-        momentum: weight of ν̄ in running_var, in [0, 1]; None for the average of all.
+        momentum: weight of ν̄ in running_var, in [0, 1]; None for the mean of all.
         affine: whether there are γ (`weight`) and β (`bias`).
         process_group: the ranks to synchronize over; all of them when None.
         bias: whether an affine layer has β.
-        device: where parameters and buffers are made.
-        dtype: of the parameters.
-        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
+        device: device of parameters and buffers.
+        dtype: dtype of the parameters.
+        shared: options of every layer with running statistics, see `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
         input (N, C, *), of a floating-point dtype; output the same.
         mask (N, *), bool: only samples where it is True count; elsewhere output and gradient are 0.
 
     Raises:
-        ValueError, TypeError: as `SyncBatchNorm`; an argument out of its range; in training, no attached layer.
-        NotImplementedError: a second derivative; activation checkpointing repeats a forward pass that isn't the last.
+        ValueError, TypeError: as `SyncBatchNorm`; an argument out of range; in training, no attached layer.
+        NotImplementedError: a second derivative; activation checkpointing recomputes a pass that isn't the last.
 
     Source: Yan et al., Towards Stabilizing Batch Statistics in Backward Propagation of Batch Normalization, ICLR 2020,
         https://arxiv.org/abs/2001.06838; r and the defaults are those of the authors' code.
@@ -109,11 +109,11 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
             self.register_buffer(f"{averaged}_window", torch.zeros(window, num_features, device=device))
             self.register_buffer(f"num_{averaged}s", torch.zeros((), dtype=torch.long, device=device))
 
-    # --- the layer before -------------------------------------------------------------------------------------------
+    # --- the preceding layer ----------------------------------------------------------------------------------------
 
     @property
     def is_attached(self) -> bool:
-        """Whether the filters of the layer before are centred, or don't have to be."""
+        """Whether the preceding layer's filters are centred or needn't be."""
         return not self.centre or self._no_feeder is not None or super().is_attached
 
     def detach(self) -> None:
@@ -121,7 +121,7 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
         self._no_feeder = None
 
     def without_feeder(self, reason: str) -> None:
-        """Normalize what isn't centred, since no single layer feeds this one."""
+        """Normalize without centring, since no single layer feeds this one."""
         self.detach()
         self._no_feeder = reason
 
@@ -135,7 +135,7 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
     # --- training ---------------------------------------------------------------------------------------------------
 
     def choose_moments(self, input: Tensor, mask: Tensor | None, group: ProcessGroup | None) -> Moments:
-        """A mean of 0 and the window's E[x²] for the variance."""
+        """Choose a mean of 0 and the window's E[x²] as the variance."""
         if self.training and not self.is_attached:
             raise ValueError(
                 "this layer expects centred filters before it and doesn't know that layer: call norm.attach(conv), or "
@@ -162,8 +162,8 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
         super().track(moments, second_moment=True)
 
     def average_gradient(self, total: Tensor, count: Tensor, group: ProcessGroup | None) -> Tensor:
-        """ψ̄ of this backward pass and those before, from this rank's Σ g·z."""
-        # Ranks' losses are averaged afterwards. Less the world size, what is kept is one process's, for any number.
+        """Update ψ̄ with this backward pass, from this rank's Σ g·z."""
+        # Losses are averaged over ranks. Divided by the world size, the average is that of one process.
         world_size = 1 if group is None else group.size()
         mean = all_sum(total.to(count.dtype), group) / (count.clamp(min=1) * world_size)
         return (self._slide("gradient", mean, count, once=False) * world_size).to(total.dtype)
@@ -173,7 +173,7 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
             raise NotImplementedError("averages over iterations can't move under a torch.func transform: use eval mode")
 
     def _slide(self, name: str, value: Tensor, count: Tensor, once: bool) -> Tensor:
-        """The average of `value` and those before it; a `value` of no samples, or not finite, doesn't enter."""
+        """Average of `value` and the earlier ones; a `value` without samples, or not finite, is left out."""
         slide = torch.ops.syncbn.slide if torch.compiler.is_compiling() else _slide
         window, counter = self.get_buffer(f"{name}_window"), self.get_buffer(f"num_{name}s")
         return slide(window, counter, value.to(window.dtype), count > 0, self.warmup, once)
@@ -185,11 +185,11 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._fold_mean()  # of a checkpoint of batch normalization
+        self._fold_mean()  # from a checkpoint of batch normalization
 
     @torch.no_grad()
     def _fold_mean(self) -> None:
-        """Statistics about 0 for those about a mean, in tensors of the layer's own."""
+        """Convert statistics about a mean to statistics about 0, in new tensors."""
         assert self.running_mean is not None
         assert self.running_var is not None
         self.running_var = self.running_var + self.running_mean.square()
@@ -202,7 +202,7 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
 
 
 class _Normalize(torch.autograd.Function):
-    """y = x / sqrt(square + eps) · weight + bias, with a gradient of x by the averages of `layer`."""
+    """y = x / sqrt(square + eps) · weight + bias; the gradient of x uses the averages of `layer`."""
 
     @staticmethod
     def forward(
@@ -242,7 +242,7 @@ def _kernels(*tensors: Tensor) -> Kernels:
 
 
 class _Centred(nn.Module):
-    """A weight whose filters each have a mean of 0."""
+    """Parametrization that centres each filter of a weight to a mean of 0."""
 
     def __init__(self, transposed_groups: int | None) -> None:
         super().__init__()
@@ -257,7 +257,7 @@ class _Centred(nn.Module):
 
 
 def _slide(window: Tensor, counter: Tensor, value: Tensor, valid: Tensor, warmup: int, once: bool) -> Tensor:
-    if once and compat.in_backward():  # a recomputed forward pass is given what it had
+    if once and compat.in_backward():  # a recomputed forward pass gets the same result
         return value.clone()
     valid = valid & value.isfinite().all()
     slot = (counter % len(window)).view(1)

@@ -8,5 +8,5 @@ from syncbn.norm.none_options import NoNormOptions as Options
 
 @register("none", options=Options)
 def no_norm(num_features: int) -> nn.Module:
-    """No normalization: the baseline. The convolution before it keeps its bias."""
+    """No normalization: the baseline. The preceding convolution keeps its bias."""
     return nn.Identity()

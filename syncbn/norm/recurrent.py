@@ -1,4 +1,4 @@
-"""Batch normalization inside recurrent networks: statistics of each time step."""
+"""Batch normalization for recurrent networks, with statistics for each time step."""
 
 from __future__ import annotations
 
@@ -21,49 +21,49 @@ if TYPE_CHECKING:
 
 @register("recurrent", options=Options)
 class RecurrentBatchNorm(SyncBatchNorm):
-    """Batch normalization of a recurrent network, with statistics for each time step, over all ranks' batches.
+    """Batch normalization for recurrent networks, with statistics for each time step over all ranks' batches.
 
         y = (x - mean_t) / sqrt(var_t + eps) · γ + β
 
-    The activations of the first steps differ from the later ones', so each step has running statistics of its own; γ
-    and β are the same for all. In training, mean_t and var_t are those of all ranks' batches at this step, and row t of
-    the buffers moves towards them; steps from `max_length` - 1 on share the last row. Evaluation takes row t, or, for a
-    sequence longer than those of training, the last row that has been trained. γ starts at 0.1: with 1, the tanh
-    after it is at its flat ends too often, and gradients vanish over time.
+    Activations of the first steps differ from later ones, so each step has its own running statistics; γ and β are the
+    same for all steps. In training, mean_t and var_t are those of all ranks' batches at this step, and row t of the
+    buffers is updated with them; steps from `max_length` - 1 on share the last row. Evaluation uses row t or, for a
+    sequence longer than those of training, the last trained row. γ starts at 0.1: with 1, the tanh after it saturates
+    too often, and gradients vanish over time.
 
-    Sequences that have ended are left out by `mask`: they count in no statistic and get no gradient. Every rank has to
-    run the same steps, forward and backward; a rank whose sequences have all ended runs them with a mask that is False
-    throughout (`syncbn.models.recurrent` does so). One all-reduce a step forward and one backward.
+    `mask` excludes sequences that have ended from statistics and gradients. Every rank must run the same steps, forward
+    and backward; a rank whose sequences have all ended runs them with an all-False mask, as `syncbn.models.recurrent`
+    does. Each step has one all-reduce forward and one backward.
 
     Args:
         num_features: C.
-        max_length: number of time steps that have statistics of their own, at least 1.
-        gamma_init: where γ starts.
+        max_length: number of time steps with their own statistics, at least 1.
+        gamma_init: initial γ.
         eps: added to the variance; greater than 0.
-        momentum: weight of the new batch in the running statistics, in [0, 1]; None for the average of all batches.
+        momentum: weight of the new batch in the running statistics, in [0, 1]; None for the mean of all batches.
         affine: whether there are γ (`weight`) and β (`bias`), per channel.
         track_running_stats: whether there are `running_mean` and `running_var` (max_length, C), float32, and
-            `num_batches_tracked` (max_length,); without, evaluation takes this rank's batch.
+            `num_batches_tracked` (max_length,); without them, evaluation uses this rank's batch.
         process_group: the ranks to synchronize over; all of them when None.
         bias: whether an affine layer has β.
-        device: where parameters and buffers are made.
-        dtype: of the parameters.
-        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
+        device: device of parameters and buffers.
+        dtype: dtype of the parameters.
+        shared: options of every layer with running statistics, see `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
         input (N, C, *), of a floating-point dtype; output the same.
-        step: the time step, counted from 0.
+        step: time step, counted from 0.
         mask (N, *), bool: only samples where it is True count; elsewhere output and gradient are 0.
 
     Raises:
         ValueError: max_length below 1, a negative step; otherwise as `SyncBatchNorm`. With a mask, a single sample in
-            all gives y = β: the layer doesn't wait to learn how many there are.
+            total gives y = β instead: checking the number would make the host wait.
         TypeError: as `SyncBatchNorm`.
 
     Source: Cooijmans et al., Recurrent Batch Normalization, ICLR 2017, https://arxiv.org/abs/1603.09025.
     """
 
-    gamma_init = Options.gamma_init  # for the constructor of the base, which resets the parameters
+    gamma_init = Options.gamma_init  # used by the base's constructor, which resets the parameters
 
     takes_step = True
 
@@ -93,13 +93,13 @@ class RecurrentBatchNorm(SyncBatchNorm):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Statistics as before any batch, γ at `gamma_init`, β at 0."""
+        """Reset the statistics, γ to `gamma_init` and β to 0."""
         super().reset_parameters()
         if self.weight is not None:
             nn.init.constant_(self.weight, self.gamma_init)
 
     def adopt(self, old: nn.Module) -> None:
-        """Start every time step from the running statistics of `old`, which has none of single steps."""
+        """Start every time step from the running statistics of `old`."""
         for name, buffer in self._buffers.items():
             known = old._buffers.get(name)
             if buffer is not None and known is not None:
@@ -127,9 +127,9 @@ class RecurrentBatchNorm(SyncBatchNorm):
         return output if mask is None else torch.where(mask, output, 0)
 
     def _trained_row(self, step: int) -> Tensor:
-        """The row of a step in evaluation, (1,): no later one than training has come to."""
+        """Row of a step in evaluation, (1,): at most the last trained one."""
         assert self.num_batches_tracked is not None
-        trained = (self.num_batches_tracked > 0).sum().view(1)  # a tensor, which the host doesn't wait for
+        trained = (self.num_batches_tracked > 0).sum().view(1)  # stays a tensor, so that the host doesn't wait
         return (trained - 1).clamp(min=0, max=min(step, self.max_length - 1))
 
     def extra_repr(self) -> str:

@@ -12,10 +12,10 @@ class RecurrentBatchNormOptions(Synchronized, Tracking):
 
     max_length: Count = option(
         100,
-        "time steps with statistics of their own; later ones share the last",
+        "time steps with their own statistics; later ones share the last",
         refusal="max_length must be at least 1, got {value}; take the length of the sequences",
     )
-    gamma_init: float = option(0.1, "where γ starts")
+    gamma_init: float = option(0.1, "initial γ")
 
 
 OPTIONS = {"recurrent": RecurrentBatchNormOptions}

@@ -1,4 +1,4 @@
-"""RMS normalization: a position, divided by the root mean square of its channels."""
+"""RMS normalization: each position divided by the root mean square of its channels."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,15 +15,15 @@ class RMSNorm(nn.RMSNorm):
 
         y = x / sqrt(mean over C of x² + eps) · γ
 
-    The axis is the one that transformers mean, channels (dimension 1) at each position by itself, so that (N, C, H, W)
-    is normalized as the H·W tokens of an image are. Neither mean nor shift: the convolution before it keeps its bias.
-    γ (`weight`) is per channel. Train and eval are the same. The mean of squares is taken in float32 for half inputs.
+    As in transformers, each position is normalized over its channels (dimension 1), so (N, C, H, W) is treated as the
+    H·W tokens of an image. There is no mean and no shift: the preceding convolution keeps its bias. γ (`weight`) is per
+    channel. Train and eval are the same. The mean of squares is computed in float32 for half inputs.
 
     Source: Zhang & Sennrich, Root Mean Square Layer Normalization, NeurIPS 2019, https://arxiv.org/abs/1910.07467.
 
     Raises:
-        ValueError: eps isn't greater than 0; the input has another number of channels or fewer than two dimensions.
-        TypeError: the input isn't floating point.
+        ValueError: eps isn't greater than 0; an input with a different number of channels or fewer than two dimensions.
+        TypeError: an input that isn't floating point.
     """
 
     def __init__(self, num_features: int, eps: float = Options.eps, affine: bool = Options.affine) -> None:
@@ -33,7 +33,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         check_channels(input, self.num_features)
-        weight = None if self.weight is None else self.weight.to(input.dtype)  # torch warns about a mixture
+        weight = None if self.weight is None else self.weight.to(input.dtype)  # torch warns about mixed dtypes
         output = F.rms_norm(input.movedim(1, -1), self.normalized_shape, weight, self.eps).movedim(-1, 1)
         output = output.to(input.dtype)
         return output.contiguous() if input.is_contiguous() else output

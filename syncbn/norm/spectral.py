@@ -1,4 +1,4 @@
-"""Spectral normalization of the layer before."""
+"""Spectral normalization of the preceding layer."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from syncbn.norm.spectral_options import SpectralNormOptions as Options
 
 @register("spectral", options=Options)
 class SpectralNorm(Reparametrized):
-    """Spectral normalization of the layer before: its weight, as a matrix, divided by its largest singular value.
+    """Spectral normalization of the preceding layer: its weight matrix divided by its largest singular value.
 
         W / σ(W)  for W of the convolution or linear layer that feeds this one;  y = x + β
 
-    so that the layer, as a linear map of patches, stretches nothing to more than its length: the Lipschitz bound that
-    GAN discriminators are trained with. It is `torch.nn.utils.parametrizations.spectral_norm` on that layer, which
-    `syncbn.convert`, the models of this package, or `attach` put there. What stands in the norm's place is the
-    identity plus β (`bias`), so that a convolution without a bias keeps one.
+    which bounds the Lipschitz constant of the layer, as a linear map of patches, by 1, as in GAN discriminators. It
+    registers `torch.nn.utils.parametrizations.spectral_norm` on that layer, through `syncbn.convert`, the models of
+    this package, or `attach`. The norm itself is the identity plus β (`bias`), so that a convolution without a bias
+    still has one.
 
-    σ is estimated by power iteration, `n_power_iterations` steps at each forward pass in training (a pass that
-    activation checkpointing repeats does none) and none in evaluation; the vectors are buffers of that layer. No
-    activations are looked at, so batch size and ranks don't matter.
+    σ is estimated by power iteration with `n_power_iterations` steps in each training forward pass, but none in a pass
+    recomputed by activation checkpointing or in evaluation; the vectors are buffers of that layer. The result doesn't
+    depend on activations, batch size or ranks.
 
-    `detach` (and `syncbn.revert`) gives back W, the very `Parameter`. To keep W / σ instead, for inference, call
+    `detach` (and `syncbn.revert`) restores W, the same `Parameter` object. To keep W / σ instead, for inference, call
     `torch.nn.utils.parametrize.remove_parametrizations(conv, "weight")`.
 
     Args:
-        num_features: channels of the layer before.
-        n_power_iterations: steps at each forward pass in training, at least 1.
+        num_features: channels of the preceding layer.
+        n_power_iterations: steps in each training forward pass, at least 1.
         bias: whether there is β, per channel.
 
     Shape:
         input (N, C, *), the output of the attached layer, of a floating-point dtype; output the same.
 
     Raises:
-        ValueError: `n_power_iterations` below 1; in training, no attached layer; the input has another number of
+        ValueError: `n_power_iterations` below 1; in training, no attached layer; an input with a different number of
             channels.
-        TypeError: the input isn't floating point.
+        TypeError: an input that isn't floating point.
 
     Source: Miyato et al., Spectral Normalization for Generative Adversarial Networks, ICLR 2018,
         https://arxiv.org/abs/1802.05957.

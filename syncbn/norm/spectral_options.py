@@ -9,7 +9,7 @@ from syncbn.norm.core.options import Count, option
 class SpectralNormOptions:
     """Spectral normalization (Miyato et al. 2018): preceding convolution over its largest singular value."""
 
-    n_power_iterations: Count = option(1, "steps of the power iteration at each forward pass in training")
+    n_power_iterations: Count = option(1, "steps of power iteration in each training forward pass")
     bias: bool = option(True, "whether there is β, per channel")
 
 

@@ -1,4 +1,4 @@
-"""Switchable normalization: how much of a batch, a layer and an instance norm a layer is, is learned."""
+"""Switchable normalization: a learned mix of batch, layer and instance normalization."""
 
 from __future__ import annotations
 
@@ -27,27 +27,26 @@ class SwitchableNorm(SyncBatchNorm):
 
         mean = Σ p_k · mean_k,  var = Σ q_k · var_k,  y = (x - mean) / sqrt(var + eps) · γ + β
 
-    with k over the moments of a sample's channel (instance), of a whole sample (layer) and of a channel in the batches
-    of all ranks (batch), and p = softmax(`mean_logits`), q = softmax(`var_logits`), which start equal. Since the
-    instance and layer moments are the sample's own, what x is divided by adapts to the input. Moments of the layer and
-    of the batch come from those of the instances by the law of total variance, so x is read once for all of them. With
-    a single position, as in (N, C), there is nothing to take an instance's variance of: p and q go over the other two.
+    with k over the moments of a sample's channel (instance), of a whole sample (layer) and of a channel in all ranks'
+    batches (batch), and p = softmax(`mean_logits`), q = softmax(`var_logits`), which start equal. Layer and batch
+    moments are computed from the instance moments by the law of total variance, so x is read only once. With a single
+    position, as in (N, C), there is no instance variance: p and q cover only the other two.
 
     Training takes the batch moments over all ranks, by one all-reduce of 2C + 1 float64 numbers and one in the backward
-    pass, and moves `running_mean` and `running_var` towards them as `SyncBatchNorm` does. Evaluation takes the running
-    ones in their place; instance and layer moments are the input's in both.
+    pass, and updates `running_mean` and `running_var` as `SyncBatchNorm` does. Evaluation uses the running statistics
+    instead; instance and layer moments are those of the input in both.
 
     Args:
         num_features: C.
         eps: added to the variance; greater than 0.
-        momentum: weight of the new batch in the running statistics, in [0, 1]; None for the average of all batches.
+        momentum: weight of the new batch in the running statistics, in [0, 1]; None for the mean of all batches.
         affine: whether there are γ (`weight`) and β (`bias`), per channel.
-        track_running_stats: whether there are running statistics; without, evaluation takes this rank's batch.
+        track_running_stats: whether there are running statistics; without them, evaluation uses this rank's batch.
         process_group: the ranks to synchronize over; all of them when None.
         bias: whether an affine layer has β.
-        device: where parameters and buffers are made.
-        dtype: of the parameters.
-        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
+        device: device of parameters and buffers.
+        dtype: dtype of the parameters.
+        shared: options of every layer with running statistics, see `syncbn.norm.core.shared_options.Shared`.
 
     Shape:
         input (N, C, *), of a floating-point dtype; output the same. Moments are float32, or float64 for float64.
@@ -105,7 +104,7 @@ class SwitchableNorm(SyncBatchNorm):
         return output if mask is None else torch.where(mask.unsqueeze(1), output, 0)
 
     def _batch_moments(self, input: Tensor, local: Moments) -> tuple[Tensor, Tensor]:
-        """Mean and variance of all ranks' batches in training, the running ones in evaluation."""
+        """Mean and variance of all ranks' batches in training, running statistics in evaluation."""
         dtype = statistics_dtype(input)
         if not self.training and self.running_mean is not None and self.running_var is not None:
             return self.running_mean.to(dtype), self.running_var.to(dtype)
@@ -118,7 +117,7 @@ class SwitchableNorm(SyncBatchNorm):
 
 
 def shares(logits: Tensor, single_position: bool = False) -> Tensor:
-    """What the instance, layer and batch moments are weighted by, (3,), 1 in all; of one position, no instance's."""
+    """Weights (3,) of the instance, layer and batch moments, with sum 1; the first is 0 for a single position."""
     if single_position:
         return F.pad(logits[1:].softmax(0), (1, 0))
     return logits.softmax(0)

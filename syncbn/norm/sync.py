@@ -1,4 +1,4 @@
-"""Synchronized batch normalization: one process's answer, for any split of the batch over ranks."""
+"""Synchronized batch normalization: the same result as in one process, for any split of the batch over ranks."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 def batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, mask: Tensor | None, group: ProcessGroup | None
 ) -> tuple[Tensor, Moments]:
-    """Normalize by the moments of all ranks' samples: y, and those moments."""
+    """Normalize by the moments of all ranks' samples; returns y and the moments."""
     moments = group_moments(x, mask, group)
     return normalize(x, weight, bias, moments, eps, group), moments
 
 
 def group_moments(x: Tensor, mask: Tensor | None, group: ProcessGroup | None) -> Moments:
-    """The moments of all ranks' samples. Differentiable under a trace alone: in eager mode `normalize` does that."""
+    """Moments of all ranks' samples. Differentiable only under a trace; in eager mode `normalize` has the gradient."""
     if compat.is_tracing():
         return all_reduce(batch_moments(x, mask), group)
     with torch.no_grad():
@@ -45,10 +45,9 @@ def group_moments(x: Tensor, mask: Tensor | None, group: ProcessGroup | None) ->
 def normalize(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, moments: Moments, eps: float, group: ProcessGroup | None
 ) -> Tensor:
-    """Normalize `x` by moments that all ranks' `x` are part of.
+    """Normalize `x` by moments that include all ranks' `x`.
 
-    Among the `moments.count` samples there may be others, of which the moments are constants: gradients flow through
-    those of `x`.
+    The `moments.count` samples may include others, which are constants: gradients flow only through those of `x`.
     """
     mean, var = _as_statistics(moments, x)
     if compat.is_tracing():
@@ -78,7 +77,7 @@ class _Normalize(ReverseMode):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var, count = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: what is computed here will be differentiated
+        if torch.is_grad_enabled():  # create_graph=True: this computation will be differentiated
             kernels: Kernels = PLAIN
             mean, var = attach_moments(x, mean, var, count, ctx.group)
         else:
@@ -102,63 +101,62 @@ def _as_statistics(moments: Moments, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @register("sync", options=Options)
 class SyncBatchNorm(TrackingNorm):
-    r"""Batch normalization by the moments of every rank's batch: exactly what one process would compute.
+    r"""Batch normalization by the moments over all ranks' batches: exactly what one process would compute.
 
-    Training, with n samples of a channel on all ranks of the group together:
+    Training, with n samples per channel over all ranks of the group:
 
         mean = Σx / n,  var = Σ(x - mean)² / n,  y = (x - mean) / sqrt(var + eps) · γ + β
 
-    and running_mean, running_var move towards mean and the unbiased variance var · n / (n - 1) by `momentum`. One
-    all-reduce of 2C + 1 float64 numbers forward and one of 2C backward, whatever the world size; ranks may hold
-    different numbers of samples, or none. Evaluation normalizes by the running statistics (by this rank's batch when
-    they aren't tracked) and communicates nothing. Without a process group, or alone in it, the layer is
-    `torch.nn.BatchNorm1d/2d/3d`; `state_dict` keys are theirs, too.
+    and running_mean, running_var average mean and the unbiased variance var · n / (n - 1) by `momentum`. There is one
+    all-reduce of 2C + 1 float64 numbers forward and one of 2C backward for any world size; ranks may hold different
+    numbers of samples, or none. Evaluation normalizes by the running statistics (by this rank's batch when they aren't
+    tracked) and doesn't communicate. Without a process group, or alone in it, the layer is
+    `torch.nn.BatchNorm1d/2d/3d`, and it has the same `state_dict` keys.
 
     The gradients of γ and β are this rank's share of the sum, as DDP expects. Losses of unequal batches must be
     weighted so that their average over ranks is the mean over all samples: see `syncbn.mean_over_ranks`. Derivatives of
     any order are exact across ranks, in eager mode; under `torch.compile` torch allows the first only.
 
-    When the sums over ranks aren't finite, or nothing was counted, running statistics stay as they are, on every
-    rank. A forward pass recomputed by activation checkpointing doesn't count a second time (and neither does any
-    forward pass started inside a backward hook). Of the `torch.func` transforms, training supports grad, vjp
-    and jacrev, without running statistics.
+    When the sums over ranks aren't finite, or there are no samples, no rank updates its running statistics. A forward
+    pass recomputed by activation checkpointing doesn't update them again (nor does any forward pass started inside a
+    backward hook). Of the `torch.func` transforms, training supports grad, vjp and jacrev, without running statistics.
 
-    With `fuse_activation`, a training forward pass puts its output off until it is known what becomes of it: a ReLU or
-    LeakyReLU of it, or of its sum with a shortcut, is one function with the normalization, forward and backward.
-    Anything else finds y. What the function keeps for its gradient is `memory`:
+    With `fuse_activation`, a training forward pass defers its output until it is used: a ReLU or LeakyReLU of it, or of
+    its sum with a shortcut, becomes one function with the normalization, forward and backward. Any other use gets y.
+    `memory` is what the function saves for its gradient:
 
     - "keep": x and the activation's output, as separate layers with an in-place ReLU do;
-    - "recompute": x alone, where there is no shortcut; a convolution or pooling after it computes its input from x
-      again (exactly the same numbers; one more pass over memory);
-    - "invert": the activation's output and the shortcut; x̂ is computed from them again, so the activation must be a
-      LeakyReLU, and |γ| < 1e-3 is taken for ±1e-3. Rounding grows by |y / γ| in the gradient of γ; there are no second
-      derivatives.
+    - "recompute": only x, where there is no shortcut; a following convolution or pooling recomputes its input from x
+      (exactly the same numbers; one more pass over memory);
+    - "invert": the activation's output and the shortcut; x̂ is recomputed from them, so the activation must be a
+      LeakyReLU, and |γ| < 1e-3 is replaced by ±1e-3. Rounding grows by |y / γ| in the gradient of γ; there are no
+      second derivatives.
 
     Args:
         num_features: C of an input (N, C) or (N, C, *spatial).
         eps: added to the variance; greater than 0.
-        momentum: weight of the new batch in the running statistics, in [0, 1]; None for the average of all batches.
+        momentum: weight of the new batch in the running statistics, in [0, 1]; None for the mean of all batches.
         affine: whether there are γ (`weight`) and β (`bias`), float parameters (C,).
         track_running_stats: whether there are `running_mean` and `running_var`, float32 (C,) buffers, kept out of half
             precision by `.half()` and by loading; float64 after `.double()`.
-        process_group: the ranks to synchronize over, which this rank belongs to; all of them when None.
+        process_group: the ranks to synchronize over, including this one; all of them when None.
         bias: whether an affine layer has β.
-        device: where parameters and buffers are made.
-        dtype: of the parameters.
-        shared: further options of every layer with running statistics: `syncbn.norm.core.shared_options.Shared`.
-        fuse_activation: whether an activation that comes next is computed together with the normalization. Not while
-            hooks see its output, nor under `torch.compile`, which fuses by itself.
+        device: device of parameters and buffers.
+        dtype: dtype of the parameters.
+        shared: options of every layer with running statistics, see `syncbn.norm.core.shared_options.Shared`.
+        fuse_activation: whether to compute the following activation together with the normalization. Disabled while
+            hooks see its output, and under `torch.compile`, which fuses by itself.
         memory: "keep", "recompute" or "invert"; the last two need `fuse_activation`.
 
     Shape:
         input (N, C, *), of a floating-point dtype, contiguous or channels last; output the same in all three.
-        mask (N, *), bool: only samples where it is True count, in the statistics and in the gradients. Elsewhere the
-        output is 0 and the input, which may be NaN, gets a gradient of 0.
+        mask (N, *), bool: only samples where it is True count, in statistics and gradients. Elsewhere the output is 0,
+            and the input, which may be NaN, gets a gradient of 0.
 
     Raises:
-        ValueError: an argument out of its range; another number of channels or dimensions; a mask of another shape; a
-            training batch with a single sample a channel on the only rank (on several ranks, one sample in all gives
-            y = β: nobody knows the total without waiting for it); a `process_group` without this rank; a ReLU after
+        ValueError: an argument out of range; a different number of channels or dimensions; a mask of the wrong shape; a
+            training batch with a single sample per channel on the only rank (on several ranks, a single sample in total
+            gives y = β: checking the total would make the host wait); a `process_group` without this rank; a ReLU after
             `memory="invert"`.
         TypeError: an input that isn't floating point, a mask that isn't bool, a `process_group` that isn't one.
 
@@ -199,7 +197,7 @@ class SyncBatchNorm(TrackingNorm):
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         if self.process_group is not None:
-            memo[id(self.process_group)] = self.process_group  # a copy talks to the same ranks
+            memo[id(self.process_group)] = self.process_group  # a copy uses the same group
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
 
@@ -228,15 +226,15 @@ class SyncBatchNorm(TrackingNorm):
         return output if mask is None else torch.where(mask, output, 0)
 
     def communicating_group(self) -> ProcessGroup | None:
-        """The ranks to reduce over in training; None where there is nobody to talk to."""
+        """Group to reduce over in training; None if there are no other ranks."""
         return communicating_group(self.process_group)
 
     def choose_moments(self, input: Tensor, mask: Tensor | None, group: ProcessGroup | None) -> Moments:
-        """The moments to normalize by in training: those of the batches of all ranks of the group."""
+        """Choose the moments to normalize by in training: those of all ranks' batches."""
         return group_moments(input, mask, group)
 
     def normalize_batch(self, input: Tensor, moments: Moments, group: ProcessGroup | None) -> Tensor:
-        """y in training, by the moments that were chosen."""
+        """Normalize a training batch by the chosen moments."""
         weight, bias = self.affine_parameters(input)
         if (
             self.fuse_activation
@@ -248,15 +246,15 @@ class SyncBatchNorm(TrackingNorm):
         return normalize(input, weight, bias, moments, self.eps, group)
 
     def affine_parameters(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """γ and β as they are used: in the dtype of the statistics and, for `memory="invert"`, γ away from 0."""
+        """Effective γ and β: in the dtype of the statistics and, for `memory="invert"`, with γ away from 0."""
         weight, bias = super().affine_parameters(input)
         return (away_from_zero(weight) if self.memory == "invert" and weight is not None else weight), bias
 
     def adopt(self, old: nn.Module) -> None:
-        """Go on where `old` was.
+        """Take over the state of `old`.
 
         Raises:
-            ValueError: with `memory="invert"`, a γ so small that it would be taken for another.
+            ValueError: with `memory="invert"`, a γ so small that it would be replaced.
         """
         super().adopt(old)
         if self.memory == "invert" and self.weight is not None:

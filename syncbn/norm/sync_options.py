@@ -11,11 +11,11 @@ class SyncBatchNormOptions(Synchronized, Tracking):
     """Batch normalization over the batches of all ranks: the same result as in one process, for any split."""
 
     fuse_activation: bool = option(
-        False, "whether a norm and the activation after it, with a shortcut or not, are one function"
+        False, "whether to compute a norm and the following activation, with or without a shortcut, as one function"
     )
     memory: Memory = option(
         "keep",
-        "what that function keeps for its gradient; recompute: less; invert: least, with model.activation=leaky_relu",
+        "what that function saves for its gradient; recompute: less; invert: least, with model.activation=leaky_relu",
         refusal="unknown memory={value!r}; allowed: {allowed}",
     )
 

@@ -1,4 +1,4 @@
-"""Weight normalization of the layer before."""
+"""Weight normalization of the preceding layer."""
 
 from __future__ import annotations
 
@@ -16,29 +16,28 @@ from syncbn.norm.weight_options import WeightNormOptions as Options
 
 @register("weight", options=Options)
 class WeightNorm(Reparametrized):
-    """Weight normalization of the layer before: each filter's length and direction are learned apart.
+    """Weight normalization of the preceding layer: separate length and direction of each filter.
 
         w = g · v / ‖v‖  for each filter w of the convolution or linear layer that feeds this one;  y = x + β
 
-    It is `torch.nn.utils.parametrizations.weight_norm` on that layer, which `syncbn.convert`, the models of this
-    package, or `attach` put there. What stands in the norm's place is the identity plus β (`bias`), so that a
-    convolution without a bias keeps one. No activations are looked at, so train and eval are the same, and batch size
-    and ranks don't matter.
+    It registers `torch.nn.utils.parametrizations.weight_norm` on that layer, through `syncbn.convert`, the models of
+    this package, or `attach`. The norm itself is the identity plus β (`bias`), so that a convolution without a bias
+    still has one. Train and eval are the same; the result doesn't depend on activations, batch size or ranks.
 
-    v is the `Parameter` that the layer had as `weight`; g is a new one, which an optimizer made before doesn't have.
-    `detach` (and `syncbn.revert`) puts g · v / ‖v‖ back into it. The filters of a transposed convolution are in its
-    weight's dimension 1; where it has groups, those in the same place of each group share their length.
+    v is the `Parameter` that the layer had as `weight`; g is a new one, which an earlier optimizer doesn't have.
+    `detach` (and `syncbn.revert`) writes g · v / ‖v‖ back to v. The filters of a transposed convolution are in its
+    weight's dimension 1; with groups, filters at the same index in each group share their length.
 
     Args:
-        num_features: channels of the layer before.
+        num_features: channels of the preceding layer.
         bias: whether there is β, per channel.
 
     Shape:
         input (N, C, *), the output of the attached layer, of a floating-point dtype; output the same.
 
     Raises:
-        ValueError: in training, no attached layer; the input has another number of channels.
-        TypeError: the input isn't floating point.
+        ValueError: in training, no attached layer; an input with a different number of channels.
+        TypeError: an input that isn't floating point.
 
     Source: Salimans & Kingma, Weight Normalization, NeurIPS 2016, https://arxiv.org/abs/1602.07868, without its
         initialization by a batch of data.
@@ -58,7 +57,7 @@ class WeightNorm(Reparametrized):
         g, v = normalized.original0, normalized.original1
         with torch.no_grad():
             length, _ = normalized[0].right_inverse(v)
-            weight = torch.where(g == length, v, feeder.weight)  # what hasn't been trained stays to the last bit
+            weight = torch.where(g == length, v, feeder.weight)  # untrained filters stay bitwise the same
             parametrize.remove_parametrizations(feeder, "weight")
             v.copy_(weight)
         feeder.weight = v

@@ -16,7 +16,7 @@ def test_without_a_choice_all_are_named() -> None:
 def test_a_norms_options_are_listed_with_their_bounds() -> None:
     lines = listing(["norm=ghost"]).splitlines()
     assert lines[2].startswith("norm: Ghost batch normalization (Hoffer et al. 2017)")
-    assert any("ghost_batch_size=32 " in line and "samples of a ghost batch" in line for line in lines)
+    assert any("ghost_batch_size=32 " in line and "samples in a ghost batch" in line for line in lines)
     assert "an integer at least 1" in listing(["norm=ghost"])
     assert "no options" in listing(["norm=none"])
 
