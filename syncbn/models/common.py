@@ -61,6 +61,15 @@ def check_images(x: Tensor, in_channels: int) -> None:
         )
 
 
+def check_image_size(x: Tensor, size: int) -> None:
+    """Raise `ValueError` for images that aren't `size` x `size` pixels."""
+    if not isinstance(x, torch.fx.Proxy) and tuple(x.shape[-2:]) != (size, size):
+        raise ValueError(
+            f"expected images of {size} x {size} pixels, got {x.shape[-2]} x {x.shape[-1]}; build the network with "
+            "image_size= to match the images, or resize them"
+        )
+
+
 def initialize_convolutions(model: nn.Module, activation: Literal["relu", "sigmoid", "tanh"] = "relu") -> None:
     """Initialize every convolution as He et al. (2015), preserving the gradient's variance; biases 0."""
     for module in model.modules():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from syncbn.models.common import Norm, check_images, check_sizes
+from syncbn.models.common import Norm, check_image_size, check_images, check_sizes
 from syncbn.models.dcgan_options import DCGANOptions as Options
 from syncbn.models.dcgan_options import NormAt
 from syncbn.norm.core.arguments import check_arguments
@@ -57,6 +57,7 @@ class Discriminator(nn.Module):
         channels = [width * 2**i for i in range(downs)]
         inner, outer = _norms(norm, at)
         self.in_channels = in_channels
+        self.image_size = base_size * 2**downs
         self.image = _Layer(nn.Conv2d, in_channels, channels[0], outer, kernel_size=4, stride=2, padding=1)
         self.down = nn.Sequential(
             *(_Layer(nn.Conv2d, a, b, inner, kernel_size=4, stride=2, padding=1) for a, b in pairwise(channels))
@@ -65,6 +66,8 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.in_channels)
+        # The last convolution would slide over a larger map, and give more logits than there are images.
+        check_image_size(images, self.image_size)
         x = F.leaky_relu(self.image(images), 0.2)
         for layer in self.down:
             x = F.leaky_relu(layer(x), 0.2)

@@ -1,123 +1,122 @@
-"""Loading weights from a file into a network, without running code from it and without silent omissions."""
+"""Load weights from a file into a network, without running code from it and without silent omissions."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
+from syncbn.models.weight_files import read_state
+from syncbn.models.weight_keys import (
+    adapted_stem,
+    counters_as_scalars,
+    listed,
+    matched,
+    missing,
+    new_heads,
+    prefix_between,
+)
 from syncbn.norm.core.messages import first_line
 
-_STATE = "_extra_state"  # a layer's memory of past steps: not a weight
-_PREFIXES = ("module.", "_orig_mod.", "net.")  # DDP's, torch.compile's, this package's tasks'
+_EXTRA = "_extra_state"  # a layer's memory of past steps: not a weight
 
 
-def load_weights(model: nn.Module, path: str | Path) -> str:
-    """Load the weights of a file into a network; keep the new head where the number of classes differs.
+def load_weights(model: nn.Module, path: str | Path, *, key: str | None = None) -> str:
+    """Load the weights of a file into a network, and say what was done.
 
-    The file holds the `state_dict` of the same network, as torchvision publishes it or as this package saves it:
-    ".pth", ".pt" or ".ckpt" (bare, or under the key "state_dict" or "model"), read with `weights_only`; or
-    ".safetensors", which needs the package of that name. Key prefixes of DDP, torch.compile and this package's tasks
-    are removed. If the file doesn't fit, the network is left unchanged.
+    The file holds a `state_dict` of the network, as it is or under a name ("state_dict", "model", "model_state_dict",
+    "state_dict_ema", ...). It is read with `weights_only`. The keys' prefixes "module.", "model.", "net." and
+    "_orig_mod." are taken off, in any order, where the keys don't fit with them. If the file doesn't fit, the network
+    is left unchanged.
+
+    Two layers may differ in shape. With another number of classes the head stays as it is: the module that the model's
+    attribute `head` names, else its last convolution or linear layer, and others of as many classes. With another
+    number of channels, the weights of the first convolution are summed (for one channel) or repeated and scaled.
 
     Args:
-        model: a network of this package, or any other; its attribute `head`, where it has one, names the module that
-            stays new for a different number of classes ("fc", for example).
-        path: path of the file.
+        model: any network; one inside of DDP, DataParallel or `torch.compile`, too.
+        path: a ".pth", ".pt", ".ckpt", ".bin", ".tar" or ".safetensors" file; the last needs the package safetensors.
+        key: which state dict of the file, "state_dict_ema" for example. None takes the usual one; averaged weights only
+            where there are no others.
 
     Returns:
         A sentence that says what was loaded and what wasn't.
 
     Raises:
         FileNotFoundError: the file doesn't exist.
-        ValueError: an unknown file ending; a file that is damaged or holds Python objects; keys that are missing,
-            unexpected, or of the wrong shape, each named.
+        ValueError: an unknown file ending; a file that is damaged, holds Python objects or no such state dict; keys
+            that are missing, unexpected, or of the wrong shape; a network on the meta device, or one whose layers
+            don't have their sizes yet.
     """
-    path = Path(path)
-    loaded = _without_prefixes(_read(path))
-    own = {key: value for key, value in model.state_dict().items() if not key.endswith(_STATE)}
-    head = f"{model.head}." if isinstance(getattr(model, "head", None), str) else None
-    anew = [
-        key
-        for key in own
-        if head and key.startswith(head) and key in loaded and _differs_in_classes(own[key], loaded[key])
-    ]
-    kept = {key: value for key, value in loaded.items() if key not in anew}
-    if found := _mistakes(own, kept, anew):
+    if isinstance(model, DataParallel | DistributedDataParallel):
+        model = model.module
+    state = model.state_dict()
+    own = {name: value for name, value in state.items() if not name.endswith(_EXTRA)}
+    _check_real(model, own)
+    read, which = read_state(Path(path), key)
+    loaded, said = matched(read, own)
+    loaded = counters_as_scalars(loaded, own)
+    loaded, stem = adapted_stem(model, own, loaded)
+    heads = new_heads(model, own, loaded)
+    kept = {name: value for name, value in loaded.items() if name not in heads}
+    if found := _mistakes({name: own[name] for name in own if name not in heads}, kept):
         raise ValueError(f"{str(path)!r} doesn't fit {type(model).__name__}: " + "; ".join(found))
-    model.load_state_dict({**model.state_dict(), **kept})
-    text = f"{len(kept)} tensors from {path}"
-    if anew:
-        file_classes, classes = len(loaded[anew[0]]), len(own[anew[0]])
-        text += f"; {', '.join(anew)} made anew, for {classes} classes where the file has {file_classes}"
-    return text
+    _put(model, state, kept, path)
+    said += [stem] if stem else []
+    if heads:
+        classes = f"{len(own[heads[0]])} classes where the file has {len(loaded[heads[0]])}"
+        said.append(f"{', '.join(heads)} made anew, for {classes}")
+    return "; ".join([f"{len(kept)} tensors from {path}{which}", *said])
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file of weights {str(path)!r}")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix not in (".pth", ".pt", ".ckpt"):
-        raise ValueError(f"weights are read from .pth, .pt, .ckpt or .safetensors files, got {str(path)!r}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{str(path)!r} is not a file of tensors, and is not read further ({first_line(error)}); if it holds a "
-            "whole model, save its state_dict() with torch.save and load that"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{str(path)!r} is damaged ({first_line(error)}); fetch it again") from error
-    return _tensors(content, path)
+def _check_real(model: nn.Module, own: Mapping[str, Tensor]) -> None:
+    for name, value in own.items():
+        if is_lazy(value):
+            raise ValueError(f"{name} of {type(model).__name__} has no size yet: run one batch through it first")
+        if value.is_meta:
+            raise ValueError(f"{name} of {type(model).__name__} has no memory: model.to_empty(device='cpu') first")
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"to read {str(path)!r}: pip install safetensors") from error
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is damaged ({first_line(error)}); fetch it again") from error
-
-
-def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    state = content if isinstance(content, Mapping) else {}
-    state = {key: value for key, value in state.items() if not str(key).endswith(_STATE)}
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{str(path)!r} holds no state_dict, a dict of tensors; save one with torch.save")
-    return state
-
-
-def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES:
-        # A task's checkpoint has metrics beside its network; in all other files every key has the prefix.
-        chosen = [key for key in state if key.startswith(prefix)]
-        if chosen and (prefix == "net." or len(chosen) == len(state)):
-            state = {key.removeprefix(prefix): state[key] for key in chosen}
-    return state
-
-
-def _differs_in_classes(own: Tensor, loaded: Tensor) -> bool:
-    return own.shape != loaded.shape and own.shape[1:] == loaded.shape[1:]
-
-
-def _mistakes(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], anew: list[str]) -> list[str]:
-    # Files from before torch 0.4.1 have no num_batches_tracked; the network's own zeros are kept.
-    missing = [k for k in own if k not in loaded and k not in anew and not k.endswith(".num_batches_tracked")]
-    unexpected = [key for key in loaded if key not in own]
+def _mistakes(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> list[str]:
+    absent, unexpected = missing(own, loaded), [name for name in loaded if name not in own]
+    if absent and unexpected and (said := prefix_between(loaded, own)):
+        return [said]
     shapes = [
-        f"{key} ({tuple(loaded[key].shape)} in the file, {tuple(own[key].shape)} in the network)"
-        for key in own
-        if key in loaded and own[key].shape != loaded[key].shape
+        f"{name} ({tuple(loaded[name].shape)} in the file, {tuple(own[name].shape)} in the network)"
+        for name in own
+        if name in loaded and own[name].shape != loaded[name].shape
     ]
-    named = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    return [f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in named.items() if keys]
+    named = {"missing": absent, "unexpected": unexpected, "of another shape": shapes}
+    return [f"{len(names)} {what}: {listed(names)}" for what, names in named.items() if names]
+
+
+@torch.no_grad()
+def _put(model: nn.Module, state: dict[str, Tensor], kept: dict[str, Tensor], path: str | Path) -> None:
+    """Load, look whether the numbers have arrived, and take everything back where they haven't."""
+    before = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
+    try:
+        model.load_state_dict({**state, **_with_tied(state, kept)})
+        after = model.state_dict()
+        if lost := [name for name, value in kept.items() if not _same(after[name], value)]:
+            raise RuntimeError(f"after loading, {listed(lost)} of the network isn't what the file has")
+    except RuntimeError as error:
+        for name, value in before.items():
+            state[name].copy_(value)
+        raise ValueError(f"{str(path)!r} doesn't fit {type(model).__name__}: {first_line(error)}") from error
+
+
+def _with_tied(state: Mapping[str, Tensor], kept: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The file's tensors, also under the other names that the network has for them."""
+    at = {state[name].data_ptr(): value for name, value in kept.items() if state[name].numel()}
+    return {name: at[value.data_ptr()] for name, value in state.items() if _is_tied(name, value, kept, at)} | kept
+
+
+def _is_tied(name: str, value: object, kept: Mapping[str, Tensor], at: Mapping[int, Tensor]) -> bool:
+    return name not in kept and isinstance(value, Tensor) and value.numel() > 0 and value.data_ptr() in at
+
+
+def _same(own: Tensor, loaded: Tensor) -> bool:
+    expected = loaded.to(own.device, own.dtype)
+    return torch.equal(own, expected) or torch.allclose(own, expected, rtol=0, atol=0, equal_nan=True)

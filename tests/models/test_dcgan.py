@@ -144,3 +144,11 @@ def test_images_in_place_of_noise_are_refused() -> None:
         ValueError, match=r"expected noise \(N, 100\), got \(2, 3, 64, 64\); a DCGAN is trained by GANTask"
     ):
         DCGAN(width=2)(torch.zeros(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("size", [(128, 64), (128, 128), (32, 32)])
+def test_the_discriminator_refuses_images_of_another_size(size: tuple[int, int]) -> None:
+    net = DCGAN(image_size=64, width=2)
+    assert net.discriminator(torch.zeros(4, 3, 64, 64)).shape == (4,)
+    with pytest.raises(ValueError, match=rf"expected images of 64 x 64 pixels, got {size[0]} x {size[1]}; build"):
+        net.discriminator(torch.zeros(4, 3, *size))

@@ -95,14 +95,14 @@ def test_every_key_that_does_not_fit_is_named_and_nothing_is_loaded(tmp_path: Pa
     model, state = small(), other()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     del state["bn1.weight"], state["fc.bias"]
-    state |= {"extra.weight": torch.zeros(1), "conv1.weight": torch.zeros(4, 1, 7, 7)}
+    state |= {"extra.weight": torch.zeros(1), "conv1.weight": torch.zeros(4, 3, 3, 3)}
 
     with pytest.raises(ValueError, match="doesn't fit ResNet") as caught:
         load_weights(model, save(state, tmp_path / "w.pth"))
 
     assert "2 missing: bn1.weight, fc.bias" in str(caught.value)
     assert "1 unexpected: extra.weight" in str(caught.value)
-    assert "1 of another shape: conv1.weight ((4, 1, 7, 7) in the file, (4, 3, 7, 7) in the network)" in str(
+    assert "1 of another shape: conv1.weight ((4, 3, 3, 3) in the file, (4, 3, 7, 7) in the network)" in str(
         caught.value
     )
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -136,7 +136,7 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no file of weights"):
         load_weights(small(), tmp_path / "nowhere.pth")
     (tmp_path / "w.onnx").touch()
-    with pytest.raises(ValueError, match=r"read from .pth, .pt, .ckpt or .safetensors files"):
+    with pytest.raises(ValueError, match=r"read from .pth, .pt, .ckpt, .bin, .tar or .safetensors files"):
         load_weights(small(), tmp_path / "w.onnx")
     torch.save({"state_dict": {"epoch": 3}}, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="holds no state_dict"):
