@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 # Names that wrap a whole model: DistributedDataParallel's and AveragedModel's, and those of tasks.
 _AROUND = ("module.", "model.", "net.")
 # Names that may stand anywhere in a key: of compiled, sharded and checkpointed parts. No module is called so by hand.
 _WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _COUNTER = "num_batches_tracked"
 
 
@@ -131,7 +131,7 @@ def _in_classes(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], key: st
 
 
 def _last(model: nn.Module) -> str | None:
-    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | _ConvNd)]
+    layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, *_CONVOLUTIONS))]
     return layers[-1] if layers else None
 
 
@@ -145,7 +145,8 @@ def adapted_stem(
     of the output (Wightman's timm does the same).
     """
     first = next(
-        (name for name, module in model.named_modules() if isinstance(module, _ConvNd) and module.groups == 1), None
+        (name for name, module in model.named_modules() if isinstance(module, _CONVOLUTIONS) and module.groups == 1),
+        None,
     )
     key = f"{first}.weight"
     if first is None or key not in own or key not in loaded:
