@@ -1,4 +1,4 @@
-"""What becomes of a network's statistics later. Imports torch and nothing else."""
+"""Operations on trained models: recalibrate, adapt, freeze, fuse, prune, inspect and verify. Imports only torch."""
 
 from syncbn.policy.adapt import Tent, adapt, use_batch_statistics, use_running_statistics
 from syncbn.policy.freeze import freeze, unfreeze

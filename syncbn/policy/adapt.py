@@ -1,4 +1,4 @@
-"""A trained network for data of another domain, without labels."""
+"""Adaptation of a trained network to another domain, without labels."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ def adapt(
     """Adapt the batch normalization layers of `model` to unlabeled data of another domain, in place.
 
     - "adabn": the running statistics become those of `batches`, by `recalibrate`. Evaluation is as usual.
-    - "batch": from now on the layers normalize by the batch they get, in evaluation too. No `batches` are needed.
-    - "tent": as "batch", and γ and β follow the gradient of the predictions' entropy, once over `batches`, by `Tent`.
+    - "batch": from now on the layers normalize by the current batch, also in evaluation. No `batches` are needed.
+    - "tent": as "batch", and `Tent` trains γ and β once over `batches` to minimize the predictions' entropy.
 
-    After "batch" and "tent" running statistics are kept but not used; `use_running_statistics` goes back to them.
-    Synchronized layers go by the batches of all ranks, which must evaluate together then.
+    After "batch" and "tent" running statistics are kept but not used; `use_running_statistics` reactivates them.
+    Synchronized layers use the batches of all ranks, so all ranks must evaluate together.
 
     Args:
         model: any model with batch normalization layers of torch or of this package; for "tent" one that returns
             logits (N, classes, *).
-        batches: inputs (N, ...), or tuples (inputs, ...); the same number of them on every rank.
+        batches: inputs (N, ...), or tuples (inputs, ...); the same number on every rank.
         method: one of the above.
         max_batches: use the first ones only. All when None.
         process_group: the ranks that adapt together; the default group when None.
         include: globs of module names. All when None.
-        exclude: globs of module names that stay as they are.
-        options: of "tent": `lr` and `steps`.
+        exclude: globs of module names that aren't adapted.
+        options: options of "tent": `lr` and `steps`.
 
     Returns:
         `model`.
 
     Raises:
-        ValueError: an unknown method or option; no batches, or another number of them on another rank; no layer to
-            adapt; for "batch" and "tent", a layer that doesn't normalize by its batch alone (batch renormalization,
-            cross-iteration and ghost batch norm and their kin).
+        ValueError: an unknown method or option; no batches, or different numbers of them on the ranks; no layer to
+            adapt; for "batch" and "tent", a layer that doesn't normalize only by its batch (such as batch
+            renormalization, cross-iteration and ghost batch norm).
         TypeError: a batch that isn't a tensor or a tuple that begins with one.
 
     Source:
@@ -92,21 +92,21 @@ def adapt(
 
 
 class Tent:
-    """Test-time entropy minimization: predicts each batch, and learns γ and β from it.
+    """Test-time entropy minimization: predicts each batch and trains γ and β on it.
 
-    Calling it with inputs (N, ...) returns the model's logits (N, classes, *), by the statistics of the batch, and then
-    takes `steps` steps of Adam down the mean entropy H = -Σ_k p_k·log p_k of the predictions p. Everything but the
-    norms is in eval mode, and other parameters don't move. Across ranks, entropy and gradients are those of all ranks'
-    samples, so that ranks stay equal; all of them must call it equally often.
+    Calling it with inputs (N, ...) returns the model's logits (N, classes, *), normalized by batch statistics, and then
+    takes `steps` Adam steps on the mean entropy H = -Σ_k p_k·log p_k of the predictions p. Everything but the norms is
+    in eval mode, and no other parameters change. Entropy and gradients are those of all ranks' samples, so ranks stay
+    equal; all ranks must make the same number of calls.
 
     Args:
-        model: changed in place: it normalizes by batch statistics from now on (`use_running_statistics` undoes it).
+        model: changed in place: it normalizes by batch statistics from then on (`use_running_statistics` undoes it).
         lr: learning rate of Adam; greater than 0.
         steps: steps for each batch; at least 1.
         episodic: start each batch from the original γ and β.
         process_group: the ranks that adapt together; the default group when None.
         include: globs of module names to adapt. All when None.
-        exclude: globs of module names that stay as they are.
+        exclude: globs of module names that aren't adapted.
 
     Raises:
         ValueError: lr or steps out of range; no trainable γ or β.
@@ -139,14 +139,14 @@ class Tent:
         self.reset()
 
     def reset(self) -> None:
-        """Go back to the original γ and β, and to an optimizer that has seen nothing."""
+        """Restore the original γ and β, and reset the optimizer."""
         with torch.no_grad():
             for parameter, value in zip(self.parameters, self._original, strict=True):
                 parameter.copy_(value)
         self._optimizer = torch.optim.Adam(self.parameters, self.lr)
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Logits of the batch, as they were before the model learned from it."""
+        """Predict a batch, then train on it; returns the logits from before the training."""
         if self.episodic:
             self.reset()
         net, group = unwrapped(self.model), communicating_group(self.process_group)
@@ -168,10 +168,10 @@ class Tent:
 
 
 def use_batch_statistics(model: nn.Module, *, include: Globs = None, exclude: Globs = None) -> nn.Module:
-    """Let batch normalization layers normalize by the batch in evaluation too, in place.
+    """Make batch normalization layers normalize by the batch in evaluation too, in place.
 
-    Running statistics aren't used and don't move, whatever the mode; they stay in `state_dict`. A synchronized layer
-    takes the batches of all ranks. Layers that `freeze` froze stay as they are.
+    Running statistics are neither used nor updated in any mode; they stay in `state_dict`. A synchronized layer uses
+    the batches of all ranks. Layers frozen by `freeze` aren't changed.
 
     Raises:
         ValueError: a glob that matches no layer; no layer to change.
@@ -191,7 +191,7 @@ def use_running_statistics(model: nn.Module) -> nn.Module:
 
 
 class _BatchStatistics:
-    """A pair of hooks between which a layer is one in training that tracks nothing."""
+    """Pair of hooks that run a layer in training mode without tracking statistics."""
 
     def __init__(self, layer: nn.Module) -> None:
         self._kept: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What the policies take for a batch, and how ranks go through their batches together."""
+"""Batches of the policies, and their iteration in step over ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def inputs_of(batch: Any, device: torch.device) -> Tensor:
-    """A model's input: the batch itself, or the first of (inputs, labels, ...), on the model's device.
+    """Input of a model: the batch itself, or the first of (inputs, labels, ...), on the model's device.
 
     Raises:
         TypeError: the batch is neither.
@@ -36,10 +36,10 @@ def inputs_of(batch: Any, device: torch.device) -> Tensor:
 def in_step(
     batches: Iterable[Any], max_batches: int | None, device: torch.device, group: ProcessGroup | None
 ) -> Iterator[Tensor]:
-    """The inputs of each batch, for as long as every rank of the group has one.
+    """Iterate over the inputs of the batches, as long as every rank of the group has one.
 
     Raises:
-        ValueError: on every rank, when there are no batches, when only some ranks have another one, or when
+        ValueError: on every rank, if there are no batches, if only some ranks have a next one, or if
             `max_batches` isn't at least 1.
     """
     if max_batches is not None and max_batches < 1:
@@ -63,19 +63,19 @@ def in_step(
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of DDP, whose forward would send buffers around."""
+    """Model inside DDP, whose forward would broadcast buffers."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer is."""
+    """Device of the model's first parameter or buffer."""
     tensor = next((t for tensors in (model.parameters(), model.buffers()) for t in tensors), None)
     return torch.device("cpu") if tensor is None else tensor.device
 
 
 @contextmanager
 def generators_kept(device: torch.device) -> Iterator[None]:
-    """Put the state of Python's and of torch's generators, on the CPU and on `device`, back at the end."""
+    """Restore the state of Python's and torch's generators, on the CPU and on `device`, at the end."""
     python = random.getstate()
     devices = [device] if device.type == "cuda" else []
     try:

@@ -1,4 +1,4 @@
-"""From what was measured of a layer to warnings, each with a name and a page in docs/warnings."""
+"""Warnings from a layer's measurements, each with an identifier and a page in docs/warnings."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from syncbn.policy.report import NormRow, NormWarning
 
 
 class Facts(NamedTuple):
-    """A layer's row, and what else the warnings go by."""
+    """A layer's row and other facts that the warnings depend on."""
 
     row: NormRow
     synchronized: bool
@@ -18,7 +18,7 @@ class Facts(NamedTuple):
 
 
 def diagnose(facts: Facts) -> Iterator[NormWarning]:
-    """The warnings of one layer."""
+    """Diagnose one layer."""
     for identifier, check in CHECKS.items():
         if (message := check(facts)) is not None:
             yield NormWarning(identifier, facts.row.layer, message)

@@ -1,4 +1,4 @@
-"""The arithmetic of folding a batch norm into the layer before it, and what is left of the norm."""
+"""Folding of a batch norm into the preceding layer, and the remainder of the norm."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from syncbn.norm.surgery.graph import View
 
 Rest = Callable[[nn.Module], nn.Module]
 
-# What a norm may end with by itself: tried on random numbers.
+# Activations that a norm may include; recognized on random numbers.
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.ELU, nn.Mish, nn.SELU, nn.Tanh, nn.Sigmoid)
 
 
 def scale_and_shift(layer: Any) -> tuple[Tensor, Tensor]:
-    """s and t of y = s·x + t, (C) float64."""
+    """Scale s and shift t of y = s·x + t, (C) float64."""
     scale = (layer.running_var.double() + layer.eps).rsqrt()
     if layer.weight is not None:
         scale = scale * layer.weight.double()
@@ -31,7 +31,7 @@ def scale_and_shift(layer: Any) -> tuple[Tensor, Tensor]:
 
 
 def folded(feeder: Any, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of `feeder` with the norm in them, computed in float64."""
+    """Weight and bias of `feeder` with the norm folded in, computed in float64."""
     scale, shift = scale_and_shift(layer)
     weight = feeder.weight.detach().double()
     if is_transposed(feeder):  # (C_in, C_out / groups, *kernel)
@@ -45,7 +45,7 @@ def folded(feeder: Any, layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def fold(feeder: Any, layer: nn.Module) -> None:
-    """Give `feeder` the weight and bias with the norm in them."""
+    """Fold the norm into the weight and bias of `feeder`."""
     weight, bias = folded(feeder, layer)
     requires_grad = feeder.weight.requires_grad
     feeder.weight = nn.Parameter(weight, requires_grad=requires_grad)
@@ -53,7 +53,7 @@ def fold(feeder: Any, layer: nn.Module) -> None:
 
 
 def takes_bias(feeder: nn.Module, inputs: tuple[View, ...]) -> bool:
-    """Whether a convolution without a bias, whose forward isn't torch's, adds one that it is given: it is tried."""
+    """Test whether a convolution without a bias, with a forward of its own, adds a bias if it gets one."""
     if len(inputs) != 1 or len(inputs[0].shape) < 2:
         return False
     probe: Any = copied(feeder).double().eval()
@@ -66,29 +66,29 @@ def takes_bias(feeder: nn.Module, inputs: tuple[View, ...]) -> bool:
             bias = torch.arange(1.0, before.shape[along] + 1, dtype=torch.float64, device=x.device)
             probe.bias = nn.Parameter(bias)
             difference = probe(x) - before - bias.view(-1, *(1 for _ in before.shape[2:]))
-    except Exception:  # whatever a stranger's layer may raise
+    except Exception:  # a foreign layer may raise anything
         return False
     return bool((difference.abs() < 1e-9 * (1 + before.abs().max())).all())
 
 
 def remainder(layer: nn.Module, shape: tuple[int, ...]) -> tuple[Rest, bool] | None:
-    """What a norm does after γ·(x - running_mean) / sqrt(running_var + eps) + β; None where it does something else.
+    """What a norm does after γ·(x - running_mean) / sqrt(running_var + eps) + β; None if it has another formula.
 
-    Found out by experiment, on numbers of every size and sign and with other γ, β and statistics: a subclass may do
-    anything. It is nothing, or the layer's own submodules, as in timm's BatchNormAct2d, or an activation.
+    Determined by experiment, on values of many sizes and signs and with other γ, β and statistics, since a subclass may
+    do anything. It is nothing, or the layer's own submodules, as in timm's BatchNormAct2d, or an activation.
 
     Args:
-        layer: a norm with statistics.
-        shape: of an input of it, (N, C, *).
+        layer: norm with running statistics.
+        shape: shape of an input, (N, C, *).
 
     Returns:
-        What makes the module that stands for a folded copy of `layer`, from that copy; and whether it is so in float64,
-        or only in the layer's own precision, which it may cast to.
+        A function from a copy of `layer` to the module that replaces it after folding; and whether the formula holds in
+        float64, or only in the layer's own precision, which it may cast to.
     """
     for dtype in (torch.float64, None):
         try:
             rest = _remainder(layer, shape, dtype)
-        except Exception:  # whatever a stranger's layer may raise
+        except Exception:  # a foreign layer may raise anything
             rest = None
         if rest is not None:
             return rest, dtype is not None
@@ -112,7 +112,7 @@ def _remainder(layer: nn.Module, shape: tuple[int, ...], dtype: torch.dtype | No
             if parameter is not None:
                 parameter.copy_(noise(len(state)) + 0.1)
         size = (max(2, 64 // len(state)), len(state), *(min(n, 3) for n in shape[2:]))
-        x = noise(*size) * 10 ** (2 * noise(*size))  # from hundredths to thousands: clamps at 100 show, too
+        x = noise(*size) * 10 ** (2 * noise(*size))  # from hundredths to thousands, to detect clamps at 100, too
         x = x.to(state.device, probe.weight.dtype if probe.weight is not None else state.dtype)
         y = probe(x.clone())
         scale, shift = (part.view(1, -1, *(1 for _ in shape[2:])) for part in scale_and_shift(probe))
@@ -151,12 +151,12 @@ def _activation(kind: Callable[..., nn.Module], *options: Any) -> Rest:
 def _is(rest: nn.Module, z: Tensor, y: Tensor, rounding: Tensor) -> bool:
     try:
         return bool(((copied(rest).double().eval()(z.clone()) - y).abs() <= rounding).all())
-    except Exception:  # whatever a stranger's layer may raise
+    except Exception:  # a foreign layer may raise anything
         return False
 
 
 def replace_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in the place of another, in lists and dictionaries of Python, too, that modules hold."""
+    """Replace a module by another, also in Python lists and dictionaries of modules."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is old:

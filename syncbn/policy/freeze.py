@@ -1,4 +1,4 @@
-"""Batch normalization layers that stay what they are while the rest of a network trains."""
+"""Freezing of batch normalization layers while the rest of a network trains."""
 
 from typing import Any
 
@@ -15,26 +15,26 @@ def freeze(
 ) -> nn.Module:
     """Freeze running statistics, scales and shifts of normalization layers, in place; `unfreeze` undoes it.
 
-    A layer with frozen statistics normalizes by running_mean and running_var in training too, doesn't move them, and
-    talks to no other rank: y = γ·(x - running_mean) / sqrt(running_var + eps) + β, and dx = γ·dy / sqrt(running_var +
-    eps). It does so whatever `model.train()` says, in copies of the model, and after `syncbn.convert` or `revert`.
-    Frozen γ and β have no gradient, so optimizers leave them alone, weight decay included. Checkpoints have the same
-    keys as before; whether a layer is frozen isn't in them.
+    A layer with frozen statistics normalizes by running_mean and running_var in training too, doesn't update them, and
+    doesn't communicate: y = γ·(x - running_mean) / sqrt(running_var + eps) + β, and dx = γ·dy / sqrt(running_var +
+    eps). This also holds after `model.train()`, in copies of the model, and after `syncbn.convert` or `revert`. Frozen
+    γ and β have no gradient, so optimizers don't change them, weight decay included. Checkpoints have the same keys as
+    before and don't store whether a layer is frozen.
 
     Args:
-        model: any model with batch normalization layers of torch or of this package, in 1d to 3d. Freeze γ and β
-            before DDP wraps it: DDP waits for gradients of what could be trained at that time.
+        model: any model with batch normalization layers of torch or of this package, in 1d to 3d. Freeze γ and β before
+            DDP wraps it: DDP waits for gradients of all parameters that were trainable then.
         stats: freeze the running statistics.
-        affine: freeze γ and β, of other normalization layers (group norm and its kin) too.
+        affine: freeze γ and β, also of other normalization layers, such as group norm.
         include: globs of module names, as in `model.named_modules()`: "layer4.*", "*.downsample.1". All when None.
-        exclude: globs of module names to leave as they are.
+        exclude: globs of module names to leave unchanged.
 
     Returns:
         `model`.
 
     Raises:
         ValueError: a glob that matches no normalization layer; no layer to freeze; a layer without running statistics,
-            which would go on normalizing by the batch.
+            which would continue to normalize by the batch.
     """
     if stats:
         layers = _selected(model, is_batch_norm, include, exclude)
@@ -55,12 +55,12 @@ def freeze(
 def unfreeze(
     model: nn.Module, *, stats: bool = True, affine: bool = True, include: Globs = None, exclude: Globs = None
 ) -> nn.Module:
-    """Undo `freeze`, in place: what was trainable before is trainable again, and nothing else.
+    """Undo `freeze`, in place; only parameters that were trainable before become trainable again.
 
     Args:
-        model: a model whose layers were frozen by `freeze`; others stay as they are.
-        stats: let the running statistics move again.
-        affine: give γ and β the `requires_grad` that they had.
+        model: a model with layers frozen by `freeze`; other layers aren't changed.
+        stats: unfreeze the running statistics.
+        affine: restore the `requires_grad` of γ and β.
         include: globs of module names. All when None.
         exclude: globs of module names to leave frozen.
 
@@ -78,20 +78,20 @@ def unfreeze(
 
 
 def has_frozen_statistics(layer: nn.Module) -> bool:
-    """Whether `freeze` froze the running statistics of a layer."""
+    """Whether a layer's running statistics are frozen by `freeze`."""
     hook = _find(layer)
     return hook is not None and hook.stats
 
 
 class _Frozen:
-    """What of a layer is frozen. A pair of hooks: they go wherever the layer's hooks go, to copies and conversions.
+    """Frozen state of a layer, as a pair of hooks, which follow the layer's hooks to copies and conversions.
 
-    The layer's `training` is what its user set it to, except while it runs.
+    The layer's `training` is as the user set it, except while the layer runs.
     """
 
     def __init__(self, layer: nn.Module) -> None:
         self.stats = False
-        self.requires_grad: dict[str, bool] = {}  # of frozen parameters, as they were
+        self.requires_grad: dict[str, bool] = {}  # original values of frozen parameters
         self._training = layer.training
         self._handles: list[RemovableHandle] = [
             layer.register_forward_pre_hook(self.before_forward),
@@ -113,7 +113,7 @@ class _Frozen:
         for name, parameter in layer.named_parameters(recurse=False):
             self.requires_grad.setdefault(name, parameter.requires_grad)
             parameter.requires_grad_(False)
-            parameter.grad = None  # an optimizer would go on applying it
+            parameter.grad = None  # an optimizer would still apply it
 
     def unfreeze(self, layer: nn.Module, stats: bool, affine: bool) -> None:
         if stats:

@@ -1,4 +1,4 @@
-"""Batch normalization folded into the convolution before it, for inference."""
+"""Folding of batch normalization into the preceding convolution, for inference."""
 
 import warnings
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from syncbn.policy.proof import prove_fusion
 
 @dataclass(frozen=True)
 class Fusion:
-    """What becomes of one batch normalization layer.
+    """Plan for one batch normalization layer.
 
     Attributes:
         layer: its name in the model.
-        feeder: the name of the convolution or linear layer that takes it in; None where there is none.
-        reason: why it can't be folded; None where it can.
+        feeder: name of the convolution or linear layer to fold it into; None if there is none.
+        reason: why it can't be folded; None if it can.
     """
 
     layer: str
@@ -33,30 +33,29 @@ class Fusion:
 
 
 def fuse(model: nn.Module, example_input: Example, *, forward: Forward | None = None) -> nn.Module:
-    """A copy of `model` in eval mode, whose batch norms are part of the convolutions and linear layers before them.
+    """Copy `model` in eval mode, with batch norms folded into the preceding convolutions and linear layers.
 
     With y = W∗x + b and s = γ / sqrt(running_var + eps), per output channel,
 
         γ·(y - running_mean) / sqrt(running_var + eps) + β  =  (s·W)∗x + s·(b - running_mean) + β
 
-    computed in float64. Layers are found by one forward pass, in which every operation is recorded
-    (`syncbn.norm.surgery.record`). One is folded if its input is the output of one convolution (transposed and grouped
-    ones too) or linear layer, used nowhere else, both are called once, and its evaluation is the formula above, or the
-    formula and an activation of its own, which stays in its place. The others stay; a warning lists them with the
-    reasons, and so does `plan_fusion`. `torch.nn.Identity` stands for the folded layers, so names of the others don't
-    change.
+    computed in float64. Layers are found by recording all operations of one forward pass
+    (`syncbn.norm.surgery.record`). A layer is folded if its input is the output of one convolution (also transposed or
+    grouped) or linear layer and used nowhere else, if both are called once, and if its evaluation is the formula above,
+    optionally followed by an activation of its own, which is kept. Other layers stay; a warning lists them with the
+    reasons, as does `plan_fusion`. Folded layers become `torch.nn.Identity`, so that other layers keep their names.
 
     The result is proved: on a float64 copy with other γ, β and statistics, on the example and on random numbers, the
-    output of each folded layer and of the model has to be the original's to 1e-9 of its largest value.
+    output of each folded layer and of the model must equal the original's to 1e-9 of its largest value.
 
     Args:
         model: any model with batch normalization layers of torch or of this package; it isn't changed.
-        example_input: for the forward pass. A tuple is the model's positional arguments, a dict its keywords, anything
-            else its argument.
-        forward: how to call the model, `forward(model, example_input)`, where that isn't enough.
+        example_input: input of the forward pass. A tuple is the model's positional arguments, a dict its keywords,
+            anything else its argument.
+        forward: function that calls the model, `forward(model, example_input)`, if that isn't enough.
 
     Returns:
-        A new model for evaluation; training it further would be training another network.
+        A new model for evaluation; its training would be that of a network without norms.
 
     Raises:
         ValueError: the model is wrapped, compiled or scripted; the proof fails.
@@ -79,13 +78,13 @@ def fuse(model: nn.Module, example_input: Example, *, forward: Forward | None = 
 
 
 def plan_fusion(model: nn.Module, example_input: Example, *, forward: Forward | None = None) -> list[Fusion]:
-    """What `fuse` would do with each batch normalization layer of `model`, in the order of the modules."""
+    """Plan what `fuse` would do with each batch normalization layer of `model`, in module order."""
     return [Fusion(step.layer, step.feeder, step.reason) for step in _plan(model, example_input, forward)]
 
 
 @dataclass(frozen=True)
 class _Step(Fusion):
-    """With what is left of the layer, None where it isn't folded, and whether it is the formula in float64, too."""
+    """A plan with the layer's remainder, None if it isn't folded, and whether the formula holds in float64."""
 
     rest: Rest | None = None
     exact: bool = True
@@ -107,7 +106,7 @@ def _plan(model: nn.Module, example_input: Example, forward: Forward | None) -> 
 
 
 def _apply(model: nn.Module, folds: list[_Step]) -> None:
-    """Fold what the plan says, in place."""
+    """Apply the plan, in place."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for step in folds:
         layer = modules[step.layer]
@@ -120,7 +119,7 @@ def _apply(model: nn.Module, folds: list[_Step]) -> None:
 
 
 class _Search:
-    """For the layer to fold a norm into, step by step; each step may find a reason why there is none."""
+    """Search for the layer to fold a norm into; each step may find a reason why there is none."""
 
     def __init__(self, graph: Graph, layer: nn.Module, name: str) -> None:
         self.graph = graph
@@ -128,7 +127,7 @@ class _Search:
         self.name = name
 
     def feeder(self) -> tuple[nn.Module, Rest, bool] | str:
-        """The layer, what is left of the norm, and whether the formula holds in float64; or the reason."""
+        """Find the layer, the norm's remainder, and whether the formula holds in float64; or the reason why not."""
         calls = self.graph.calls_of(self.layer)
         if len(calls) != 1:
             return f"it is called {len(calls)} times in a forward pass"
@@ -153,7 +152,7 @@ class _Search:
         return reason or (feeder, *rest)
 
     def _before(self, call: Call) -> tuple[nn.Module, Operation] | str:
-        """The layer whose output the norm's input is, and its operation, if its parameters can be changed."""
+        """Find the layer whose output is the norm's input, and its operation, if its parameters can be changed."""
         found = layer_before(self.graph, call)
         if isinstance(found, str):
             return found
@@ -171,7 +170,7 @@ class _Search:
         return feeder, operation
 
     def _parameter(self, feeder: Any, name: str, part: str, view: Any, operation: Operation) -> str | None:
-        """Why a parameter of the layer before can't be changed."""
+        """Why a parameter of the preceding layer can't be changed."""
         parameter = getattr(feeder, part)
         if view is None and parameter is None:
             return None
@@ -183,7 +182,7 @@ class _Search:
         return None
 
     def _own_state(self, call: Call) -> str | None:
-        """Why the norm can't do without its parameters, or with them alone."""
+        """Why the norm's parameters can't be removed, or don't determine its output."""
         mine = set()
         for named in (named for several in self.graph.named.values() for named in several):
             if any(name.rpartition(".")[0] == self.name for name in named.names):

@@ -1,4 +1,4 @@
-"""A network's batch norms, measured: whether their statistics are those of the data, and what else goes wrong."""
+"""Inspection of a network's batch norms: whether their statistics match the data, and other common problems."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ def inspect(
     steps: int | None = None,
     process_group: ProcessGroup | None = None,
 ) -> NormReport:
-    """Measure each batch normalization layer with running statistics, and warn of what usually goes wrong.
+    """Measure each batch normalization layer with running statistics, and warn about common problems.
 
     Without batches: dead and exploding channels, ranks whose statistics differ, layers in the wrong mode. With
-    batches, in evaluation and without changing anything: how far running statistics are from the batches', how far
-    outputs differ between training and evaluation, how many samples there are, redundant biases. Warnings have an
-    identifier, and a page of that name in docs/warnings.
+    batches, in evaluation and without changes to the model: the distance of running statistics from the batches', the
+    gap between outputs in training and evaluation, the number of samples, redundant biases. Each warning has an
+    identifier and a page of that name in docs/warnings.
 
     Args:
-        model: any model with batch normalization layers of torch or of this package, as it is about to be used.
-        batches: inputs (N, ...), or tuples (inputs, ...), as in training; the same number of them on every rank.
-        reference: batches of the domain that the model was trained on, to measure the drift of `batches` from it.
+        model: any model with batch normalization layers of torch or of this package, ready for use.
+        batches: inputs (N, ...), or tuples (inputs, ...), as in training; the same number on every rank.
+        reference: batches of the training domain, to measure the drift of `batches` from it.
         max_batches: use the first ones only. All when None.
-        steps: optimizer steps of the training, to judge the momentum by.
+        steps: optimizer steps of the training, to judge the momentum.
         process_group: the ranks that inspect together; the default group when None.
 
     Returns:
         `.rows`, `.warnings`, `.to_markdown()`, `.plot(path)`, `.to_rich()` and `.to_wandb()`.
 
     Raises:
-        ValueError: no layer with running statistics; no batches, or another number of them on another rank.
+        ValueError: no layer with running statistics; no batches, or different numbers of them on the ranks.
         TypeError: a batch that isn't a tensor or a tuple that begins with one.
     """
     group = communicating_group(process_group)
@@ -91,20 +91,20 @@ def inspect(
 
 
 def probes_of(model: nn.Module, group: ProcessGroup | None) -> list[LayerProbe]:
-    """One for each layer that can be measured."""
+    """Make a probe for each layer that can be measured."""
     return [LayerProbe(name, layer, group) for name, layer in model.named_modules() if _is_inspected(layer)]
 
 
 class LayerProbe:
-    """Measures one layer while batches go through it, whatever its mode. `add` is a forward pre-hook."""
+    """Measures one layer while batches pass through it, in any mode. `add` is a forward pre-hook."""
 
     def __init__(self, name: str, layer: Any, pool: ProcessGroup | None) -> None:
         self.name = name
         self.layer = layer
-        self.pool = pool  # whose batches the statistics are compared with
-        # The ranks whose batches are one batch to the layer.
+        self.pool = pool  # ranks whose batches the statistics are compared with
+        # Ranks over which the layer synchronizes.
         self.group = communicating_group(layer.process_group) if synchronizes(layer) else None
-        self.mean = layer.running_mean.to(torch.float64, copy=True)  # training moves the layer's own
+        self.mean = layer.running_mean.to(torch.float64, copy=True)  # a copy: training updates the layer's own
         self.std = (layer.running_var.double() + layer.eps).sqrt()
         self.reference: Moments | None = None
         self._clear()
@@ -114,7 +114,7 @@ class LayerProbe:
         self.gaps: list[Tensor] = []
 
     def add(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take the moments of a layer's input."""
+        """Add the moments of a layer's input."""
         x = (args[0] if args else kwargs["input"]).detach()
         mask = args[1] if len(args) > 1 else kwargs.get("mask")
         if mask is not None:
@@ -126,7 +126,7 @@ class LayerProbe:
             self.gaps.append(self._squared_gap(all_reduce(local, self.group)))
 
     def _squared_gap(self, batch: Moments) -> Tensor:
-        """Of one batch: E[(y_eval - y_train)²] / E[γ²], where y_eval - y_train is linear in x, and count."""
+        """E[(y_eval - y_train)²] / E[γ²] of one batch, where y_eval - y_train is linear in x; and the count."""
         layer = self.layer
         shift = (batch.mean - self.mean) / self.std
         stretch = (biased_var(batch) + layer.eps).sqrt() / self.std - 1
@@ -135,12 +135,12 @@ class LayerProbe:
         return torch.stack([gap * batch.count, batch.count])
 
     def becomes_reference(self) -> None:
-        """What was seen so far is what later batches are compared with."""
+        """Make the batches so far the reference for later ones."""
         self.reference = self._pooled()
         self._clear()
 
     def row(self) -> NormRow:
-        """What was measured. Every rank must ask, since moments are pooled here."""
+        """Row of the measurements. Every rank must call it, since it pools moments."""
         layer = self.layer
         weight = None if layer.weight is None else layer.weight.detach().double()
         parts = [layer.running_mean, layer.running_var, layer.weight, layer.bias]
@@ -203,7 +203,7 @@ def _measure(
 
 
 def _redundant_biases(model: nn.Module, inputs: Tensor) -> dict[nn.Module, str]:
-    """The convolution with a bias that feeds a layer, by layer."""
+    """Convolutions with a redundant bias, by the layer that they feed."""
     graph = record(unwrapped(model), inputs)
     names = {module: name for name, module in model.named_modules()}
     found = {}

@@ -1,4 +1,4 @@
-"""Which layers a policy is about: torch's, this package's, and other packages'."""
+"""Predicates for the layers that policies apply to: torch's, this package's, and other packages'."""
 
 from torch import Tensor, nn
 
@@ -8,7 +8,7 @@ from syncbn.norm.surgery.adapters import looks_like_batch_norm
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    """Whether a layer is a batch normalization, or has running statistics as one has."""
+    """Whether a layer is a batch normalization, or has running statistics like one."""
     return looks_like_batch_norm(module) or has_statistics(module)
 
 
@@ -23,12 +23,12 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def buffers_of(layer: nn.Module) -> dict[str, Tensor]:
-    """A layer's own buffers by name: running statistics and the number of batches they are of."""
+    """A layer's own buffers by name: running statistics and their number of batches."""
     return dict(layer.named_buffers(recurse=False))
 
 
 def refuse_wrapped(model: nn.Module, action: str) -> None:
-    """Raise `ValueError` for a model that `syncbn.<action>` can't look into, saying what to give it instead."""
+    """Raise `ValueError` for a wrapped model that `syncbn.<action>` can't handle, with the remedy."""
     if compat.is_compiled(model):
         raise ValueError(
             f"the model is compiled: give the one inside, syncbn.{action}(model._orig_mod, ...), and compile the result"
@@ -37,7 +37,7 @@ def refuse_wrapped(model: nn.Module, action: str) -> None:
         for cls in type(module).__mro__:
             known = cls.__module__.startswith("torch.") and cls.__name__ in compat.WRAPPERS
             if not known or (module is not model and cls.__name__ in ("DataParallel", "ScriptModule")):
-                continue  # inside of a model they are parts like others
+                continue  # nested in a model, they are ordinary parts
             if hasattr(module, "module"):
                 inside = f"syncbn.{action}(model.module, ...)"
                 raise ValueError(f"the model is wrapped by {cls.__name__}: give the one inside, {inside}")

@@ -1,4 +1,4 @@
-"""Proofs that a changed model computes what it did: the two run side by side, in float64, on other numbers too."""
+"""Proofs that a changed model computes the same: both run in float64 on the example and on random numbers."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from syncbn.norm.surgery.forward import (
 from syncbn.policy.layers import is_batch_norm
 
 _TOLERANCE = 1e-9
-# Of a model that doesn't run in float64: it does its own casts, or has kernels of its own.
+# Tolerances for a model that doesn't run in float64, because of casts or kernels of its own.
 _TOLERANCES = {torch.float64: _TOLERANCE, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
-# Samples beyond these bytes of folded layers' outputs are left out, where the model allows it.
+# Limit of folded layers' outputs in bytes; if possible, samples are left out to stay below it.
 _BUDGET = 2**29
 
 
 class Folded(Protocol):
-    """The name of a layer that is folded, and of what it is folded into."""
+    """Names of a folded layer and of the layer that it is folded into."""
 
     @property
     def layer(self) -> str: ...
@@ -49,22 +49,22 @@ def prove_fusion(
     forward: Forward | None,
     exact: bool = True,
 ) -> None:
-    """Raise unless `change`, done to a copy of `model`, leaves what every folded layer and the model return.
+    """Raise unless `change`, applied to a copy of `model`, preserves the outputs of the model and all folded layers.
 
-    The original runs with the changed model's outputs in the place of its own folded layers', once they are compared:
-    so each layer is compared on the same input, no rounding is carried on, and whatever else reads the tensors between
-    a convolution and its norm shows in what comes later.
+    After each comparison the original continues with the changed model's output. So each layer is compared on the same
+    input, rounding doesn't accumulate, and any other use of the tensors between a convolution and its norm shows up in
+    later layers.
 
     Args:
-        model: stays as it is.
-        folds: the layers to compare.
-        change: changes a copy in place.
+        model: the original; it isn't changed.
+        folds: layers to compare.
+        change: function that changes a copy in place.
         example_input: see `syncbn.norm.surgery.forward.run`; `forward` likewise.
-        forward: how to call the model.
-        exact: in float64, if the model runs in it; else in its own precision.
+        forward: function that calls the model.
+        exact: whether to compare in float64 if the model runs in it; else in its own precision.
 
     Raises:
-        ValueError: something differs, or the changed model raises; it names the layer.
+        ValueError: the outputs differ, or the changed model raises; it names the layer.
     """
     folds = list(folds)
     rehearsal = Rehearsal.of(model, example_input, forward, exact)
@@ -85,7 +85,7 @@ def prove_fusion(
 
 
 class _Comparison:
-    """The outputs of folded layers of a changed model, to be compared with those of the original."""
+    """Outputs of a changed model's folded layers, for comparison with the original."""
 
     def __init__(self, feeders: dict[str, str | None], tolerance: float) -> None:
         self.feeders = feeders
@@ -93,11 +93,11 @@ class _Comparison:
         self._outputs: dict[str, Tensor] = {}
 
     def keep(self, layer: str, output: Tensor) -> None:
-        """Note what the changed model's layer returned, before something works on it in place."""
+        """Store the changed model's output of a layer, before an in-place operation changes it."""
         self._outputs[layer] = output.clone()
 
     def compare(self, layer: str, output: Tensor) -> Tensor:
-        """Compare what the original's layer returned, and go on with the other one."""
+        """Compare the original's output of a layer, and return the changed model's to continue with."""
         difference = relative_difference(output, self._outputs.get(layer))
         if not difference <= self._tolerance:
             raise Difference(
@@ -113,12 +113,12 @@ class _Comparison:
 
 @dataclass
 class Rehearsal:
-    """A copy of a model on which a change is tried: in float64, with γ, β and statistics of its own.
+    """Copy of a model to try a change on: in float64, with random γ, β and statistics.
 
     Attributes:
-        model: in evaluation mode.
-        examples: the example, and another one of random numbers, if the model takes it.
-        tolerance: the largest difference, as a part of the largest value.
+        model: the copy, in evaluation mode.
+        examples: the example, and one of random numbers if the model accepts it.
+        tolerance: largest allowed difference, relative to the largest value.
     """
 
     model: nn.Module
@@ -128,19 +128,19 @@ class Rehearsal:
 
     @classmethod
     def of(cls, model: nn.Module, example_input: Example, forward: Forward | None, exact: bool = True) -> Rehearsal:
-        """One that runs.
+        """Make a rehearsal that runs.
 
         Args:
-            model: stays as it is.
+            model: the original; it isn't changed.
             example_input: see `syncbn.norm.surgery.forward.run`; `forward` likewise.
-            forward: how to call the model.
-            exact: in float64, if the model runs in it; else in its own precision.
+            forward: function that calls the model.
+            exact: whether to compare in float64 if the model runs in it; else in its own precision.
         """
         for rehearsal in _rehearsals(model, example_input, forward, exact):
             try:
                 elements = rehearsal._randomize()
                 break
-            except Exception:  # a layer that casts, or has a kernel for its own precision alone
+            except Exception:  # a layer casts, or has a kernel only for its own precision
                 continue
         else:
             rehearsal, elements = _rehearsal(model, example_input, forward, None), 0
@@ -152,21 +152,21 @@ class Rehearsal:
         return rehearsal
 
     def runs(self, example: Example) -> bool:
-        """Whether the model takes an example: other numbers, or fewer samples, aren't always welcome."""
+        """Whether the model accepts an example; it may reject other values or fewer samples."""
         try:
             self.run(self.model, example)
-        except Exception:  # whatever a stranger's model may raise
+        except Exception:  # a foreign model may raise anything
             return False
         return True
 
     def _randomize(self) -> int:
-        """Give norms other γ, β and statistics; the number of elements that they normalize."""
+        """Give norms random γ, β and statistics; returns the number of elements that they normalize."""
         with _random_norms(self.model) as elements:
             self.run(self.model, self.examples[0])
         return sum(elements)
 
     def run(self, model: nn.Module, example: Example) -> Any:
-        """What a copy of the model returns; it is reproducible."""
+        """Run a copy of the model reproducibly."""
         with torch.no_grad(), seeded(devices_of(model)), NoNoise():
             return run(model, copied_example(example), self.forward)
 
@@ -185,7 +185,7 @@ class Rehearsal:
 
 
 def relative_difference(a: Tensor, b: Tensor | None) -> float:
-    """The largest difference of two tensors as a part of the largest value; infinite for tensors of other shapes."""
+    """Largest difference of two tensors, relative to the largest value; infinite if their shapes differ."""
     if b is None or a.shape != b.shape:
         return float("inf")
     if a.numel() == 0:
@@ -206,7 +206,7 @@ def _rehearsals(model: nn.Module, example: Example, forward: Forward | None, exa
 
 
 def _rehearsal(model: nn.Module, example: Example, forward: Forward | None, dtype: torch.dtype | None) -> Rehearsal:
-    """In a precision, or in the model's own."""
+    """Make a rehearsal in a precision, or in the model's own."""
     copy, example = copied(model).eval(), copied_example(example)
     if dtype is not None:
         _to_double(copy)
@@ -218,7 +218,7 @@ def _rehearsal(model: nn.Module, example: Example, forward: Forward | None, dtyp
 
 
 def _fewer(example: Example) -> Example | None:
-    """Two of several samples."""
+    """Keep only two samples of several."""
     sizes = {tensor.shape[:1] for tensor in tensors_in(example)}
     if len(sizes) != 1 or sizes == {()} or next(iter(sizes))[0] <= 2:
         return None
@@ -226,7 +226,7 @@ def _fewer(example: Example) -> Example | None:
 
 
 class NoNoise(compat.TorchDispatchMode):
-    """Gives random numbers their expected value: two models of different sizes draw different ones."""
+    """Replace random numbers by their expected value, since models of different sizes draw different numbers."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -242,7 +242,7 @@ def _probability(args: Any, kwargs: dict[str, Any]) -> float:
     return given if isinstance(given, float) else 0.5
 
 
-# Operators that return noise, or fill a tensor with it, and its mean.
+# Operators that return noise or fill a tensor with it, with the noise's mean.
 _EXPECTED: dict[str, Callable[[Any, dict[str, Any]], float]] = {
     "bernoulli_": _probability,
     **dict.fromkeys(("rand", "rand_like", "uniform_"), lambda args, kwargs: 0.5),
@@ -251,11 +251,11 @@ _EXPECTED: dict[str, Callable[[Any, dict[str, Any]], float]] = {
 
 
 class Difference(ValueError):
-    """Two models compute different things."""
+    """Difference between the outputs of two models."""
 
 
 def _to_double(model: nn.Module) -> None:
-    """In float64, tensors that are neither parameters nor buffers included."""
+    """Convert to float64, including tensors that are neither parameters nor buffers."""
     model.double()
     for module in model.modules():
         for name, value in vars(module).items():
@@ -265,13 +265,13 @@ def _to_double(model: nn.Module) -> None:
 
 @contextmanager
 def _random_norms(model: nn.Module) -> Iterator[list[int]]:
-    """Let batch norms choose random γ, β and statistics when they are first called, of the size of their input.
+    """Give batch norms random γ, β and statistics on their first call, scaled to their input.
 
-    Yields the numbers of elements of these.
+    Yields the numbers of elements of these inputs.
     """
     elements: list[int] = []
     numbers = torch.Generator().manual_seed(0)
-    waiting: dict[nn.Module, Tensor] = {}  # four numbers a channel, made before there is a mode to see it
+    waiting: dict[nn.Module, Tensor] = {}  # four numbers per channel, drawn before a dispatch mode could see it
     for module in model.modules():
         mean = getattr(module, "running_mean", None)
         if is_batch_norm(module) and isinstance(mean, Tensor) and mean.dim() == 1:
@@ -302,7 +302,7 @@ def _random_norms(model: nn.Module) -> Iterator[list[int]]:
 
 @contextmanager
 def _outputs_of(model: nn.Module, names: list[str], see: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
-    """Show what modules return to a function, which may return something to go on with."""
+    """Call a function on the outputs of modules; it may return a replacement."""
     handles = [
         model.get_submodule(name).register_forward_hook(lambda module, args, output, name=name: see(name, output))
         for name in names

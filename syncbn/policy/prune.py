@@ -1,4 +1,4 @@
-"""Channels with the smallest |γ| removed for good."""
+"""Removal of the channels with the smallest |γ|."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from syncbn.policy.pruning.shrink import Removal
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs: operations of a forward pass (multiplications and additions), and parameters."""
+    """Cost of a network: operations of a forward pass (multiplications and additions), and parameters."""
 
     flops: int
     parameters: int
@@ -29,13 +29,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Pruning:
-    """What becomes of the channels of one batch normalization layer.
+    """Plan for the channels of one batch normalization layer.
 
     Attributes:
         layer: its name in the model.
-        channels: how many it has.
-        removed: the numbers of those that go.
-        held: those that must stay, each with the operation that holds it.
+        channels: number of channels.
+        removed: indices of the channels to remove.
+        held: channels that must stay, each with the operation that holds it.
     """
 
     layer: str
@@ -45,28 +45,28 @@ class Pruning:
 
 
 def prune(model: nn.Module, ratio: float, example_input: Example, *, forward: Forward | None = None) -> nn.Module:
-    """A copy of `model` without the channels whose batch norm scales |γ| are the smallest.
+    """Copy `model` without the channels that have the smallest batch norm scales |γ|.
 
     Channels of all layers are compared with each other. A channel that several layers share, through a residual sum, a
-    depthwise convolution or a concatenation, goes from all of them or from none, by its largest |γ|. Parameters and
-    buffers of whatever has the channel get smaller: convolutions (grouped ones lose whole groups, or the same channels
-    of each), linear layers, norms, scales. `plan_prune` tells which channels go, and what holds others: the output; an
-    operation that mixes channels, such as a softmax, or that isn't known; a constant that γ and β of 0 leave behind,
-    such as sigmoid(0); the last channel of a layer. `cost_of` tells what was won. Train the result further, with an
-    optimizer made after it.
+    depthwise convolution or a concatenation, is removed from all of them or none, by its largest |γ|. All parameters
+    and buffers with the channel shrink: convolutions (grouped ones lose whole groups, or the same channels of each),
+    linear layers, norms, scales. `plan_prune` lists the channels to remove, and what holds others: the output; an
+    operation that mixes channels, such as a softmax, or an unknown one; a constant that γ and β of 0 leave behind, such
+    as sigmoid(0); the last channel of a layer. `cost_of` measures the gain. Train the result further, with a new
+    optimizer.
 
     The result is proved, on a float64 copy with other γ, β and statistics, on the example and on random numbers: it
-    equals the original with a mask of 0 and 1 right before each weight that loses columns, and the original in which
-    γ and β of the removed channels are 0 and nothing else is changed.
+    equals the original with a 0/1 mask right before each weight that loses columns, and the original in which only γ
+    and β of the removed channels are set to 0.
 
-    Train with `syncbn.training.NormL1` first, so that scales of channels that aren't needed go to 0.
+    Train with `syncbn.training.NormL1` first, so that scales of unneeded channels go to 0.
 
     Args:
         model: any model with batch normalization layers that have a scale; it isn't changed.
-        ratio: part of the channels to remove, of those that can be; at least 0 and below 1.
-        example_input: for a forward pass that finds what depends on what. A tuple is the model's positional arguments,
-            a dict its keywords, anything else its argument.
-        forward: how to call the model, `forward(model, example_input)`, where that isn't enough.
+        ratio: share of the removable channels to remove; at least 0 and below 1.
+        example_input: input of the forward pass that finds dependencies. A tuple is the model's positional arguments, a
+            dict its keywords, anything else its argument.
+        forward: function that calls the model, `forward(model, example_input)`, if that isn't enough.
 
     Raises:
         ValueError: a ratio out of range, or no channel that could be removed; the model is wrapped, compiled or
@@ -84,9 +84,9 @@ def prune(model: nn.Module, ratio: float, example_input: Example, *, forward: Fo
 def plan_prune(
     model: nn.Module, ratio: float, example_input: Example, *, forward: Forward | None = None
 ) -> list[Pruning]:
-    """What `prune` would do with the channels of each batch normalization layer, in the order of the modules.
+    """Plan what `prune` would do with the channels of each batch normalization layer, in module order.
 
-    The same arguments and errors as `prune`; but a model of which no channel can be removed has a plan, too.
+    Arguments and errors are those of `prune`, but a model without removable channels has a plan, too.
     """
     removal, norms = _decided(model, ratio, example_input, forward, even_none=True)
     channels, plan = removal.flow.channels, []
@@ -100,7 +100,7 @@ def plan_prune(
 
 
 def cost_of(model: nn.Module, example_input: Example, *, forward: Forward | None = None) -> Cost:
-    """Floating-point operations of one forward pass in evaluation, and the number of parameters."""
+    """Count floating-point operations of one forward pass in evaluation, and parameters."""
     counter = FlopCounterMode(display=False)
     with modes_kept(model), torch.no_grad(), counter:
         run(model.eval(), copied_example(example_input), forward)
@@ -110,7 +110,7 @@ def cost_of(model: nn.Module, example_input: Example, *, forward: Forward | None
 def _decided(
     model: nn.Module, ratio: float, example_input: Example, forward: Forward | None, even_none: bool = False
 ) -> tuple[Removal, dict[str, tuple[int, ...]]]:
-    """The channels to remove, with proof, and those of each norm."""
+    """Decide on the channels to remove, with proof; returns them and those of each norm."""
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio must be at least 0 and below 1, got {ratio}")
     refuse_wrapped(model, "prune")
@@ -137,14 +137,14 @@ def _decided(
 
 
 def _graphs(model: nn.Module, example_input: Example, forward: Forward | None) -> list[Graph]:
-    """A pass in evaluation, and one in training mode where only that runs all modules, if it can be made."""
+    """Record a pass in evaluation and, where only that runs all modules, one in training mode if possible."""
     graph = record(model, example_input, forward)
     called = {call.module for call in graph.calls}
     if all(module in called for module in model.modules() if module._parameters or module._buffers):
         return [graph]
     try:
         return [graph, record(model, example_input, forward, training=True)]
-    except Exception:  # it needs targets, or more than one sample
+    except Exception:  # training mode needs targets, or more than one sample
         return [graph]
 
 
@@ -158,7 +158,7 @@ def _flow(model: nn.Module, graphs: list[Graph]) -> Flow:
         for part, _ in (*norm.named_parameters(), *norm.named_buffers())
     ]
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):  # its parameters can't be replaced
+        if isinstance(module, torch.jit.ScriptModule):  # parameters that can't be replaced
             whole += [f"{name}.{part}" for part, _ in (*module.named_parameters(), *module.named_buffers())]
     flow = Flow((name.removeprefix(".") for name in zeros), (name.removeprefix(".") for name in whole))
     flow.follow(graphs[0])
@@ -169,7 +169,7 @@ def _flow(model: nn.Module, graphs: list[Graph]) -> Flow:
 
 
 def _norms(model: nn.Module, flow: Flow) -> dict[str, tuple[int, ...]]:
-    """The channels of each norm with a scale."""
+    """Channels of each norm with a scale."""
     first_name = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     found = {}
     for name, layer in model.named_modules():
@@ -183,7 +183,7 @@ def _norms(model: nn.Module, flow: Flow) -> dict[str, tuple[int, ...]]:
 def _smallest(
     model: nn.Module, flow: Flow, norms: dict[str, tuple[int, ...]], ratio: float, even_none: bool
 ) -> set[int]:
-    """The channels to remove."""
+    """Select the channels to remove."""
     root = flow.channels.root
     scales: dict[int, float] = {}
     for name, labels in norms.items():
@@ -213,10 +213,10 @@ def _smallest(
 
 
 def _halved(proof: PruningProof, flow: Flow, removed: set[int], norms: dict[str, tuple[int, ...]]) -> set[int]:
-    """The channels of one norm that a fault needs, found by trying; none if it needs those of several.
+    """Find by bisection the channels of one norm that cause a fault; none if it needs those of several norms.
 
-    A number that the model takes from a shape, such as the square root of the number of channels, shows only where it
-    is used.
+    A number that the model derives from a shape, such as the square root of the number of channels, shows only where
+    it is used.
     """
     layers = [labels for labels in norms.values() if removed & set(map(flow.channels.root, labels))]
     while len(layers) > 1:

@@ -1,4 +1,4 @@
-"""Running statistics measured anew, exactly, at fixed weights."""
+"""Exact running statistics at fixed weights (recalibration)."""
 
 from __future__ import annotations
 
@@ -31,36 +31,35 @@ def recalibrate(
     include: Globs = None,
     exclude: Globs = None,
 ) -> nn.Module:
-    """Replace running statistics by the mean and variance of everything that the layers see in `batches`, in place.
+    """Replace running statistics by the exact mean and variance of the layers' inputs over `batches`, in place.
 
     For each layer, over all samples x of all batches, of all ranks, and of all its calls in a forward pass, in float64:
 
         running_mean = Σx / n,  running_var = Σ(x - running_mean)² / (n - 1)
 
-    where momentum would weigh the last batches, and statistics of earlier weights, most. The moments of unequal
-    batches are merged by the law of total variance. While it goes on, these layers normalize by their batch (a
-    synchronized one by that of all ranks) and everything else is in eval mode: statistics are those of the network
-    as it is evaluated, without dropout. Layers that `freeze` froze stay as they are, and so do layers that the batches
-    don't reach. Weights, modes and the state of the random generators are the same afterwards; the window of
-    cross-iteration batch normalization is empty.
+    A momentum would instead weigh recent batches most and mix in statistics of earlier weights. Moments of unequal
+    batches are merged by the law of total variance. Meanwhile these layers normalize by their batch (synchronized ones
+    by that of all ranks) and everything else is in eval mode: statistics are those of the evaluated network, without
+    dropout. Layers frozen by `freeze` and layers that the batches don't reach aren't changed. Weights, modes and the
+    state of random generators are restored; the window of cross-iteration batch normalization is cleared.
 
-    Use batches as large as in training, or larger: what a layer sees depends on how those before it normalize.
+    Use batches as large as in training, or larger: a layer's input depends on the normalization before it.
 
     Args:
         model: any model with batch normalization layers of torch or of this package, wrapped by DDP or not.
-        batches: inputs (N, ...), or tuples (inputs, ...), of any sizes; the same number of them on every rank.
+        batches: inputs (N, ...), or tuples (inputs, ...), of any sizes; the same number on every rank.
         max_batches: use the first ones only. All when None.
         process_group: the ranks to pool over; the default group when None.
         include: globs of module names. All when None.
-        exclude: globs of module names whose statistics stay.
+        exclude: globs of module names whose statistics aren't changed.
 
     Returns:
         `model`.
 
     Raises:
-        ValueError: no batches, or another number of them on another rank; no layer to recalibrate; fewer than two
-            samples of a channel; statistics that aren't finite; a layer whose statistics aren't one number a channel.
-            The running statistics are then as before.
+        ValueError: no batches, or different numbers of them on the ranks; no layer to recalibrate; fewer than two
+            samples of a channel; statistics that aren't finite; a layer whose statistics aren't one number per channel.
+            Running statistics are unchanged then.
         TypeError: a batch that isn't a tensor or a tuple that begins with one.
 
     Source:
@@ -81,7 +80,7 @@ def recalibrate(
         try:
             for inputs in in_step(batches, max_batches, device, group):
                 count += 1
-                if len(inputs) or synchronized:  # torch's layers refuse an empty batch
+                if len(inputs) or synchronized:  # torch's layers reject an empty batch
                     net(inputs)
         finally:
             for handle in handles:
@@ -105,7 +104,7 @@ def _layers(model: nn.Module, include: Globs, exclude: Globs) -> list[tuple[str,
 
 
 class _Sum:
-    """The moments of everything that one layer has seen."""
+    """Accumulated moments of one layer's input."""
 
     def __init__(self, path: str, layer: Any) -> None:
         self.path = path or "the layer"
@@ -134,7 +133,7 @@ class _Sum:
         return all_reduce(self.moments, group)
 
     def write(self, layer: Any, moments: Moments, count: int) -> None:
-        """Put the moments into the layer's buffers; `count` batches are what they are of."""
+        """Write the moments of `count` batches to the layer's buffers."""
         if moments.count == 0:
             return
         if moments.count < 2:

@@ -1,4 +1,4 @@
-"""What an inspection found: a row for each layer and warnings, as text, tables and a picture."""
+"""Report of an inspection: a row for each layer and warnings, as text, tables and a picture."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -7,24 +7,24 @@ from typing import Any
 
 @dataclass(frozen=True)
 class NormRow:
-    """One batch normalization layer. What wasn't measured is None.
+    """Measurements of one batch normalization layer; None for those not taken.
 
     Attributes:
         layer: its name in the model.
         kind: its class.
         channels: C.
-        samples: values of a channel in the largest batch, of this rank, or of all ranks if the layer is synchronized.
+        samples: values per channel in the largest batch, of this rank, or of all ranks if the layer is synchronized.
         mean_distance: |running_mean - mean of the batches|, in standard deviations of the batches; the root mean square
             over channels.
         std_ratio: the larger of √running_var and the standard deviation of the batches over the smaller one; the
             geometric mean over channels, at least 1.
-        gap: how far the layer's output in evaluation is from its output in training, relative to γ: the root mean
-            square over channels and batches of y_eval - y_train over that of γ.
+        gap: difference between the layer's outputs in evaluation and in training, relative to γ: the root mean square
+            over channels and batches of y_eval - y_train over that of γ.
         dead: channels with |γ| below a thousandth of the layer's largest, or with a running variance below eps.
         exploding: channels with statistics, γ or β that aren't finite, or with a running variance above 1e6.
-        drift: the distance of the batches' means from those of the reference, in the reference's deviations.
-        rank_difference: the standard deviation over ranks of their running means, in running standard deviations; the
-            largest of a channel.
+        drift: distance of the batches' means from the reference's, in the reference's standard deviations.
+        rank_difference: standard deviation of the running means over ranks, in running standard deviations; the largest
+            over channels.
     """
 
     layer: str
@@ -42,12 +42,12 @@ class NormRow:
 
 @dataclass(frozen=True)
 class NormWarning:
-    """Something to look at.
+    """A warning about a layer.
 
     Attributes:
-        identifier: the name of its page, docs/warnings/<identifier>.md.
-        layer: the layer's name in the model.
-        message: what was found and what to do.
+        identifier: name of its page, docs/warnings/<identifier>.md.
+        layer: name of the layer in the model.
+        message: finding and remedy.
     """
 
     identifier: str
@@ -59,18 +59,18 @@ class NormWarning:
 
 
 _HEADER = tuple(field.name for field in fields(NormRow))
-_DRAWN = ("mean_distance", "std_ratio", "gap", "drift")  # numbers that are comparable over layers
+_DRAWN = ("mean_distance", "std_ratio", "gap", "drift")  # comparable between layers
 
 
 @dataclass(frozen=True)
 class NormReport:
-    """Rows, one a batch normalization layer in the order of the model, and warnings."""
+    """Rows, one per batch normalization layer in model order, and warnings."""
 
     rows: list[NormRow]
     warnings: list[NormWarning]
 
     def to_markdown(self) -> str:
-        """A table of the rows, and a list of the warnings."""
+        """Format a table of the rows and a list of the warnings."""
         lines = [
             _table_row(_HEADER),
             _table_row(["---"] * len(_HEADER)),
@@ -80,7 +80,7 @@ class NormReport:
         return "\n".join(lines) + "\n"
 
     def to_rich(self) -> Any:
-        """A `rich.table.Table` of the rows. Needs rich."""
+        """Make a `rich.table.Table` of the rows. Needs rich."""
         from rich.table import Table
 
         table = Table(*_HEADER)
@@ -90,7 +90,7 @@ class NormReport:
         return table
 
     def to_wandb(self) -> Any:
-        """A `wandb.Table` of the rows. Needs wandb."""
+        """Make a `wandb.Table` of the rows. Needs wandb."""
         import wandb
 
         return wandb.Table(columns=list(_HEADER), data=[[getattr(row, name) for name in _HEADER] for row in self.rows])

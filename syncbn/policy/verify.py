@@ -1,4 +1,4 @@
-"""Is this model, with its batch split over ranks, the model in one process? Answered by running both."""
+"""Verification that a model whose batch is split over ranks computes the same as in one process."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Whether ranks do what one process does. `bool(report)` is whether everything agrees.
+    """Result of the comparison of ranks with one process; `bool(report)` is whether everything agrees.
 
     Attributes:
-        sizes: the samples of each rank.
-        forward: the largest difference of a layer's output, over the output's largest value.
-        gradients: the largest difference of a gradient, averaged over ranks as DDP does it, over the largest gradient
-            of all: that of a bias before a norm is 0 but for rounding.
-        statistics: the same of a buffer after the step.
-        layer: the first layer, or else the first parameter or buffer, that differs; None where all agree.
-        reason: why, as far as can be told; None where all agree.
+        sizes: number of samples of each rank.
+        forward: largest difference of a layer's output, relative to the output's largest value.
+        gradients: largest difference of a gradient, averaged over ranks as in DDP, relative to the largest of all
+            gradients, since that of a bias before a norm is 0 up to rounding.
+        statistics: largest difference of a buffer after the step, relative to its largest value.
+        layer: first layer, or else first parameter or buffer, that differs; None if all agree.
+        reason: the likely reason; None if all agree.
     """
 
     sizes: list[int]
@@ -63,7 +63,7 @@ class VerifyReport:
 
 @dataclass
 class _Step:
-    """One training step: what each call of a layer returned, in order; gradients; buffers; the loss."""
+    """One training step: outputs of all layer calls in order; gradients; buffers; the loss."""
 
     outputs: list[tuple[str, Tensor]]
     gradients: dict[str, Tensor]
@@ -83,28 +83,27 @@ def verify(
     """Run one training step in one process and on several gloo ranks, and compare outputs, gradients and statistics.
 
     The ranks are new processes on the CPU. They split the batch into unequal shares, in float64, and average gradients
-    as DDP does. Dropout is off, since it draws other numbers on each rank. The model itself isn't changed.
+    as DDP does. Dropout is off, since it would draw different numbers on each rank. The model isn't changed.
 
-    In a script, call it below `if __name__ == "__main__":`, because the processes import the script.
+    In a script, call it under `if __name__ == "__main__":`, because the processes import the script.
 
     Args:
-        model: as it is about to be wrapped by DDP, for example after `syncbn.convert(model, "sync")`. Its process
-            groups are replaced by that of the new ranks.
+        model: a model ready for DDP, for example after `syncbn.convert(model, "sync")`. Its process groups are replaced
+            by that of the new ranks.
         batch: a tensor (N, ...), or nested tuples, lists and dicts of tensors with the same N.
         ranks: number of processes; at least 2, and fewer than N.
-        loss: from (model, batch) to the loss that your training minimizes; a function that can be imported. Without
-            it, the mean square of the outputs' distance from fixed numbers over all ranks' samples, of the first
-            tensor in the batch.
-        tolerance: differences up to this part of a tensor's largest value are rounding.
+        loss: importable function from (model, batch) to the training loss. By default, the mean squared distance of the
+            outputs for the first tensor in the batch from fixed numbers, over all ranks' samples.
+        tolerance: largest difference, relative to a tensor's largest value, that counts as rounding.
         timeout_s: seconds to wait for the ranks.
 
     Returns:
-        Whether all agree, the differences, and the first layer that differs, with the reason.
+        A report: whether all agree, the differences, and the first layer that differs, with the reason.
 
     Raises:
-        ValueError: too few ranks or samples; samples of different numbers; a model or loss that can't be sent to
-            another process; a step that fails there.
-        TimeoutError: the ranks didn't answer, because some of them wait for messages that others don't send.
+        ValueError: too few ranks or samples; tensors with different numbers of samples; a model or loss that can't be
+            sent to another process; a step that fails there.
+        TimeoutError: the ranks didn't answer, because some wait for messages that others don't send.
     """
     if ranks < 2:
         raise ValueError(f"ranks must be at least 2, got {ranks}")
@@ -121,9 +120,9 @@ def verify(
 
 
 def mean_square(model: nn.Module, batch: Any) -> Tensor:
-    """The mean square of the outputs' distance from fixed numbers, over all ranks' samples.
+    """Mean squared distance of the outputs from fixed numbers, over all ranks' samples.
 
-    The mean square alone is the same whatever a network that normalizes its output computes, so it has no gradient.
+    The plain mean square of a normalized output is constant, and so has no gradient.
     """
     found = [t.flatten(1) for t in tensors_in(model(inputs_of(batch, torch.device("cpu")))) if t.dim() > 1]
     outputs = torch.cat(found, dim=1)
@@ -209,7 +208,7 @@ def _why_gradients(single: _Step, steps: list[_Step]) -> str:
 
 
 def _difference(got: Tensor, expected: Tensor, scale: float = 0.0) -> float:
-    """The largest difference over the largest expected value, or over `scale` if that is larger."""
+    """Largest difference relative to the largest expected value, or to `scale` if that is larger."""
     if got.shape != expected.shape:
         return float("inf")
     if not expected.numel():
@@ -219,7 +218,7 @@ def _difference(got: Tensor, expected: Tensor, scale: float = 0.0) -> float:
 
 
 def _prepared(model: nn.Module) -> nn.Module:
-    """A copy in float64, in training mode where it was, without dropout and process groups, that can be sent away."""
+    """Copy in float64 to send to other processes, with the same modes but without dropout and process groups."""
     model = copy.deepcopy(model).cpu().double()
     for module in model.modules():
         if isinstance(module, _DROPOUTS):
@@ -242,7 +241,7 @@ def _count(batch: Any) -> int:
 
 
 def _uneven(count: int, ranks: int) -> list[int]:
-    """Shares that grow with the rank, each at least 1."""
+    """Unequal shares that grow with the rank, each at least 1."""
     rest = count - ranks
     cuts = [rest * i * (i + 1) // (ranks * (ranks + 1)) for i in range(ranks + 1)]
     return [1 + stop - start for start, stop in pairwise(cuts)]
@@ -284,16 +283,16 @@ def _sent(work: Any) -> bytes:
 def _serve(work: bytes, rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     try:
-        meeting = f"file://{folder}/meeting"  # not a port, which somebody else may take
+        meeting = f"file://{folder}/meeting"  # a file instead of a port, which might be taken
         dist.init_process_group("gloo", meeting, timedelta(minutes=30), world_size, rank)
         step = _step(*pickle.loads(work))
         torch.save(vars(step), f"{folder}/{rank}.tmp")
         Path(f"{folder}/{rank}.tmp").rename(f"{folder}/{rank}.pt")
     except Exception as error:
         Path(f"{folder}/{rank}.tmp").write_text(f"{type(error).__name__}: {error}")
-        Path(f"{folder}/{rank}.tmp").rename(f"{folder}/{rank}.error")  # whole, when it is seen
+        Path(f"{folder}/{rank}.tmp").rename(f"{folder}/{rank}.error")  # atomic: never seen half written
         raise SystemExit(1) from error
-    dist.barrier()  # nobody leaves while another may still be sending
+    dist.barrier()  # no rank leaves while another may still be sending
     dist.destroy_process_group()
 
 
@@ -301,7 +300,9 @@ def _wait(processes: list[Any], folder: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not all(path.exists() for path in _answers(folder, len(processes))):
         ended = any(process.exitcode not in (None, 0) for process in processes)
-        if errors := sorted(folder.glob("*.error")):  # after `ended`: a rank says why before it ends
+        if errors := sorted(
+            folder.glob("*.error")
+        ):  # checked after `ended`, since a rank writes its reason before it ends
             raise ValueError(f"the step fails on rank {errors[0].stem}: {errors[0].read_text()}")
         if ended:
             raise ValueError(

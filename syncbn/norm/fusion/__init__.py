@@ -1,1 +1,1 @@
-"""A norm, a shortcut and an activation as one function."""
+"""Fusion of a norm, a shortcut and an activation into one function."""

@@ -1,4 +1,4 @@
-"""The output of a norm, put off until it is known what becomes of it."""
+"""Deferred output of a norm, computed on use."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _METADATA = {
 
 
 class Deferred(Tensor):
-    """y of a normalization, as a promise: a ReLU of it, after the sum with a shortcut or not, is computed in one go.
+    """Deferred output y of a normalization: a ReLU of it, or of its sum with a shortcut, is computed in one function.
 
-    Any other function that is given it gets y, computed then and once, so that it is right wherever it turns up. It
-    has the shape, dtype and device of y, and no memory.
+    Any other function that takes it gets y, computed once at that time, so it is correct everywhere. It has the shape,
+    dtype and device of y, and no memory.
     """
 
     _normalization: Normalization
@@ -36,12 +36,12 @@ class Deferred(Tensor):
 
     @staticmethod
     def of(normalization: Normalization, residual: Tensor | None = None) -> Deferred:
-        """The output of `normalization`, plus `residual`."""
+        """Make the deferred output of `normalization`, plus `residual`."""
         deferred = compat.empty_shell(Deferred, normalization.x)
         deferred.__dict__.update(_normalization=normalization, _residual=residual, _value=None)
         deferred._versions = deferred._versions_now()
         with compat.plain_tensors():
-            deferred.register_hook(_refuse)  # a gradient that comes here would go no further
+            deferred.register_hook(_refuse)  # a gradient that arrives here would be lost
         return deferred
 
     @classmethod
@@ -59,20 +59,20 @@ class Deferred(Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]  # torch declares the method without its class
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares the method without `cls`
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         _refuse()
 
     def value(self) -> Tensor:
-        """y, without an activation."""
+        """Compute y, without an activation."""
         if self._value is None:
-            with torch.enable_grad():  # as it was when the layer ran
+            with torch.enable_grad():  # as when the layer ran
                 self._value = self.activated(1.0)
         return self._value
 
     def activated(self, slope: float) -> Tensor:
-        """a(y), in one function."""
+        """Compute a(y) in one function."""
         if self._versions != self._versions_now():
             raise RuntimeError(
                 "the input or the shortcut of a SyncBatchNorm with fuse_activation=True was modified in place before "
@@ -93,7 +93,7 @@ def _refuse(gradient: Any = None) -> None:
 
 
 def _fused(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """What `func` returns, if it can be one with the normalization."""
+    """Result of `func` if it can be fused with the normalization."""
     first = args[0] if args else None
     slope = slope_of(func, args, kwargs)
     if slope is not None and isinstance(first, Deferred) and first._value is None:
@@ -107,7 +107,7 @@ def _fused(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def slope_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
-    """a(z) / z for z < 0 of an activation that is z elsewhere; None for other functions."""
+    """Negative slope a(z) / z for z < 0 of an activation that is z elsewhere; None for other functions."""
     if func in _RELU:
         return 0.0
     if func in _LEAKY_RELU:
@@ -130,7 +130,7 @@ def _sum(a: Any, b: Any, in_place: bool) -> Deferred | None:
 
 
 def _takes_residual(norm: Any, residual: Any) -> bool:
-    """Whether the sum can wait, too: it is that of two different tensors of one kind."""
+    """Whether a sum can be deferred, too: of two different tensors with equal shape, dtype and device."""
     return (
         isinstance(norm, Deferred)
         and norm._value is None

@@ -1,4 +1,4 @@
-"""Normalization, the sum with a shortcut and the activation as one function, and what it keeps for its gradient."""
+"""Normalization, sum with a shortcut and activation as one function, and what it saves for its gradient."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-# |γ| below which `invert` takes this instead: x̂ = (z - β) / γ has γ times as many digits as z.
+# Smallest |γ| that `invert` uses: x̂ = (z - β) / γ loses precision by a factor of 1 / |γ|.
 SMALLEST_SCALE = 1e-3
 
 
 class Normalization(NamedTuple):
-    """An input of all ranks' moments `mean`, `var` and `count`, about to be normalized."""
+    """A normalization to compute: the input and all ranks' moments `mean`, `var` and `count`."""
 
     x: Tensor
     weight: Tensor | None
     bias: Tensor | None
     mean: Tensor
     var: Tensor
-    count: Tensor  # type: ignore[assignment]  # the name of a tuple's method
+    count: Tensor  # type: ignore[assignment]  # shadows a method of tuple
     eps: float
     group: ProcessGroup | None
     memory: Memory
 
     def activate(self, residual: Tensor | None, slope: float) -> Tensor:
-        """y = a(x̂·weight + bias + residual) with a(z) = z where z > 0 and slope·z elsewhere: 1 is no activation.
+        """Compute y = a(x̂·weight + bias + residual), a(z) = z for z > 0, slope·z elsewhere; slope 1 is no activation.
 
         Raises:
-            ValueError: `memory="invert"` and a slope of 0, from which there is no way back.
+            ValueError: `memory="invert"` with a slope of 0, which can't be inverted.
         """
         x, weight, bias, mean, var, count, eps, group, memory = self
         if memory == "invert":
@@ -55,7 +55,7 @@ class Normalization(NamedTuple):
 
 
 class ReverseMode(torch.autograd.Function):
-    """A function that refuses forward-mode derivatives by name."""
+    """Autograd function that refuses forward-mode derivatives with a message."""
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -63,7 +63,7 @@ class ReverseMode(torch.autograd.Function):
 
 
 class _Activated(ReverseMode):
-    """Keeps x, and y unless it can be computed from x again, which `Recomputed` sees to."""
+    """Fused function that saves x, and y unless `Recomputed` can recompute it from x."""
 
     @staticmethod
     def forward(
@@ -89,7 +89,7 @@ class _Activated(ReverseMode):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, _, mean, var, count, y = _saved(ctx)
-        if torch.is_grad_enabled():  # create_graph=True: what is computed here will be differentiated
+        if torch.is_grad_enabled():  # create_graph=True: this computation will be differentiated
             kernels: Kernels = PLAIN
             mean, var = attach_moments(x, mean, var, count, ctx.group)
         else:
@@ -108,9 +108,9 @@ class _Activated(ReverseMode):
 
 
 def _output_again(node: Any) -> Tensor:
-    """The output of an `_Activated` that hasn't kept it; the node's own backward pass, which comes next, takes it over.
+    """Recompute the output of an `_Activated` that hasn't saved it; the node's own backward pass, next, reuses it.
 
-    What was saved is unpacked once: activation checkpointing allows no more.
+    Saved tensors are unpacked only once, as activation checkpointing requires.
     """
     if node.again is None:
         node.again = _with_output(node.saved_tensors, node.eps, node.slope)
@@ -124,7 +124,7 @@ def _activated(x: Tensor, affine: ChannelAffine, residual: Tensor | None, slope:
 
 def _saved(ctx: Any) -> tuple[Any, ...]:
     saved, ctx.again = ctx.again or ctx.saved_tensors, None
-    if saved[-1] is None and ctx.slope != 1:  # what used y hadn't kept it, or needs no gradient
+    if saved[-1] is None and ctx.slope != 1:  # the user of y hasn't saved it, or needs no gradient
         return _with_output(saved, ctx.eps, ctx.slope)
     return saved
 
@@ -137,10 +137,10 @@ def _with_output(saved: tuple[Any, ...], eps: float, slope: float) -> tuple[Any,
 
 
 class _Invertible(ReverseMode):
-    """Keeps y and the shortcut, which the layers after and before it keep anyway, and neither x nor x̂.
+    """Fused function that saves y and the shortcut, which neighbouring layers save anyway, instead of x or x̂.
 
-    With w = a⁻¹(y) - residual = x̂·weight + bias, the kernels take w for x: normalized by the mean `bias` and the
-    standard deviation |weight|, it is x̂·sign(weight).
+    With w = a⁻¹(y) - residual = x̂·weight + bias, the kernels use w in place of x: normalized by the mean `bias` and
+    the standard deviation |weight|, it is x̂·sign(weight).
     """
 
     @staticmethod
@@ -187,22 +187,22 @@ class _Invertible(ReverseMode):
 
 
 def _gradients(ctx: Any, dx: Tensor | None, *others: Tensor) -> tuple[Tensor | None, ...]:
-    """Of x, weight, bias and residual, those that are asked for, and None for what has none.
+    """Requested gradients of x, weight, bias and residual; None for the others.
 
-    γ and β get this rank's share: DDP averages it with the others'.
+    γ and β get this rank's share: DDP averages the ranks'.
     """
     asked = zip(others, ctx.needs_input_grad[1:4], strict=True)
     return dx, *(grad if needed else None for grad, needed in asked), *[None] * 7
 
 
 def check_memory(memory: str, fuse_activation: bool) -> None:
-    """Raise `ValueError` for a mode without the fusion that it is a mode of."""
+    """Raise `ValueError` for a memory mode without `fuse_activation`."""
     if memory != "keep" and not fuse_activation:
         raise ValueError(f"memory={memory!r} is about a norm fused with its activation: add fuse_activation=True")
 
 
 def away_from_zero(weight: Tensor) -> Tensor:
-    """γ, and ±`SMALLEST_SCALE` where it is smaller than that; the gradient is γ's everywhere."""
+    """γ, clamped to ±`SMALLEST_SCALE` away from 0; the gradient passes through unchanged."""
     bounded = torch.where(
         weight.abs() < SMALLEST_SCALE, torch.full_like(weight, SMALLEST_SCALE).copysign(weight), weight
     )

@@ -1,4 +1,4 @@
-"""Tensors that what uses them doesn't keep for its gradient, since they can be computed again."""
+"""Tensors that are recomputed instead of saved for the gradients of the functions that use them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from syncbn.norm.core import compat
 
 
 class Recomputed(Tensor):
-    """The output of an autograd function that can compute it again.
+    """Output of an autograd function that can recompute it.
 
-    A convolution saves its input. Given this one, it saves the function's node in the graph instead, which has saved
-    what the output is computed from; in the backward pass the node computes it again. Whatever else is saved goes
-    where it would go, to the hooks of a `saved_tensors_hooks` or of activation checkpointing if there are any. What
-    any function of torch returns for a tensor of this class is an ordinary tensor.
+    A convolution saves its input. Given this one, it saves the function's graph node instead, which has saved what the
+    output is computed from; in the backward pass the node recomputes it. All other saved tensors are treated as usual,
+    including hooks of `saved_tensors_hooks` and activation checkpointing. Functions of torch return ordinary tensors
+    for a tensor of this class.
     """
 
     _node: Any
@@ -27,7 +27,7 @@ class Recomputed(Tensor):
 
     @staticmethod
     def of(y: Tensor, again: Callable[[Any], Tensor]) -> Tensor:
-        """`y`, of which `again(y.grad_fn)` has the same numbers."""
+        """Wrap `y`, which `again(y.grad_fn)` recomputes exactly."""
         recomputed = y.as_subclass(Recomputed)
         recomputed._node, recomputed._again, recomputed._made = y.grad_fn, again, compat.version_of(y)
         return recomputed
@@ -38,7 +38,7 @@ class Recomputed(Tensor):
     ) -> Any:
         if not all(issubclass(kind, cls) or kind is Tensor for kind in types):
             return NotImplemented
-        if torch.compiler.is_compiling():  # a graph chooses by itself what to keep
+        if torch.compiler.is_compiling():  # a compiled graph chooses what to save
             with compat.plain_tensors():
                 return func(*args, **kwargs or {})
         recomputed = [arg for arg in args if isinstance(arg, Recomputed)]
@@ -53,7 +53,7 @@ def _hooks(recomputed: list[Recomputed]) -> tuple[Callable[[Tensor], Any], Calla
 
     def pack(tensor: Tensor) -> Any:
         for known in recomputed:
-            # Written in place since, it isn't what would be computed again.
+            # After an in-place write it differs from what would be recomputed.
             if compat.version_of(known) == known._made and _is_same(known, tensor):
                 return known._again, known._node
         return outer_unpack, outer_pack(tensor)

@@ -1,1 +1,1 @@
-"""Norms in finished models: what a network computes, and which of its layers are exchanged for others."""
+"""Norms in finished models: recording what a network computes, and replacing its layers."""

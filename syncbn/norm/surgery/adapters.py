@@ -1,4 +1,4 @@
-"""What `convert` knows of other people's batch normalization layers, by their shape: none of them is imported."""
+"""Adapters of `convert` for other packages' batch normalization layers, recognized without importing them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from syncbn.norm.core.tracking import TrackingNorm
 
 @dataclass(frozen=True)
 class Adapter:
-    """How to convert one kind of layer.
+    """Conversion of one kind of layer.
 
     Attributes:
         matches: whether a module is of this kind.
-        arguments: the arguments that would build it: `num_features`, `eps`, `momentum`, ...
-        finish: gives a new layer what this kind has beyond its parameters and buffers, from (new, old).
+        arguments: the arguments that would build the module: `num_features`, `eps`, `momentum`, ...
+        finish: transfers what this kind has beyond parameters and buffers, from (new, old).
     """
 
     matches: Callable[[nn.Module], bool]
@@ -32,10 +32,10 @@ class Adapter:
 
 
 def adapter_for(module: nn.Module) -> Adapter | None:
-    """The adapter of a layer that can be converted, None for other modules.
+    """Adapter of a layer that can be converted, None for other modules.
 
     Raises:
-        ValueError: it is a batch normalization, but converting it would lose something.
+        ValueError: a batch normalization whose conversion would lose something.
     """
     for adapter in _ADAPTERS:
         if adapter.matches(module):
@@ -46,12 +46,12 @@ def adapter_for(module: nn.Module) -> Adapter | None:
 
 
 def register_adapter(adapter: Adapter) -> None:
-    """Teach `convert` another kind of layer; it is asked before those known already."""
+    """Register another kind of layer for `convert`; it takes precedence over earlier ones."""
     _ADAPTERS.insert(0, adapter)
 
 
 def looks_like_batch_norm(module: nn.Module) -> bool:
-    """Whether a module is a batch normalization, convertible or not; a recurrent one, which is told the step, isn't."""
+    """Whether a module is a batch normalization, convertible or not; recurrent ones, which take a step, don't count."""
     if takes_step(module):
         return False
     return isinstance(module, compat.BatchNormBase) or any(a.matches(module) for a in _ADAPTERS)
@@ -74,7 +74,7 @@ def _has_known_forward(module: nn.Module) -> bool:
         return False
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) or "forward" in module.__dict__:
         return False
-    # The options of a registered norm are all that makes it: another norm takes its place as it would by name.
+    # A registered norm is defined by its options, so another norm can replace it as by name.
     by_name = isinstance(module, TrackingNorm) and type(module) in registered_layers()
     return by_name or type(module).forward in (compat.BatchNormBase.forward, nn.SyncBatchNorm.forward)
 
@@ -92,7 +92,7 @@ def _plain_arguments(module: Any) -> dict[str, Any]:
 
 
 def _is_frozen(module: nn.Module) -> bool:
-    """FrozenBatchNorm2d of torchvision and detectron2: everything is a buffer."""
+    """Whether it is a FrozenBatchNorm2d of torchvision or detectron2, with only buffers."""
     buffers = {"weight", "bias", "running_mean", "running_var"}
     return _has_class(module, "FrozenBatchNorm2d") and buffers <= set(module._buffers)
 
@@ -102,7 +102,7 @@ def _frozen_arguments(module: Any) -> dict[str, Any]:
 
 
 def _is_activated(module: nn.Module) -> bool:
-    """timm's BatchNormAct2d: a batch normalization, then dropout, then an activation."""
+    """Whether it is timm's BatchNormAct2d: a batch normalization, then dropout, then an activation."""
     return _has_class(module, "BatchNormAct2d") and {"act", "drop"} <= set(module._modules)
 
 

@@ -1,4 +1,4 @@
-"""Swap the normalization layers of a finished model, and swap them back, losing nothing."""
+"""Replacing the normalization layers of a finished model, and restoring them, without loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from syncbn.norm.surgery.select import select_layers
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-# Where a new layer keeps the layer it stands for: in its `__dict__`, since a submodule would be in `state_dict`.
+# Key of the original layer in the new one's `__dict__`; a submodule would appear in `state_dict`.
 _ORIGINAL = "converted_from"
 
 
@@ -35,27 +35,26 @@ def convert(
 ) -> nn.Module:
     """Replace the batch normalization layers of `model` by the norm `name`, in place.
 
-    The new layers take the old ones' `Parameter` objects (an optimizer made before goes on working), buffers, hooks,
-    eps, momentum, `training` and whatever else the norm has in common with them. A module that stands in several
-    places goes on doing so. `revert` undoes it.
+    The new layers take over the old ones' `Parameter` objects (existing optimizers keep working), buffers, hooks, eps,
+    momentum, `training` and all other options that both have. A shared module stays shared. `revert` undoes it.
 
-    Converted are torch's BatchNorm1d/2d/3d and SyncBatchNorm, this package's batch norms, timm's BatchNormAct2d (which
+    It converts torch's BatchNorm1d/2d/3d and SyncBatchNorm, this package's batch norms, timm's BatchNormAct2d (which
     keeps its activation) and the FrozenBatchNorm2d of torchvision and detectron2. The last become trainable: name them
     in `exclude` to keep them frozen.
 
-    With `fuse_activation=True`, an option of "sync", a layer becomes one function with the ReLU or LeakyReLU after it,
-    and with the sum with a shortcut between them, where `syncbn.norm.surgery.fusible.activations_after` finds it safe;
-    that function tells the reasons for the others, which are converted without it. The modules of activations stay.
+    With `fuse_activation=True`, an option of "sync", a layer is fused with the ReLU or LeakyReLU after it, and with the
+    sum with a shortcut between them, where `syncbn.norm.surgery.fusible.activations_after` finds it safe. That function
+    also gives the reasons for the others, which are converted without fusion. Activation modules stay in the model.
 
     Args:
-        model: not yet wrapped by DDP or FSDP, nor compiled.
+        model: a model not yet wrapped by DDP or FSDP, nor compiled.
         name: one of `syncbn.available_norms()`.
         include: globs of module names, as in `model.named_modules()`: "layer4.*", "*.downsample.1". All when None.
-        exclude: globs of module names that stay as they are.
+        exclude: globs of module names that aren't converted.
         process_group: the ranks to synchronize over, for norms that do.
         example_input: an input of the model, for norms that act on the convolution before them (see
             `syncbn.norm.surgery.feeding.attach_norms`) and for `fuse_activation`, where the model can't be traced.
-        options: further arguments of the layer, over those taken from the old one.
+        options: further arguments of the layer, which override those taken from the old one.
 
     Returns:
         `model`, or the new layer where `model` is itself a normalization layer.
@@ -68,7 +67,7 @@ def convert(
     _refuse_wrapped(model)
     if process_group is not None:
         options["process_group"] = process_group
-    norm_layer(name, **options)  # an unknown norm or option is refused before anything is touched
+    norm_layer(name, **options)  # refuse an unknown norm or option before any change
     layers = select_layers(model, _is_convertible, include, exclude)
     unfused = _without_fusion(model, layers, options, example_input)
     new = {}
@@ -90,10 +89,10 @@ def convert(
 
 
 def revert(model: nn.Module) -> nn.Module:
-    """Put back the layers that `convert` replaced, with the parameters and statistics that they have come to.
+    """Restore the layers that `convert` replaced, with their current parameters and statistics.
 
     Args:
-        model: not wrapped by DDP or FSDP, nor compiled. Layers that were never converted stay.
+        model: a model not wrapped by DDP or FSDP, nor compiled. Layers that were never converted stay.
 
     Returns:
         `model`, or the original layer where `model` is itself a converted layer.
@@ -108,7 +107,7 @@ def revert(model: nn.Module) -> nn.Module:
 def _without_fusion(
     model: nn.Module, layers: list[tuple[str, nn.Module]], options: dict[str, Any], example_input: Tensor | None
 ) -> dict[nn.Module, dict[str, Any]]:
-    """The options of those layers that can't be one with an activation, where that is asked for."""
+    """Options of the layers that can't be fused with an activation, if fusion was requested."""
     if not options.get("fuse_activation"):
         return {}
     after = activations_after(model, [layer for _, layer in layers], example_input)
@@ -143,7 +142,7 @@ def _converted(old: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _reverted(module: nn.Module) -> nn.Module:
-    """The layer that a converted one stands for, brought up to date; any other module as it is."""
+    """Original of a converted layer, updated; any other module unchanged."""
     old = module.__dict__.get(_ORIGINAL)
     if old is None:
         return module
@@ -152,9 +151,9 @@ def _reverted(module: nn.Module) -> nn.Module:
 
 
 def _hand_over(source: nn.Module, target: nn.Module) -> None:
-    """Give `target` the tensors that both layers have, and the hooks and the mode of `source`."""
+    """Transfer the tensors that both layers have, the hooks and the mode from `source` to `target`."""
     for key, parameter in source._parameters.items():
-        if key in target._buffers and parameter is not None:  # to a frozen layer, which an optimizer doesn't reach
+        if key in target._buffers and parameter is not None:  # to a frozen layer, whose buffers no optimizer updates
             target._buffers[key] = parameter.detach().clone()
         elif key in target._parameters:
             target._parameters[key] = parameter

@@ -1,4 +1,4 @@
-"""Which convolution feeds a normalization layer: what a norm needs to know that looks at the weights before it."""
+"""Finding the convolution that feeds a normalization layer, for norms that use its weights."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from syncbn.norm.surgery.symbolic import symbolic
 
 
 def attach_norms(model: nn.Module, example_input: Example | None = None) -> dict[str, str]:
-    """Give every layer of `model` that acts on the convolution before it that convolution, by `layer.attach(conv)`.
+    """Attach to each layer of `model` that needs it the preceding convolution, by `layer.attach(conv)`.
 
-    What feeds what is read off a symbolic trace (`torch.fx`), or, given `example_input`, off one forward pass in
-    evaluation mode, which also finds its way through models that can't be traced. A layer is attached when its input
-    is the output of one convolution or linear module, and both are called once in a forward pass.
+    The feeders are found in a symbolic trace (`torch.fx`) or, given `example_input`, in one forward pass in evaluation
+    mode, which also works for models that can't be traced. A layer is attached if its input is the output of one
+    convolution or linear module, and both are called once in a forward pass.
 
     Args:
-        model: its layers without an `attach` method, and those attached already, are left alone, as is `model` itself.
+        model: a model; layers without an `attach` method, layers already attached, and `model` itself are skipped.
         example_input: for one forward pass; a tuple is the model's positional arguments, a dict its keywords.
 
     Returns:
-        The layers that couldn't be attached, by name, each with the reason. They are told by
-        `layer.without_feeder(reason)`, and a warning lists them; a layer that has no such method can't do without.
+        Layers that couldn't be attached, by name, each with the reason. `layer.without_feeder(reason)` is called for
+        them, and a warning lists them.
 
     Raises:
-        ValueError: a layer that can't do without its convolution has none; the model can't be traced.
+        ValueError: a layer that requires a feeder (one without `without_feeder`) has none; the model can't be traced.
     """
     waiting: dict[str, Any] = {
         name: module
@@ -67,7 +67,7 @@ def _by_trace(model: nn.Module) -> Graph:
 
 
 def _feeder(norm: nn.Module, graph: Graph) -> nn.Module | str:
-    """The module that feeds `norm`, or the reason why there is none."""
+    """Find the module that feeds `norm`, or the reason why there is none."""
     calls = graph.calls_of(norm)
     if len(calls) != 1:
         return f"it is called {len(calls)} times in a forward pass"
@@ -93,14 +93,14 @@ def _feeder(norm: nn.Module, graph: Graph) -> nn.Module | str:
 
 
 def layer_before(graph: Graph, call: Call) -> tuple[Call, Operation] | str:
-    """The convolution or linear layer whose output is the input of a norm, channel by channel; or why there is none.
+    """Find the convolution or linear layer whose output is a norm's input, channel by channel; or why there is none.
 
     Args:
-        graph: of a forward pass, not symbolic.
-        call: the norm's.
+        graph: graph of a forward pass, not symbolic.
+        call: call of the norm.
 
     Returns:
-        The call of the layer, which is its only one, and the operation in it.
+        The only call of the layer, and the operation in it.
     """
     view = call.inputs[0]
     makers = graph.makers(view.storage, call.start)
@@ -120,7 +120,7 @@ def layer_before(graph: Graph, call: Call) -> tuple[Call, Operation] | str:
 
 
 def other_use(graph: Graph, operation: Operation, call: Call) -> str | None:
-    """Who, beside a norm's call, needs what the convolution or linear layer before it returned; None if nobody does."""
+    """Find another use of the output of a norm's preceding layer; None if only the norm uses it."""
     storage = operation.outputs[0].storage
     others = [op for op in graph.touching(storage) if op is not operation and not call.holds(op)]
     layer = next((c.module for c in reversed(operation.calls) if isinstance(c.module, FEEDERS)), None)
@@ -135,12 +135,12 @@ def other_use(graph: Graph, operation: Operation, call: Call) -> str | None:
 
 
 def weight_and_bias(operation: Operation) -> tuple[Any, Any]:
-    """Those of an operation that `layer_before` found."""
+    """Weight and bias of an operation that `layer_before` found."""
     return _WEIGHTS[operation.kind](operation.args)
 
 
 def _is_along_channels(input: View, output: View) -> bool:
-    """Whether dimension 1 of a norm's input is that of the output of the layer before, however it is looked at."""
+    """Whether dimension 1 of a norm's input, which may be a view, is the preceding layer's output channels."""
     if (input.shape, input.strides, input.offset) == (output.shape, output.strides, output.offset):
         return True
     channels, stride = output.shape[1], output.strides[1]
@@ -152,7 +152,7 @@ def _is_along_channels(input: View, output: View) -> bool:
     return within < stride and apart and math.prod(input.shape) == math.prod(output.shape)
 
 
-# The weight and bias among the arguments of those operators that a convolution or linear layer may be.
+# Positions of weight and bias in the arguments of convolution and linear operators.
 _WEIGHTS: dict[str, Callable[[Any], tuple[Any, Any]]] = {
     "convolution": lambda args: (args[1], args[2]),
     "addmm": lambda args: (args[2], args[0]),

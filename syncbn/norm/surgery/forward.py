@@ -1,4 +1,4 @@
-"""Forward passes of somebody's model that leave nothing behind: how it is called, on what copy, in which mode."""
+"""Forward passes of any model without side effects: how to call it, on which copy, in which mode."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 
 from syncbn.norm.core import compat
 
-# What a model is called with: one argument, a tuple of positional ones, a dict of keywords, or what `forward=` takes.
+# Input of a model: one argument, a tuple of positional ones, a dict of keywords, or the argument of `forward=`.
 Example = Any
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -26,9 +26,9 @@ def run(model: nn.Module, example_input: Example, forward: Forward | None = None
     """Call a model.
 
     Args:
-        model: in the mode it is to run in.
+        model: a model, in the mode to run it in.
         example_input: a tuple is the model's positional arguments, a dict its keywords, anything else its argument.
-        forward: how to call it instead, `forward(model, example_input)`.
+        forward: function that calls the model instead, `forward(model, example_input)`.
     """
     if forward is not None:
         return forward(model, example_input)
@@ -40,11 +40,10 @@ def run(model: nn.Module, example_input: Example, forward: Forward | None = None
 
 
 def copied(model: nn.Module, share_parameters: bool = False) -> nn.Module:
-    """A deep copy of a model, or one with the same parameters.
+    """Make a deep copy of a model, optionally one that shares its parameters.
 
-    Process groups and scripted functions are shared. A tensor that a hook has computed and left on a module, such as
-    the `weight` of torch's old `weight_norm` or of a pruning mask, is copied by its values; `copy.deepcopy` alone
-    refuses it.
+    Process groups and scripted functions are shared. A tensor that a hook computed and stored on a module, such as the
+    `weight` of torch's old `weight_norm` or of a pruning mask, is copied by value; `copy.deepcopy` refuses it.
     """
     memo: dict[int, Any] = {}
     if share_parameters:
@@ -56,10 +55,8 @@ def copied(model: nn.Module, share_parameters: bool = False) -> nn.Module:
             elif isinstance(value, ProcessGroup | torch.jit.ScriptFunction):
                 memo[id(value)] = value
             elif type(value) in (dict, OrderedDict) and not value:
-                memo[id(value)] = type(
-                    value
-                )()  # a dozen dictionaries of hooks a module, which deepcopy takes its time for
-    with torch.no_grad():  # a scripted module's copy would depend on the original
+                memo[id(value)] = type(value)()  # a dozen hook dictionaries per module, slow to deepcopy
+    with torch.no_grad():  # otherwise a scripted module's copy would depend on the original
         clone = copy.deepcopy(model, memo)
     for parameter, original in zip(clone.parameters(), model.parameters(), strict=True):
         if parameter.requires_grad != original.requires_grad:
@@ -68,12 +65,12 @@ def copied(model: nn.Module, share_parameters: bool = False) -> nn.Module:
 
 
 def copied_example(example_input: Example) -> Example:
-    """The same with tensors of its own, so that a model that works in place doesn't change the caller's."""
+    """Copy an example's tensors, so that a model that works in place doesn't change the caller's."""
     return compat.pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), example_input)
 
 
 def varied(example_input: Example) -> Example:
-    """Another example of the same shapes: noise of the same mean and spread in place of floating-point numbers."""
+    """Make an example of the same shapes with noise of the same mean and spread instead of floating-point values."""
 
     def other(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or tensor.numel() == 0:
@@ -87,7 +84,7 @@ def varied(example_input: Example) -> Example:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested containers, in mappings, dataclasses and other objects that hold them, once each."""
+    """Collect all tensors in nested containers, mappings, dataclasses and other objects, each once."""
     seen: set[int] = set()
     waiting = [value]
     while waiting:
@@ -117,7 +114,7 @@ def _parts(item: Any) -> Iterator[Any]:
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Put each module's `training` back at the end."""
+    """Restore each module's `training` at the end."""
     training = {module: module.training for module in model.modules()}
     try:
         yield
@@ -128,7 +125,7 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def seeded(devices: set[torch.device]) -> Iterator[None]:
-    """Start the generators of Python, NumPy and torch from 0, and put them back at the end."""
+    """Seed the generators of Python, NumPy and torch with 0, and restore them at the end."""
     python = random.getstate()
     numpy: Any = sys.modules.get("numpy.random")
     numpys = numpy.get_state() if numpy is not None else None
@@ -146,5 +143,5 @@ def seeded(devices: set[torch.device]) -> Iterator[None]:
 
 
 def devices_of(model: nn.Module) -> set[torch.device]:
-    """Where a model's parameters and buffers are."""
+    """Devices of a model's parameters and buffers."""
     return {tensor.device for tensors in (model.parameters(), model.buffers()) for tensor in tensors}

@@ -1,4 +1,4 @@
-"""Which norms can be computed in one with the activation after them."""
+"""Finding norms that can be fused with the activation after them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _SUMS = {*SUM, operator.add, operator.iadd}
 def activations_after(
     model: nn.Module, norms: Iterable[nn.Module], example_input: Example | None = None
 ) -> dict[nn.Module, float | str]:
-    """The slope of the ReLU (0) or LeakyReLU after each norm, or the reason why the two can't be one.
+    """Find the slope of the ReLU (0) or LeakyReLU after each norm, or the reason why they can't be fused.
 
-    They can if the norm is called once, and its output goes into the activation and nowhere else, or into a sum with
-    another tensor, which goes into the activation and nowhere else. Hooks may not see what lies between them.
+    They can be fused if the norm is called once, and its output is used only by the activation, or only by a sum with
+    another tensor that is used only by the activation. No hook may see the tensors between them.
 
     Args:
-        model: read by a symbolic trace (`torch.fx`) or, given `example_input`, by one forward pass in evaluation mode.
-        norms: modules of it.
+        model: a model, traced symbolically (`torch.fx`) or, given `example_input`, run once in evaluation mode.
+        norms: norm modules of the model.
         example_input: for one forward pass; a tuple is the model's positional arguments, a dict its keywords.
 
     Raises:
@@ -66,12 +66,12 @@ def _activation_after(norm: nn.Module, graph: Graph) -> float | str:
 
 
 def _only_use(value: View, start: int, graph: Graph) -> Operation | str:
-    """What is done with a tensor, if that is one thing; what works in place makes another tensor of it."""
+    """Only use of a tensor, if there is just one; in-place operations make another tensor of it."""
     uses = [op for op in graph.operations[start:] if any(view.storage == value.storage for view in op.reads)]
     if uses and value in uses[0].writes and value in uses[0].outputs:
         return uses[0]
     written = next((place for place, op in enumerate(uses) if value in op.writes), len(uses))
-    uses = uses[: written + 1]  # what comes later works with another content
+    uses = uses[: written + 1]  # later uses see the new content
     if value.storage in graph.kept:
         return "the model returns its output, or keeps it"
     if graph.has_unseen_after(start - 1):

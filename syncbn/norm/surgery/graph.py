@@ -1,4 +1,4 @@
-"""What a network computes: operations in order, over tensors that are known by the memory they lie in."""
+"""Computation graph of a network: operations in order, over tensors identified by their memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Function = Callable[..., Any]
 
 
 class View(NamedTuple):
-    """A tensor as a part of a storage; tensors that share memory have the same `storage`.
+    """A tensor as a view of a storage; tensors that share memory have the same `storage`.
 
     Attributes:
-        storage: a number for the memory, in the order of appearance.
-        shape: of the tensor, as are `strides` and `offset`, counted in elements.
-        strides: empty where there is no memory to look at (a symbolic trace, a sparse tensor).
-        offset: of the first element.
-        dtype: None in a symbolic trace.
+        storage: number of the storage, in order of appearance.
+        shape: shape of the tensor.
+        strides: strides in elements; empty without accessible memory (a symbolic trace, a sparse tensor).
+        offset: offset of the first element, in elements.
+        dtype: dtype; None in a symbolic trace.
     """
 
     storage: int
@@ -32,7 +32,7 @@ class View(NamedTuple):
 
 
 class Named(NamedTuple):
-    """A parameter or buffer: its names, several where it is tied, and where it lies."""
+    """A parameter or buffer: its names, several if it is tied, and its view."""
 
     names: tuple[str, ...]
     view: View
@@ -43,11 +43,11 @@ class Call:
     """One call of a module.
 
     Attributes:
-        module: the module of the model itself, whether or not a copy was run.
-        name: its first name in the model, or its class for a module that isn't in the model.
-        index: how often it had been called before.
-        start: the number of the first operation in it; `stop` is that of the first one after it.
-        inputs: the tensors among its arguments; `outputs` are those it returned, before hooks of its own.
+        module: module of the model itself, even if a copy was run.
+        name: its first name in the model, or the class of a module that isn't in the model.
+        index: number of earlier calls.
+        start: index of the first operation in it; `stop` is that of the first one after it.
+        inputs: tensors among its arguments; `outputs` are those it returned, before its own hooks.
     """
 
     module: nn.Module
@@ -59,7 +59,7 @@ class Call:
     outputs: tuple[View, ...] = ()
 
     def holds(self, operation: Operation) -> bool:
-        """Whether an operation ran inside."""
+        """Whether an operation ran inside this call."""
         return self.start <= operation.index < self.stop
 
 
@@ -68,16 +68,16 @@ class Operation:
     """One operation on tensors.
 
     Attributes:
-        index: its number.
-        op: the operator of `torch.ops`; None where a function ran none (`Tensor.numpy`, `dropout` in evaluation) and in
-            a symbolic trace.
-        function: the torch function that was called in Python, the outermost one; None inside TorchScript and C++. In a
-            symbolic trace, the function or module of the node.
-        args: with a `View` in the place of each tensor, as are `kwargs`.
-        reads: every tensor among the arguments.
-        writes: those of them that it writes to.
-        outputs: every tensor that it returned.
-        calls: the calls of modules that were running, outermost first.
+        index: index of the operation.
+        op: operator of `torch.ops`; None if a function ran none (`Tensor.numpy`, `dropout` in evaluation) and in a
+            symbolic trace.
+        function: outermost torch function called in Python; None inside TorchScript and C++. In a symbolic trace, the
+            function or module of the node.
+        args: arguments with a `View` for each tensor; likewise `kwargs`.
+        reads: all tensors among the arguments.
+        writes: arguments that it writes to.
+        outputs: all returned tensors.
+        calls: active module calls, outermost first.
     """
 
     index: int
@@ -92,20 +92,20 @@ class Operation:
 
     @property
     def is_geometry(self) -> bool:
-        """Whether it only looks at the memory of its argument in another way: `view`, `transpose`, `detach`."""
+        """Whether it only makes a view of its argument: `view`, `transpose`, `detach`."""
         mine = {view.storage for view in self.reads}
         return bool(self.outputs) and not self.writes and all(view.storage in mine for view in self.outputs)
 
     @property
     def kind(self) -> str:
-        """The name of the operator, `convolution` or `add_`, or of the function."""
+        """Name of the operator, such as `convolution` or `add_`, or of the function."""
         if self.op is not None:
             return str(self.op.overloadpacket.__name__)
         return getattr(self.function, "__name__", type(self.function).__name__)
 
     @property
     def place(self) -> str:
-        """The name of the innermost module that ran it, for messages."""
+        """Name of the innermost module that ran it, for messages."""
         return self.calls[-1].name if self.calls else ""
 
     def __str__(self) -> str:
@@ -114,15 +114,15 @@ class Operation:
 
 @dataclass
 class Graph:
-    """One forward pass, or a symbolic one.
+    """Graph of one forward pass, recorded or symbolic.
 
     Attributes:
-        operations: in order.
-        calls: of modules, in the order in which they began.
+        operations: operations in order.
+        calls: module calls, in order of their start.
         named: parameters and buffers, by storage.
-        kept: storages that somebody holds at the end: what the model returned, and what it or a hook put aside.
-        unseen: storages whose content nobody saw computed, with the number of the operation that met them first: they
-            may derive from everything before it.
+        kept: storages still alive at the end: returned by the model, or stored by it or a hook.
+        unseen: storages of unknown origin, with the index of the operation that used them first: they may depend on
+            everything before it.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -132,15 +132,15 @@ class Graph:
     unseen: dict[int, int] = field(default_factory=dict)
 
     def calls_of(self, module: nn.Module) -> list[Call]:
-        """The calls of a module."""
+        """Calls of a module."""
         return [call for call in self.calls if call.module is module]
 
     def touching(self, storage: int) -> list[Operation]:
-        """Every operation that makes, reads or writes the content of a storage."""
+        """Operations that create, read or write a storage."""
         return self._touching.get(storage, [])
 
     def makers(self, storage: int, before: int) -> list[Operation]:
-        """The operations that made what is in a storage when operation `before` begins; empty where it was there."""
+        """Operations that made a storage's content before operation `before`; empty if it existed from the start."""
         return [
             op
             for op in self.touching(storage)
@@ -148,21 +148,21 @@ class Graph:
         ]
 
     def giver(self, view: View, before: int) -> Operation | None:
-        """The last operation before `before` that returned this very tensor; None for one that was there already."""
+        """Last operation before `before` that returned exactly this tensor; None if it existed from the start."""
         return next((op for op in reversed(self.operations[:before]) if view in op.outputs), None)
 
     def returned_by(self, operation: Operation, view: View) -> Call | None:
-        """The innermost module that returned what an operation in it made, as it was."""
+        """Innermost module call that returned an operation's output unchanged."""
         return next((call for call in reversed(operation.calls) if view in call.outputs), None)
 
     def parameter(self, view: View) -> Named | None:
-        """The parameter or buffer that a tensor is, or is a part or another view of."""
+        """Parameter or buffer that a tensor is, or is a view of."""
         candidates = self.named.get(view.storage, [])
         inside = [named for named in candidates if _covers(named.view, view)]
         return inside[0] if inside else (candidates[0] if candidates else None)
 
     def uses_of(self, named: Named) -> list[Operation]:
-        """The operations that read or write a parameter or buffer."""
+        """Operations that read or write a parameter or buffer."""
         return [
             op for op in self.touching(named.view.storage) if any(self.parameter(view) is named for view in op.reads)
         ]
@@ -172,7 +172,7 @@ class Graph:
         return any(view.storage == named.view.storage for op in self.uses_of(named) for view in op.writes)
 
     def has_unseen_after(self, index: int) -> bool:
-        """Whether a tensor of unknown origin may have come from what operation `index` returned."""
+        """Whether a tensor of unknown origin may depend on the output of operation `index`."""
         return any(first > index for first in self.unseen.values())
 
     @cached_property
@@ -186,7 +186,7 @@ class Graph:
 
 
 def is_whole(view: View, of: View) -> bool:
-    """Whether two tensors are the same elements, in the same order or transposed."""
+    """Whether two tensors have the same elements, in the same order or transposed."""
     return (view.storage, view.offset) == (of.storage, of.offset) and _extents(view) == _extents(of)
 
 
@@ -203,5 +203,5 @@ def _end(view: View) -> int:
 
 
 def storages(views: Iterable[View]) -> set[int]:
-    """The storages of some tensors."""
+    """Storages of tensors."""
     return {view.storage for view in views}

@@ -1,4 +1,4 @@
-"""Change the momentum of a finished model's running statistics."""
+"""Momentum of a finished model's running statistics."""
 
 from torch import nn
 
@@ -13,21 +13,21 @@ __all__ = ["check_momentum", "from_keras", "set_momentum"]
 def set_momentum(
     model: nn.Module, momentum: float | None, *, include: Globs = None, exclude: Globs = None
 ) -> nn.Module:
-    """Set the momentum of every layer that has running statistics, in place, as torch counts it.
+    """Set the momentum, in torch's convention, of every layer with running statistics, in place.
 
     Layers whose momentum is a parameter, `learnable_momentum`, keep theirs.
 
     Args:
         model: any model with batch normalization layers of torch or of this package.
-        momentum: in [0, 1], or None for the average of all batches.
+        momentum: momentum in [0, 1], or None for the mean of all batches.
         include: globs of module names, as in `model.named_modules()`. All when None.
-        exclude: globs of module names to leave as they are.
+        exclude: globs of module names to leave unchanged.
 
     Returns:
         `model`.
 
     Raises:
-        ValueError: a momentum out of its range; a glob that matches no such layer; no such layer.
+        ValueError: a momentum out of range; a glob that matches no such layer; no such layer.
     """
     check_momentum(momentum)
     layers = select_layers(model, _has_momentum, include, exclude)

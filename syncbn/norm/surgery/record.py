@@ -1,4 +1,4 @@
-"""Record what a model computes: every operation of a forward pass on real tensors, whoever calls it and from where."""
+"""Recording of all operations of a forward pass on real tensors, wherever they are called from."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from syncbn.norm.surgery.forward import (
 from syncbn.norm.surgery.graph import Function, Graph
 from syncbn.norm.surgery.recorder import Observer, Recorder, tensors_among
 
-# Methods by which the content of a tensor leaves torch, or may be changed from outside from then on.
+# Methods that expose a tensor's content outside torch, where it may also be changed.
 _LEAVES = frozenset(
     """
     numpy __array__ tolist data_ptr const_data_ptr untyped_storage _typed_storage storage __dlpack__ to_dlpack
@@ -46,31 +46,30 @@ def record(
     graph: Graph | None = None,
     watch: Observer | None = None,
 ) -> Graph:
-    """Run `model` once, without gradients, and note what it computes.
+    """Run `model` once, without gradients, and record what it computes.
 
-    Seen are the operators that torch dispatches, so also those in TorchScript, in custom autograd functions, in hooks
-    and parametrizations, below subclasses of tensors; writes in place, through views too; and where a tensor's content
-    leaves torch, as in `x.numpy()`. What can't be seen is taken for a use: a tensor of unknown origin, such as an
-    extension's, may derive from anything before it (`Graph.unseen`), and memory that is alive at the end was returned
-    or put aside (`Graph.kept`), whatever container holds it.
+    It sees all operators that torch dispatches, including those in TorchScript, custom autograd functions, hooks,
+    parametrizations and tensor subclasses; in-place writes, also through views; and where a tensor's content leaves
+    torch, as in `x.numpy()`. What it can't see counts as a use: a tensor of unknown origin, such as an extension's, may
+    depend on anything before it (`Graph.unseen`), and memory alive at the end counts as returned or stored
+    (`Graph.kept`).
 
-    A copy is run that shares the model's parameters. What the pass writes to them is undone, and the generators of
-    random numbers are put back.
+    It runs a copy that shares the model's parameters. Writes to them are undone, and random generators are restored.
 
     Args:
         model: any model.
-        example_input: what to call it with, see `syncbn.norm.surgery.forward.run`.
-        forward: how to call it, where that isn't enough.
-        training: in training mode, except for the norms, which may need more samples there; else in evaluation.
-        graph: what to write to; it holds the beginning if the model raises.
-        watch: is told of each operation, with the tensors that it returned.
+        example_input: input of the model, see `syncbn.norm.surgery.forward.run`.
+        forward: function that calls the model, if that isn't enough.
+        training: run in training mode, except for the norms, which may need more samples there; else in evaluation.
+        graph: graph to write to; it is incomplete if the model raises.
+        watch: callback for each operation, with the tensors that it returned.
 
     Returns:
-        The operations, with the modules of `model` itself.
+        The graph, with the modules of `model` itself.
     """
     try:
         clone = copied(model, share_parameters=True)
-    except Exception:  # it holds a lock, an open file: then it runs itself
+    except Exception:  # not copyable (a lock, an open file): run the model itself
         clone = model
     originals = dict(zip(clone.modules(), model.modules(), strict=True))
     example = copied_example(example_input)
@@ -102,7 +101,7 @@ def _watched_by(recorder: Recorder) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)` when there are global hooks")
-            # Without the optimizations, since a fused kernel of TorchScript is no operator
+            # Without optimizations, since a fused TorchScript kernel isn't an operator
             with torch.jit.optimized_execution(False), _Functions(recorder), _Operators(recorder):  # type: ignore[attr-defined]
                 yield
     finally:
@@ -111,18 +110,18 @@ def _watched_by(recorder: Recorder) -> Iterator[None]:
 
 
 def _met_again(recorder: Recorder, model: nn.Module, example: Example, forward: Forward | None) -> set[int]:
-    """The unseen tensors that a pass over other numbers meets again as they were: they were there before."""
+    """Unseen tensors that a pass over other inputs meets unchanged: they existed before the pass."""
     met = _Met(recorder)
     try:
         with seeded(devices_of(model)), met:
             run(model, example, forward)
-    except Exception:  # other numbers aren't always welcome
+    except Exception:  # the model may reject other inputs
         return set()
     return met.unchanged
 
 
 class _Operators(compat.TorchDispatchMode):
-    """Sees each operator."""
+    """Dispatch mode that records each operator."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -137,7 +136,7 @@ class _Operators(compat.TorchDispatchMode):
 
 
 class _Functions(TorchFunctionMode):
-    """Knows which function of torch runs, and sees those that call no operator."""
+    """Function mode that tracks the running torch function, and records those that call no operator."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -161,7 +160,7 @@ class _Functions(TorchFunctionMode):
 
 
 class _Met(compat.TorchDispatchMode):
-    """Collects the unseen storages of a recorder that are met again, with the content that they had."""
+    """Collects the unseen storages of a recorder that are met again with the same content."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -178,6 +177,6 @@ class _Met(compat.TorchDispatchMode):
 
 
 def _name(function: Function) -> str:
-    """The name of a function, or of the attribute that it gets."""
+    """Name of a function, or of the attribute that it gets."""
     name = getattr(function, "__name__", "")
     return getattr(getattr(function, "__self__", None), "__name__", name) if name == "__get__" else name

@@ -1,4 +1,4 @@
-"""Turns what is seen of a forward pass into a `Graph`, without keeping its tensors alive."""
+"""Recorder that writes the events of a forward pass to a `Graph`, without keeping its tensors alive."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from syncbn.norm.surgery.graph import Call, Function, Graph, Named, Operation, V
 
 Observer = Callable[[Operation, list[Tensor]], None]
 
-# Operators whose argument was just made from Python's numbers.
+# Operators whose argument was just created from Python numbers.
 _LITERALS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
 
-# Operators that move running statistics in training, which their schema doesn't say.
+# Operators that update running statistics in training, which isn't in their schema.
 _TRAINED = (torch.ops.aten.native_batch_norm.default, torch.ops.aten.cudnn_batch_norm.default)
 
 
 class Recorder:
-    """Is told what happens in a forward pass, and writes it to a graph."""
+    """Receives the events of a forward pass and writes them to a graph."""
 
     def __init__(
         self, model: nn.Module, originals: dict[nn.Module, nn.Module], graph: Graph, watch: Observer | None
@@ -33,29 +33,29 @@ class Recorder:
         """Begin.
 
         Args:
-            model: what will run.
-            originals: the module to write down for each module of it.
-            graph: what to write to.
-            watch: is told of each operation.
+            model: model that will run.
+            originals: module to record for each module of it.
+            graph: graph to write to.
+            watch: callback for each operation.
         """
         self.graph = graph
-        self.function: Function | None = None  # the one that was called in Python and isn't done
+        self.function: Function | None = None  # running function that was called in Python
         self._watch = watch
         self._originals = originals
         self._names = {module: name for name, module in model.named_modules()}
-        self._refs: list[Any] = []  # by the number of the storage; a tensor itself where it has none
-        self._numbers: dict[int, int] = {}  # of storages, by their identity
+        self._refs: list[Any] = []  # by storage number; a tensor itself if it has no storage
+        self._numbers: dict[int, int] = {}  # storage numbers by identity
         self._computed: set[int] = set()
-        self._mine: set[int] = set()  # copies: whoever writes to them harms nobody
-        self._firsts: dict[int, tuple[View, Tensor]] = {}  # unseen tensors, as they were when they were met
-        self._before: list[tuple[Tensor, Tensor]] = []  # what was written to and isn't ours, with its content
+        self._mine: set[int] = set()  # copies, which may be written to
+        self._firsts: dict[int, tuple[View, Tensor]] = {}  # unseen tensors with their content at first use
+        self._before: list[tuple[Tensor, Tensor]] = []  # written tensors from outside the pass, with old content
         self._running: tuple[Call, ...] = ()
         self._counts: dict[nn.Module, int] = {}
-        self._thread = threading.get_ident()  # global hooks see modules of others, too
+        self._thread = threading.get_ident()  # global hooks also see modules of other threads
         self._know_state(model)
 
     def know(self, tensors: Iterable[Tensor]) -> None:
-        """Take tensors for given."""
+        """Mark tensors as known."""
         self._mine |= storages(map(self.view, tensors))
 
     def _know_state(self, model: nn.Module) -> None:
@@ -74,7 +74,7 @@ class Recorder:
     # --- tensors ----------------------------------------------------------------------------------------------------
 
     def view(self, tensor: Tensor) -> View:
-        """The place of a tensor in memory."""
+        """View of a tensor's memory."""
         with compat.no_torch_functions():
             key = compat.storage_key(tensor)
             number = self._numbers.get(id(tensor) if key is None else key)
@@ -98,7 +98,7 @@ class Recorder:
     # --- operations -------------------------------------------------------------------------------------------------
 
     def begin(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> Operation:
-        """Note an operator that is about to run, with the tensors among its arguments."""
+        """Record an operator that is about to run, with the tensors among its arguments."""
         views = {id(tensor): self.view(tensor) for tensor in tensors}
         reads = tuple(views[id(tensor)] for tensor in tensors)
         written = _written(op, args, kwargs)
@@ -120,20 +120,20 @@ class Recorder:
         return noted
 
     def end(self, noted: Operation, returned: list[Tensor]) -> None:
-        """Note what an operator has returned."""
+        """Record an operator's result."""
         noted.outputs = tuple(map(self.view, returned))
         self._computed |= storages(noted.outputs) - storages(noted.reads)
         if self._watch is not None:
             self._watch(noted, returned)
 
     def let_out(self, function: Function, tensors: list[Tensor]) -> None:
-        """Note that the content of tensors has left torch: it is read, and perhaps written to, from now on."""
+        """Record that tensors' content has left torch: it may be read and written from now on."""
         views = tuple(view for view in map(self.view, tensors) if self._is_known(view.storage))
         if views:
             self._add(function, views, writes=views)
 
     def pass_on(self, function: Function, given: list[Tensor], returned: Tensor) -> None:
-        """Note a function that returned a tensor without calling an operator, such as a dropout in evaluation."""
+        """Record a function that returned a tensor without calling an operator, such as a dropout in evaluation."""
         views, output = tuple(map(self.view, given)), self.view(returned)
         if views and all(self._is_known(view.storage) for view in (*views, output)):
             self._add(function, views, outputs=(output,))
@@ -147,7 +147,7 @@ class Recorder:
     # --- calls of modules -------------------------------------------------------------------------------------------
 
     def enter(self, module: nn.Module, args: Any) -> None:
-        """Note that a module begins to run; a global hook."""
+        """Record the start of a module's call; a global hook."""
         if threading.get_ident() != self._thread:
             return
         name = self._names.get(module, type(module).__name__)
@@ -157,8 +157,8 @@ class Recorder:
         self._running = (*self._running, call)
 
     def leave(self, module: nn.Module, args: Any, *rest: Any) -> None:
-        """Note that a module has run, or raised; a global hook, with keyword arguments and the output."""
-        kwargs, output = rest if len(rest) == 2 else ({}, None)  # of a module that raises, torch gives no keywords
+        """Record the end of a module's call, or its exception; a global hook, with keyword arguments and the output."""
+        kwargs, output = rest if len(rest) == 2 else ({}, None)  # if a module raises, torch passes no keywords
         if threading.get_ident() != self._thread:
             return
         mine = self._originals.get(module, module)
@@ -174,21 +174,21 @@ class Recorder:
     # --- afterwards -------------------------------------------------------------------------------------------------
 
     def find_kept(self, output: Any) -> None:
-        """Note which storages of the pass are alive, while what it returned is."""
+        """Record which storages of the pass are alive while its result is."""
         returned = storages(map(self.view, tensors_in(output)))
         if not self._alive() <= returned:
-            gc.collect()  # circles of references
+            gc.collect()  # reference cycles
         self.graph.kept = self._alive() | returned
 
     def _alive(self) -> set[int]:
         return {number for number in self._computed if not _is_gone(self._refs[number])}
 
     def has_doubts(self) -> bool:
-        """Whether an unseen tensor may have been there before the pass: it has outlived it."""
+        """Whether an unseen tensor outlived the pass, and so may have existed before it."""
         return any(not _is_gone(self._refs[number]) for number in self.graph.unseen)
 
     def unchanged(self, tensor: Tensor) -> int | None:
-        """The number of an unseen storage that is met again with the content that it had; None for all others."""
+        """Number of an unseen storage that is met again with the same content; None for all others."""
         key = compat.storage_key(tensor)
         number = None if key is None else self._numbers.get(key)
         if number not in self.graph.unseen or _is_gone(self._refs[number]):
@@ -199,18 +199,18 @@ class Recorder:
         return number if torch.equal(now, content) else None
 
     def forget(self, numbers: Iterable[int]) -> None:
-        """Take unseen tensors for given."""
+        """Mark unseen tensors as known."""
         for number in numbers:
             del self.graph.unseen[number]
 
     def undo_writes(self) -> None:
-        """Give parameters and other tensors that aren't this pass's their content back."""
+        """Restore the content of parameters and other tensors from outside this pass."""
         for tensor, content in reversed(self._before):
             tensor.copy_(content)
 
 
 def tensors_among(values: Any) -> list[Tensor]:
-    """The tensors among the arguments or results of an operator, in lists too."""
+    """Tensors among the arguments or results of an operator, including those in lists."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
@@ -235,13 +235,13 @@ def _written(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Ten
 
 @cache
 def _mutable(op: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The places and names of the arguments that an operator writes to."""
+    """Positions and names of the arguments that an operator writes to."""
     arguments = compat.written_arguments(op)
     return tuple(place for place, _ in arguments), tuple(name for _, name in arguments)
 
 
 def _in_containers(value: Any) -> Iterator[Tensor]:
-    """The tensors that an attribute of a module holds, not those of other objects."""
+    """Tensors in the containers of a module's attribute, but not in other objects."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list | tuple | dict):

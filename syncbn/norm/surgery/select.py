@@ -1,4 +1,4 @@
-"""Choose layers of a model by globs of their names."""
+"""Selection of a model's layers by globs of their names."""
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
@@ -11,13 +11,13 @@ Globs = str | Iterable[str] | None
 def select_layers(
     model: nn.Module, is_layer: Callable[[nn.Module], bool], include: Globs = None, exclude: Globs = None
 ) -> list[tuple[str, nn.Module]]:
-    """Name and layer of those with a place that is included and none that is excluded, each layer once.
+    """Select layers with an included name and no excluded one; returns (name, layer), each layer once.
 
     Args:
-        model: where to look, itself included.
-        is_layer: which modules can be chosen.
+        model: model to search, including itself.
+        is_layer: predicate of selectable modules.
         include: globs of module names, as in `model.named_modules()`: "layer4.*", "*.downsample.1". All when None.
-        exclude: globs of module names that aren't chosen.
+        exclude: globs of module names that aren't selected.
 
     Raises:
         ValueError: a glob that matches no layer.

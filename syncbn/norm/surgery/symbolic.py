@@ -1,4 +1,4 @@
-"""What a model computes, without an input: a symbolic trace by `torch.fx`, as a `Graph`."""
+"""Symbolic trace of a model by `torch.fx`, without an input, as a `Graph`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 
 def symbolic(model: nn.Module, leaves: Container[nn.Module] = ()) -> Graph:
-    """What `model` computes, as far as its path doesn't depend on the values or shapes of tensors.
+    """Trace a `model` whose control flow doesn't depend on the values or shapes of tensors.
 
-    Torch's own modules and this package's norms are one operation each. Tensors have no shape, and views of a tensor
-    are other tensors.
+    Each of torch's modules and this package's norms is one operation. Tensors have no shape, and a view is a new
+    tensor.
 
     Args:
         model: any model.
-        leaves: more modules not to look into.
+        leaves: additional modules to treat as one operation.
 
     Raises:
-        ValueError: it can't be traced so.
+        ValueError: the model can't be traced.
     """
     try:
         traced = _Tracer(leaves).trace(model)

@@ -1,1 +1,1 @@
-"""How `prune` works: channels by number, what each operation does to them, a smaller network, and its proof."""
+"""Implementation of `prune`: numbered channels, the effect of each operation on them, a smaller network, its proof."""

@@ -1,4 +1,4 @@
-"""Channels by number: which of them have to be the same ones, which have to stay, and where in memory they lie."""
+"""Numbered channels: which are tied, which are held, and where they are in memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from syncbn.norm.surgery.graph import View
 
-BLANK = -1  # no channel, nor one that has to stay: of constants and noise, whose size may follow that of others
+BLANK = -1  # neither a channel nor held: constants and noise, whose size may follow other tensors'
 
 
 class Pattern(NamedTuple):
-    """The channels of a tensor: those of its slices along one dimension.
+    """Channels of a tensor: one for each slice along a dimension.
 
     Attributes:
         axis: the dimension.
-        labels: for each slice, the number of the channel; 0 for one that has to stay, or `BLANK`.
-        zero: for each slice, whether it is 0 where γ and β of its channel are 0.
+        labels: channel number of each slice; 0 for one that is held, or `BLANK`.
+        zero: for each slice, whether it is 0 if γ and β of its channel are 0.
     """
 
     axis: int
@@ -28,39 +28,39 @@ class Pattern(NamedTuple):
 
     @property
     def is_blank(self) -> bool:
-        """Whether it is that of a constant, or of noise."""
+        """Whether it is the pattern of a constant or of noise."""
         return set(self.labels) == {BLANK}
 
     def moved(self, axis: int) -> Pattern:
-        """The same along another dimension."""
+        """Copy with another dimension."""
         return self._replace(axis=axis)
 
     def with_zero(self, zero: bool) -> Pattern:
-        """The same with slices that all are 0, or none."""
+        """Copy in which all slices are 0, or none."""
         return self._replace(zero=(zero,) * len(self.zero))
 
     def but_zero(self, zero: bool) -> Pattern:
-        """The same where what is 0 stays so, `zero`, or doesn't."""
+        """Copy in which zero slices stay 0 (`zero`) or don't."""
         return self if zero else self.with_zero(False)
 
     def codes(self, dimensions: int) -> Tensor:
-        """Label and zero in one number a slice, shaped to be broadcast to the tensor."""
+        """Label and zero of each slice in one number, shaped to broadcast to the tensor."""
         values = [2 * label + zero for label, zero in zip(self.labels, self.zero, strict=True)]
         return torch.tensor(values, dtype=torch.int64).view([-1 if d == self.axis else 1 for d in range(dimensions)])
 
 
 class Channels:
-    """Numbers of channels, 1 and up. Some are tied: they are removed together or not at all. Some are held: they stay.
+    """Channels numbered from 1. Tied ones are removed together or not at all; held ones stay.
 
-    The number 0 stands for whatever stays.
+    The number 0 represents all that stays.
     """
 
     def __init__(self) -> None:
         self._parents = [0]
-        self._reasons = {0: "it stays"}  # by the root of what is held
+        self._reasons = {0: "it stays"}  # by root of held channels
 
     def new(self, count: int) -> tuple[int, ...]:
-        """Numbers for `count` channels that have nothing to do with others yet; a single one stays."""
+        """Create `count` untied channels; a single one is held."""
         if count <= 1:
             return (0,) * count
         start = len(self._parents)
@@ -68,16 +68,16 @@ class Channels:
         return tuple(range(start, start + count))
 
     def root(self, label: int) -> int:
-        """One number for all channels that are tied together; 0 for those that stay."""
+        """Representative of all channels tied together; 0 for held ones."""
         root = self._root(label)
         return 0 if root in self._reasons else root
 
     def reason(self, label: int) -> str | None:
-        """What holds a channel; None for one that may go."""
+        """What holds a channel; None if it is removable."""
         return self._reasons.get(self._root(label))
 
     def tie(self, a: int, b: int, reason: str) -> None:
-        """Tie two channels. With 0 the other one is held, and `reason` says by what."""
+        """Tie two channels. A tie to 0 holds the other one, for `reason`."""
         if a == b or BLANK in (a, b):
             return
         if 0 in (a, b):
@@ -91,24 +91,24 @@ class Channels:
                 self._reasons.setdefault(a, held)
 
     def tie_all(self, a: Iterable[int], b: Iterable[int], reason: str) -> None:
-        """Tie channels one by one."""
+        """Tie channels pairwise."""
         if a != b:
             for one, other in zip(a, b, strict=True):
                 self.tie(one, other, reason)
 
     def hold(self, labels: Iterable[int], reason: str) -> None:
-        """Keep channels, and those tied to them."""
+        """Hold channels, and those tied to them."""
         for label in labels:
             self.tie(0, label, reason)
 
     def hold_all(self, reason: str) -> None:
-        """Keep every channel there is so far."""
+        """Hold every channel so far."""
         self.hold(range(1, len(self._parents)), reason)
 
     def pattern(self, codes: Tensor, reason: str) -> Pattern | None:
-        """The pattern of a tensor with these codes; None where it has no channel.
+        """Pattern of a tensor with these codes; None if it has no channel.
 
-        A tensor can only lose whole slices along one dimension: channels that lie otherwise are tied until they do.
+        A tensor can only lose whole slices along one dimension; channels in other arrangements are tied until they fit.
         """
         codes = _narrowed(codes)
         roots = _narrowed(codes.clone().apply_(lambda code: self.root(code // 2) if code >= 0 else BLANK))
@@ -137,19 +137,19 @@ class Channels:
 
 
 class Memory:
-    """Which channel each element of a storage belongs to."""
+    """Map from the elements of a storage to their channels."""
 
     def __init__(self, first: View) -> None:
         self._itemsize = _itemsize(first)
         self._written: list[tuple[View, Pattern | None]] = []
-        self._codes: Tensor | None = None  # of every element, once parts of it were written
+        self._codes: Tensor | None = None  # per element, once only parts were written
 
     def fits(self, view: View) -> bool:
-        """Whether the elements of a tensor are those that are counted here."""
+        """Whether a tensor's elements are covered by this map."""
         return _itemsize(view) == self._itemsize and len(view.strides) == len(view.shape)
 
     def blank(self, view: View) -> bool | None:
-        """Whether a tensor is 0, if it is nothing but constants and noise; None otherwise."""
+        """Whether a tensor is 0, if it has only constants and noise; None otherwise."""
         if not self.fits(view):
             return None
         if self._codes is None:
@@ -161,7 +161,7 @@ class Memory:
         return bool((codes % 2 == 1).all()) if bool((codes < 0).all()) else None
 
     def write(self, view: View, pattern: Pattern | None) -> None:
-        """Note the channels of a tensor that was written."""
+        """Record the channels of a written tensor."""
         if (self._codes is None and not self._written) or (
             self._codes is None and _place(self._written[0][0]) == _place(view)
         ):
@@ -171,7 +171,7 @@ class Memory:
             self._lay(view, pattern)
 
     def read(self, view: View, channels: Channels, reason: str) -> Pattern | None:
-        """The channels of a tensor."""
+        """Channels of a tensor."""
         if self._codes is None:
             written, pattern = self._written[0]
             if pattern is None or _place(written) == _place(view):
@@ -180,13 +180,13 @@ class Memory:
         return channels.pattern(self._codes.as_strided(view.shape, view.strides, view.offset), reason)
 
     def labels(self) -> list[int]:
-        """Every channel in the storage."""
+        """All channels in the storage."""
         if self._codes is not None:
             return [code // 2 for code in self._codes.unique().tolist() if code > 1]
         return [label for _, pattern in self._written if pattern for label in pattern.labels if label > 0]
 
     def _spread(self, also: View) -> Tensor:
-        """The code of every element, as far as views go."""
+        """Code of every element, up to the extent of the views."""
         views = [also, *(view for view, _ in self._written)]
         size = max(_end(view) for view in views)
         codes = self._codes
@@ -207,7 +207,7 @@ class Memory:
 
 
 def _narrowed(codes: Tensor) -> Tensor:
-    """Without the dimensions along which all slices are alike: they have size 1."""
+    """Reduce dimensions along which all slices are equal to size 1."""
     for axis, size in enumerate(codes.shape):
         if size > 1 and bool((codes == (first := codes.narrow(axis, 0, 1))).all()):
             codes = first
@@ -215,12 +215,12 @@ def _narrowed(codes: Tensor) -> Tensor:
 
 
 def _slices(tensor: Tensor, axis: int) -> Tensor:
-    """Along a dimension, each as a row."""
+    """Slices along a dimension, each as a row."""
     return tensor.movedim(axis, 0).reshape(tensor.shape[axis], -1)
 
 
 def _groups(rows: list[set[int]]) -> int:
-    """How many independent channels are left when those of each slice are tied."""
+    """Number of independent channels left if those of each slice are tied."""
     parts: list[set[int]] = []
     for row in rows:
         touching = [part for part in parts if part & row]

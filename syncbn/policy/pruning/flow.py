@@ -1,4 +1,4 @@
-"""How channels flow through a network: from the weights that make them, through every operation, to those that read."""
+"""Flow of channels through a network, from the weights that make them to those that read them."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 class Axis(NamedTuple):
-    """A dimension of a parameter or buffer, which is known by the first of its names."""
+    """A dimension of a parameter or buffer, identified by its first name."""
 
     name: str
     axis: int
 
 
 class Flow:
-    """What makes, changes and reads each channel of a network.
+    """The makers, users and readers of each channel of a network.
 
     Attributes:
-        channels: their numbers, and which of them are tied or held.
-        axes: the channels of dimensions of parameters and buffers.
-        read: the dimensions of weights that read channels, and lose columns with them.
-        grouped: convolutions of which channels take a group with them: the channels of their outputs.
-        counted: norms of instances, which know how many channels they get and have nothing for each: those channels.
-        taken: the channels that each operation took, by graph and index.
-        returned: the patterns of what it returned; that of a constant is blank.
+        channels: numbered channels, tied or held.
+        axes: channels along dimensions of parameters and buffers.
+        read: dimensions of weights that read channels, and lose columns with them.
+        grouped: output channels of convolutions that lose whole groups with a channel.
+        counted: channels of instance norms that store their number but have no parameters for them.
+        taken: channels that each operation took, by graph and index.
+        returned: patterns of the results of each operation; blank for a constant.
     """
 
     def __init__(self, zeros: Iterable[str], whole: Iterable[str]) -> None:
-        """Begin.
+        """Initialize.
 
         Args:
-            zeros: names of the parameters that are 0 for the channels that go: γ and β.
-            whole: names of the parameters and buffers that stay as they are.
+            zeros: names of the parameters that are 0 for removed channels: γ and β.
+            whole: names of the parameters and buffers that can't shrink.
         """
         self.channels = Channels()
         self.axes: dict[Axis, tuple[int, ...]] = {}
@@ -57,12 +57,12 @@ class Flow:
         self._only: set[str] | None = None
 
     def follow(self, graph: Graph, only: set[str] | None = None) -> None:
-        """Go through the operations of a forward pass.
+        """Follow the operations of a forward pass.
 
         Args:
-            graph: of the model that the names belong to.
-            only: hold channels only where modules of these names run: in training mode, the rest has been followed in
-                evaluation.
+            graph: graph of the model that the names belong to.
+            only: names of the modules in which to hold channels: for a pass in training mode, after one in evaluation
+                has covered the rest.
         """
         self._graphs.append(graph)
         self._graph, self._only = graph, only
@@ -86,7 +86,7 @@ class Flow:
         patterns = [self._seen(view) for view in operation.reads]
         key = (len(self._graphs) - 1, operation.index)
         rule = None if operation.op is None else rule_for(operation)
-        understood = operation.op is None and not operation.writes  # a function that only passes on
+        understood = operation.op is None and not operation.writes  # a function that only passes tensors on
         if not understood and (rule is None or not rule(self, operation)):
             self._understood.clear()
             for pattern in patterns:
@@ -106,9 +106,9 @@ class Flow:
     # Tensors
 
     def pattern(self, view: View, axis: int | None = None) -> Pattern | None:
-        """The channels of a tensor that an operation reads.
+        """Channels of a tensor that an operation reads.
 
-        Those of a parameter that is a vector are the vector's; those of a larger one are along `axis`, if it is given.
+        Those of a vector parameter are along its only dimension; those of a larger one along `axis`, if given.
         """
         named = self.named(view)
         if named is None:
@@ -128,7 +128,7 @@ class Flow:
         return Pattern(along, labels, (zero,) * len(labels)) if any(labels) else None
 
     def weight(self, view: View, dimension: int) -> tuple[int, ...] | None:
-        """The channels along a dimension of a parameter; None if the tensor isn't one as it is."""
+        """Channels along a dimension of a parameter; None if the tensor isn't an unmodified one."""
         axis = self.axis(view, dimension)
         if axis is None:
             return None
@@ -139,7 +139,7 @@ class Flow:
         return self.axes[axis]
 
     def axis(self, view: View, dimension: int) -> Axis | None:
-        """Which dimension of which parameter a dimension of a tensor is; None if it isn't one as it is."""
+        """Parameter dimension that a tensor's dimension is; None if the tensor isn't an unmodified parameter."""
         named = self.named(view)
         if named is None or self._graph.is_written(named):
             return None
@@ -152,11 +152,11 @@ class Flow:
         return Axis(named.names[0], places[0]) if len(places) == 1 else None
 
     def named(self, view: View) -> Named | None:
-        """The parameter or buffer that a tensor is, or is a part of."""
+        """Parameter or buffer that a tensor is, or is a part of."""
         return self._graph.parameter(view) if view.storage in self._graph.named else None
 
     def blank(self, view: View) -> bool | None:
-        """Whether a tensor is 0, if it is made of constants and noise alone; None otherwise."""
+        """Whether a tensor is 0, if it is made only of constants and noise; None otherwise."""
         memory = self._memories.get(view.storage)
         return None if memory is None else memory.blank(view)
 
@@ -165,7 +165,7 @@ class Flow:
         return None if zero is None or not view.shape else _constant(view, zero)
 
     def write(self, view: View, pattern: Pattern | None) -> None:
-        """Note the channels of a tensor that an operation returned or wrote to."""
+        """Record the channels of a tensor that an operation returned or wrote to."""
         if view.storage in self._graph.named:
             return
         if view.storage not in self._memories:
@@ -175,7 +175,7 @@ class Flow:
         self._memories[view.storage].write(view, pattern)
 
     def write_blank(self, view: View, zero: bool) -> None:
-        """Note that a tensor is a constant, or noise: its size may follow that of others."""
+        """Record that a tensor is a constant or noise, whose size may follow other tensors'."""
         if view.shape:
             self.write(view, _constant(view, zero))
 
@@ -192,17 +192,17 @@ class Flow:
     # Channels
 
     def hold(self, pattern: Pattern | None, reason: str | None = None) -> None:
-        """Keep the channels of a tensor, because of the operation."""
+        """Hold the channels of a tensor, because of the operation."""
         if pattern is not None:
             self.hold_labels(pattern.labels, reason)
 
     def hold_labels(self, labels: Iterable[int], reason: str | None = None) -> None:
-        """Keep channels, because of the operation."""
+        """Hold channels, because of the operation."""
         if self._counts():
             self.channels.hold(labels, str(self._operation) if reason is None else reason)
 
     def tie(self, a: Sequence[int], b: Sequence[int]) -> bool:
-        """Tie channels one by one; those that stay hold others, in parts that count."""
+        """Tie channels pairwise; held ones hold the others, in parts that count."""
         if len(a) != len(b):
             self.hold_labels((*a, *b))
             return False
@@ -213,7 +213,7 @@ class Flow:
         return True
 
     def consume(self, pattern: Pattern | None, weight: View, dimension: int) -> bool:
-        """Let a dimension of a weight read channels: columns go with them, if what they read is 0 then."""
+        """Let a dimension of a weight read channels: its columns are removed with them if their input is 0 then."""
         axis, labels = self.axis(weight, dimension), self.weight(weight, dimension)
         if labels is None or axis is None:
             return False
@@ -226,7 +226,7 @@ class Flow:
         return True
 
     def note_reader(self, axis: Axis) -> None:
-        """Note that a dimension of a weight reads channels; a weight that is used both ways round stays whole."""
+        """Record that a dimension of a weight reads channels; a weight used in both orientations stays whole."""
         for other in self.read:
             if other.name == axis.name and other.axis != axis.axis:
                 for each in (axis, other):
@@ -234,12 +234,12 @@ class Flow:
         self.read.add(axis)
 
     def check_zero(self, pattern: Pattern) -> None:
-        """Keep channels that aren't 0 where γ and β are, since the operation would miss what they are."""
+        """Hold channels that aren't 0 where γ and β are, since the operation depends on their value."""
         left = [label for label, zero in zip(pattern.labels, pattern.zero, strict=True) if not zero]
         self.hold_labels(left, f"{self._operation} reads something else than 0 where γ and β are 0")
 
     def convolution_module(self, weight: View, groups: int) -> str | None:
-        """The name of the module that runs a convolution and knows the number of its groups."""
+        """Name of the module that runs a convolution and stores the number of its groups."""
         named = self.named(weight)
         for call in reversed(self._operation.calls):
             if isinstance(call.module, _CONVOLUTIONS) and named and f"{call.name}.weight" in named.names:
@@ -247,7 +247,7 @@ class Flow:
         return None
 
     def _keep(self, named: Named) -> None:
-        """Keep a parameter whole."""
+        """Hold all channels of a parameter."""
         if self._counts() or named.names[0] in self._whole:
             self._whole.add(named.names[0])
             for axis, labels in self.axes.items():

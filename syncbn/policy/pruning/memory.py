@@ -1,4 +1,4 @@
-"""Operators that make new tensors, and that look at the memory of one in another way."""
+"""Operators that create tensors or views."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def constant(zero: bool) -> Rule:
-    """A new tensor, of a size that may be a number in the code, or that of another tensor: the proof tells."""
+    """A new tensor, with a size that may be fixed or follow another tensor's: the proof decides."""
 
     def rule(flow: Flow, op: Operation) -> bool:
         value = op.args[1] if op.kind == "full" else op.args[2] if op.kind == "new_full" else None
@@ -23,7 +23,7 @@ def constant(zero: bool) -> Rule:
 
 
 def like(zero: bool) -> Rule:
-    """A new tensor of the size of another one."""
+    """A new tensor with the size of another one."""
 
     def rule(flow: Flow, op: Operation) -> bool:
         pattern = flow.pattern(op.args[0])
@@ -37,7 +37,7 @@ def like(zero: bool) -> Rule:
 
 
 def filled(flow: Flow, op: Operation) -> bool:
-    """Every element gets another value, and stays in its channel."""
+    """Every element gets a new value and stays in its channel."""
     view = op.writes[0]
     value = op.args[1] if op.kind == "fill_" else 0
     zero = op.kind in ("zero_", "fill_") and not isinstance(value, View) and value == 0
@@ -50,17 +50,17 @@ def filled(flow: Flow, op: Operation) -> bool:
 
 
 def same(flow: Flow, op: Operation) -> bool:
-    """Another view of all elements: where they lie says which channels they belong to."""
+    """Another view of all elements: their place in memory determines their channels."""
     return True
 
 
 def unknown_view(flow: Flow, op: Operation) -> bool:
-    """A view that isn't known, of something with channels."""
+    """An unknown view of a tensor with channels."""
     return all(flow.named(view) is not None or flow.pattern(view) is None for view in op.reads)
 
 
 def part(flow: Flow, op: Operation) -> bool:
-    """A part of a tensor: not along its channels, whose numbers would be others in a smaller network."""
+    """A part of a tensor; not along its channels, whose indices would differ in a smaller network."""
     x = op.args[0]
     pattern = None if flow.named(x) else flow.pattern(x)
     axis = (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % len(x.shape)
@@ -71,7 +71,7 @@ def part(flow: Flow, op: Operation) -> bool:
 
 
 def split(flow: Flow, op: Operation) -> bool:
-    """Parts of the same size: they lose the same number of channels, each in the same places."""
+    """Parts of equal size: they lose the same number of channels at the same places."""
     x = op.args[0]
     pattern = None if flow.named(x) else flow.pattern(x)
     axis = (op.args[2] if len(op.args) > 2 else op.kwargs.get("dim", 0)) % len(x.shape)

@@ -1,4 +1,4 @@
-"""Operators that take elements to another place."""
+"""Operators that move elements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def cat(flow: Flow, op: Operation) -> bool:
-    """Tensors behind each other: along their channels these are all of them, along others they are the same ones."""
+    """Concatenation: along the channels it has all of them; along other dimensions the channels are the same."""
     views = [view for view in op.args[0] if view.shape != (0,)]
     if not views:
         return True
@@ -31,7 +31,7 @@ def cat(flow: Flow, op: Operation) -> bool:
 
 
 def stack(flow: Flow, op: Operation) -> bool:
-    """Tensors beside each other, along a new dimension."""
+    """Stacking of tensors along a new dimension."""
     views = list(op.args[0])
     axis = (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % (len(views[0].shape) + 1)
     return _side_by_side(flow, op, [flow.pattern(view) for view in views], views, axis, 1)
@@ -40,7 +40,7 @@ def stack(flow: Flow, op: Operation) -> bool:
 def _side_by_side(
     flow: Flow, op: Operation, patterns: list[Pattern | None], views: list[View], axis: int, more: int
 ) -> bool:
-    """Tensors along another dimension than their channels', which are the same ones from now on."""
+    """Tensors joined along a dimension other than their channels', which are tied."""
     axes = {pattern.axis for pattern in patterns if pattern is not None}
     if len(axes) != 1:
         return not axes
@@ -55,7 +55,7 @@ def _side_by_side(
 
 
 def glu(flow: Flow, op: Operation) -> bool:
-    """One half times a function of the other one."""
+    """One half times a function of the other half."""
     pattern = flow.pattern(op.args[0])
     axis = (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", -1)) % len(op.args[0].shape)
     if pattern is not None and pattern.axis == axis:
@@ -67,7 +67,7 @@ def glu(flow: Flow, op: Operation) -> bool:
 
 
 def unfolded(flow: Flow, op: Operation) -> bool:
-    """Patches as columns: each channel has as many rows as the kernel has elements."""
+    """Patches as columns: each channel has one row per kernel element."""
     x, out = op.args[0], op.outputs[0]
     pattern = flow.pattern(x)
     if pattern is None:
@@ -83,13 +83,13 @@ def unfolded(flow: Flow, op: Operation) -> bool:
 
 
 def rearranged(flow: Flow, op: Operation) -> bool:
-    """What moves elements and does nothing else: it is done to the channels' numbers."""
+    """Pure rearrangement of elements, applied to the channel numbers."""
     x = op.args[0]
     pattern = flow.pattern(x)
     if pattern is None:
         return True
     codes = pattern.codes(len(x.shape)).expand(x.shape)
-    if op.kind == "channel_shuffle":  # each group has to lose channels at the same places
+    if op.kind == "channel_shuffle":  # each group must lose channels at the same places
         flow.channels.pattern(codes.unflatten(1, (op.args[1], -1)), str(op))
     moved = op.op(codes.double(), *op.args[1:], **op.kwargs).long()
     flow.write(op.outputs[0], flow.channels.pattern(moved, str(op)))
@@ -97,7 +97,7 @@ def rearranged(flow: Flow, op: Operation) -> bool:
 
 
 def index(flow: Flow, op: Operation) -> bool:
-    """Elements by their numbers, along other dimensions than the channels'."""
+    """Indexing along dimensions other than the channels'."""
     x, places = op.args[:2]
     pattern = flow.pattern(x)
     if pattern is None:

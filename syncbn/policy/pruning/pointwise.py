@@ -1,4 +1,4 @@
-"""Operators that compute each element from those at the same place."""
+"""Elementwise operators."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from syncbn.policy.pruning.channels import Pattern
 if TYPE_CHECKING:
     from syncbn.policy.pruning.flow import Flow
 
-# Those that torch doesn't tag as such.
+# Elementwise operators that torch doesn't tag as such.
 _MORE = frozenset(("_to_copy", "copy_", "hardswish", "hardswish_", "_prelu_kernel", "log_sigmoid_forward"))
 
 
 def is_pointwise(operation: Operation) -> bool:
-    """Whether an operator works element by element, as far as torch says."""
+    """Whether an operator is elementwise, by torch's tags."""
     return operation.kind in _MORE or _is_tagged(operation.op)
 
 
@@ -50,7 +50,7 @@ def pointwise(flow: Flow, op: Operation) -> bool:
 
 
 def _copied(flow: Flow, op: Operation, constant: bool | None) -> bool:
-    """What is copied to memory that holds nothing else: its channels go with it."""
+    """A copy to memory that holds nothing else, which takes over the channels."""
     source = flow.pattern(op.reads[1])
     if source is None and constant is not None:
         flow.write_blank(op.outputs[0], constant)
@@ -60,7 +60,7 @@ def _copied(flow: Flow, op: Operation, constant: bool | None) -> bool:
 
 
 def _operands(flow: Flow, op: Operation) -> list[tuple[Pattern | None, View]]:
-    """Every operand with its channels; a parameter's are along the dimension that those of the others are along."""
+    """Operands with their channels; a parameter's are along the same dimension as the others'."""
     patterns = [None if flow.named(view) else flow.pattern(view) for view in op.reads]
     axes = {a for p, view in zip(patterns, op.reads, strict=True) if (a := _axis(p, view, op)) is not None}
     beside = axes.pop() - len(op.outputs[0].shape) if len(axes) == 1 else None
@@ -71,7 +71,7 @@ def _operands(flow: Flow, op: Operation) -> list[tuple[Pattern | None, View]]:
 
 
 def _axis(pattern: Pattern | None, view: View, op: Operation) -> int | None:
-    """The dimension of the output that channels of an operand are along."""
+    """Dimension of the output along which an operand has its channels."""
     return None if pattern is None else pattern.axis + len(op.outputs[0].shape) - len(view.shape)
 
 
@@ -86,7 +86,7 @@ def _tied(
         if pattern is not None:
             labels.insert(0, pattern.labels)
         elif constant is None and len(view.shape) >= -place and view.shape[place] > 1:
-            labels.append((0,) * size)  # as many slices, which stay
+            labels.append((0,) * size)  # the same number of held slices
         flags.append(pattern.zero if pattern is not None else (bool(constant),) * size)
     if not all(flow.tie(labels[0], others) for others in labels[1:]):
         return False
@@ -105,7 +105,7 @@ def _broadcast(views: tuple[View, ...]) -> tuple[int, ...] | None:
 
 
 def _is_zero(op: Operation, flags: tuple[bool, ...]) -> bool:
-    """Whether an operator returns 0 where the flagged operands are 0, whatever the others are: it is tried."""
+    """Test whether an operator returns 0 where the flagged operands are 0, for any values of the others."""
     numbers = torch.Generator().manual_seed(0)
     order = itertools.count()
 
@@ -125,5 +125,5 @@ def _is_zero(op: Operation, flags: tuple[bool, ...]) -> bool:
     try:
         returned = op.op(*(filled(value) for value in op.args), **kwargs)
         return bool(((returned[0] if isinstance(returned, tuple | list) else returned) == 0).all())
-    except Exception:  # an operator that doesn't take vectors
+    except Exception:  # the operator doesn't accept vectors
         return False

@@ -1,4 +1,4 @@
-"""Operators over positions: they treat channels alike, unless they go over the channels themselves."""
+"""Operators over positions: independent of channels, unless they act along the channel dimension."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def over_last(dims: int) -> Rule:
-    """Pooling, resizing and padding over the last dimensions, for each channel alike."""
+    """Pooling, resizing and padding over the last dimensions, for each channel."""
 
     def rule(flow: Flow, op: Operation) -> bool:
         pattern = flow.pattern(op.args[0])
@@ -29,7 +29,7 @@ def over_last(dims: int) -> Rule:
 
 
 def reduced(zero: bool) -> Rule:
-    """A mean, sum or maximum over dimensions that aren't the channels'."""
+    """A mean, sum or maximum over dimensions other than the channels'."""
 
     def rule(flow: Flow, op: Operation) -> bool:
         x = op.args[0]
@@ -49,14 +49,14 @@ def reduced(zero: bool) -> Rule:
 
 
 def along(zero: bool) -> Rule:
-    """A softmax, sum or order along dimensions that aren't the channels'."""
+    """A softmax, cumulative sum or sort along dimensions other than the channels'."""
 
     def rule(flow: Flow, op: Operation) -> bool:
         x = op.args[0]
         pattern = flow.pattern(x)
         if pattern is None:
             return True
-        stays = op.kind == "native_layer_norm" and op.args[3] is None  # 0 has the mean 0
+        stays = op.kind == "native_layer_norm" and op.args[3] is None  # zeros have mean 0
         if op.kind == "native_layer_norm":
             over = set(range(len(x.shape) - len(op.args[1]), len(x.shape)))
         else:
@@ -71,7 +71,7 @@ def along(zero: bool) -> Rule:
 
 
 def padded(flow: Flow, op: Operation) -> bool:
-    """A constant around a tensor; beside its channels it is more of them, which stay."""
+    """Constant padding; along the channels it adds held ones."""
     x, amounts, *rest = op.args
     pattern = flow.pattern(x)
     if pattern is None:
@@ -88,7 +88,7 @@ def padded(flow: Flow, op: Operation) -> bool:
 
 
 def _dimensions(op: Operation, place: int, default: Any) -> set[int]:
-    """The dimensions that an operator goes over, counted from 0; none where it doesn't say."""
+    """Dimensions that an operator acts on, counted from 0; empty if it doesn't specify any."""
     given = op.args[place] if len(op.args) > place else op.kwargs.get("dim", op.kwargs.get("dims", default))
     dimensions = given if isinstance(given, tuple | list) else (given,)
     if any(type(dimension) is not int for dimension in dimensions):

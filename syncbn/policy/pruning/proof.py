@@ -1,4 +1,4 @@
-"""The proof that a network with fewer channels computes what the original does without them; the search for a fault."""
+"""Proof that a smaller network computes what the original does without the removed channels; search for a fault."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from syncbn.policy.pruning.shrink import Removal
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Why channels can't go: which, and the operation that shows it."""
+    """Channels that can't be removed, and the operation that shows it."""
 
     labels: set[int]
     reason: str
 
 
 class PruningProof:
-    """Runs a smaller network beside the original, with masks and with γ and β of 0."""
+    """Compares a smaller network with the original, with masks and with γ and β of 0."""
 
     def __init__(self, model: nn.Module, graphs: list[Graph], example_input: Example, forward: Forward | None) -> None:
         self._rehearsal = Rehearsal.of(model, example_input, forward)
         self._graphs = graphs
 
     def fault(self, removal: Removal) -> Mismatch | None:
-        """Where the smaller network isn't the original without the removed channels; None if it is."""
+        """Find where the smaller network differs from the original without the removed channels; None if nowhere."""
         rehearsal = self._rehearsal
         small, masked, silent = (copied(rehearsal.model) for _ in range(3))
         removal.mask(masked)
@@ -61,9 +61,9 @@ class PruningProof:
         return None
 
     def _diverging(self, removal: Removal, small: nn.Module, example: Example, number: int, why: str) -> Mismatch:
-        """The first operation of the smaller network that has another kind or shape than is expected."""
+        """First operation of the smaller network with an unexpected kind or shape."""
         begun = Graph()
-        with contextlib.suppress(Exception):  # as it did before
+        with contextlib.suppress(Exception):  # fails as before; the recorded part is enough
             record(small, example, self._rehearsal.forward, training=number == 1, graph=begun)
         flow, whole = removal.flow, self._graphs[number]
         last: set[int] = set()
@@ -81,7 +81,7 @@ class PruningProof:
         return Mismatch(last, why)
 
     def _differing(self, removal: Removal, small: nn.Module, whole: nn.Module, example: Example, why: str) -> Mismatch:
-        """The first operation that returns other numbers in the smaller network than in the whole one."""
+        """First operation that returns different numbers in the smaller network."""
         expected: list[list[float]] = []
         found: list[int] = []
         flow, forward = removal.flow, self._rehearsal.forward
@@ -108,7 +108,7 @@ class PruningProof:
         return Mismatch(flow.taken.get((0, at), set()), f"{operations[at]}, from where on {why}")
 
     def _is_of_parameter(self, number: int, operation: Operation) -> bool:
-        """Whether an operation only looks at a parameter: its channels are known where it is read."""
+        """Whether an operation only makes a view of a parameter; its channels are known where it is read."""
         named = self._graphs[number].named
         return operation.is_geometry and any(view.storage in named for view in operation.reads)
 
@@ -128,7 +128,7 @@ def _fits(found: list[tuple[int, ...]], expected: list[tuple[int, ...] | None]) 
 
 
 def _shape(shape: tuple[int, ...], pattern: Pattern | None, removal: Removal) -> tuple[int, ...] | None:
-    """The shape of a tensor without the removed channels; None of a constant, whose shape may follow another's."""
+    """Shape of a tensor without the removed channels; None for a constant, whose shape may follow another's."""
     if pattern is None:
         return shape
     if pattern.is_blank:
@@ -144,7 +144,7 @@ def _kept(tensor: Tensor, pattern: Pattern | None, removal: Removal) -> Tensor:
 
 
 def _fingerprint(tensor: Tensor) -> list[float]:
-    """Numbers that tell tensors apart: the size, a sum, a sum weighted by the place, and a sum of absolute values."""
+    """Fingerprint of a tensor: size, sum, sum weighted by position, and sum of absolute values."""
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     values = tensor.detach().double().flatten().nan_to_num(posinf=1e30, neginf=-1e30)

@@ -1,4 +1,4 @@
-"""Which operator does what to channels. One that isn't listed keeps the channels of everything it reads."""
+"""Rules for the effect of operators on channels. An operator without a rule holds the channels of all its inputs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from syncbn.policy.pruning import memory, moves, pointwise, positions, weights
 if TYPE_CHECKING:
     from syncbn.policy.pruning.flow import Flow
 
-# Notes what an operation does to channels; False where it can't tell.
+# Records an operation's effect on channels; False if it is unknown.
 Rule = Callable[["Flow", Operation], bool]
 
 
 def rule_for(operation: Operation) -> Rule | None:
-    """The rule of an operator, if there is one."""
+    """Rule of an operator, if there is one."""
     if operation.is_geometry:
         return _VIEWS.get(operation.kind, memory.unknown_view)
     rule = _RULES.get(operation.kind)

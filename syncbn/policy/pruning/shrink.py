@@ -1,4 +1,4 @@
-"""A network without some of its channels: smaller parameters, and the numbers that modules know of them."""
+"""Removal of channels from a network: smaller parameters, and updated sizes in modules."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from syncbn.policy.pruning.flow import Axis, Flow
 
 
 class Removal:
-    """Some channels of a network, and what it is without them."""
+    """A set of channels to remove from a network."""
 
     def __init__(self, flow: Flow, roots: set[int]) -> None:
         self.flow = flow
         self.roots = roots
 
     def keeps(self, labels: tuple[int, ...]) -> list[int]:
-        """The places of the channels that stay."""
+        """Indices of the channels that stay."""
         return [place for place, label in enumerate(labels) if self.flow.channels.root(label) not in self.roots]
 
     @cached_property
     def lost(self) -> dict[Axis, list[int]]:
-        """The places of the channels that go, by dimension of a parameter or buffer."""
+        """Indices of the removed channels, by dimension of a parameter or buffer."""
         found = {}
         for axis, labels in self.flow.axes.items():
             stay = set(self.keeps(labels))
@@ -37,19 +37,19 @@ class Removal:
         return found
 
     def silence(self, model: nn.Module) -> None:
-        """Set γ and β of the channels that go to 0, and nothing else."""
+        """Set only γ and β of the removed channels to 0."""
         for name, layer in model.named_modules():
             if is_per_channel(layer):
                 for part in ("weight", "bias"):
                     self._zero(model, Axis(f"{name}.{part}" if name else part, 0))
 
     def mask(self, model: nn.Module) -> None:
-        """Multiply the channels that go by 0 right before each weight that loses columns: set these columns to 0."""
+        """Mask the removed channels right before each weight that loses columns, by setting these columns to 0."""
         for axis in self.flow.read:
             self._zero(model, axis)
 
     def shrink(self, model: nn.Module) -> None:
-        """Take the channels out of the parameters and buffers of `model`, in place."""
+        """Remove the channels from the parameters and buffers of `model`, in place."""
         tensors = _tensors(model)
         small = {axis.name: tensors[axis.name].detach() for axis in self.lost}
         for axis, places in self.lost.items():
@@ -67,7 +67,7 @@ class Removal:
                     self._renumber(layer, path)
 
     def _follow(self, original: Any, layer: Any, path: str) -> None:
-        """Take the channels of a converted layer out of what `syncbn.revert` puts back and isn't shared with it."""
+        """Remove a converted layer's channels from what `syncbn.revert` restores and isn't shared with it."""
         for axis, places in self.lost.items():
             module, _, part = axis.name.rpartition(".")
             for of in (original._parameters, original._buffers) if module == path else ():
@@ -76,7 +76,7 @@ class Removal:
                     of[part] = _like(_without(mine.detach(), axis.axis, places), mine)
 
     def _renumber(self, layer: Any, path: str) -> None:
-        """Set the sizes that a layer knows after its tensors."""
+        """Update the sizes stored in a layer to those of its tensors."""
         kind = type(layer)
         if issubclass(kind, nn.Linear):
             layer.out_features, layer.in_features = layer.weight.shape
@@ -92,7 +92,9 @@ class Removal:
         elif isinstance(getattr(layer, "num_features", None), int):
             tensors = [t for t in (*layer._parameters.values(), *buffers_of(layer).values()) if t is not None]
             layer.num_features = next((len(t) for t in tensors if t.dim() == 1), layer.num_features)
-            if clear_window := getattr(layer, "clear_window", None):  # cross-iteration norms: moments of all channels
+            if clear_window := getattr(
+                layer, "clear_window", None
+            ):  # cross-iteration norms store moments of all channels
                 clear_window()
 
     def _zero(self, model: nn.Module, axis: Axis) -> None:
@@ -117,12 +119,12 @@ def _numbers(places: list[int], like: Tensor) -> Tensor:
 
 
 def _like(small: Tensor, tensor: Tensor) -> Any:
-    """A parameter in the place of a parameter."""
+    """Make a parameter that replaces another one."""
     return nn.Parameter(small, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
 
 
 def _originals(module: nn.Module) -> list[nn.Module]:
-    """The layers that a converted one stands for."""
+    """Original layers of a converted one."""
     original = vars(module).get("converted_from")
     return [] if original is None else [original, *_originals(original)]
 

@@ -1,4 +1,4 @@
-"""Convolutions, linear layers and batch norms: weights that make channels, and weights that read them."""
+"""Convolutions, linear layers and batch norms: weights that make and read channels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def convolution(flow: Flow, op: Operation) -> bool:
-    """Rows of the weight make channels, columns read them; a transposed one has them the other way round."""
+    """Rows of the weight make channels and columns read them; transposed convolutions swap the two."""
     x, weight, bias, *_, transposed, _, groups = op.args
     pattern = flow.pattern(x)
     if pattern is not None and pattern.axis != 1:
@@ -44,9 +44,9 @@ def linear(flow: Flow, op: Operation) -> bool:
 
 
 def batch_norm(flow: Flow, op: Operation) -> bool:
-    """γ·(x - mean) / sqrt(var + eps) + β, whichever of them there are.
+    """γ·(x - mean) / sqrt(var + eps) + β, any of which may be missing.
 
-    It is 0 where γ and β are, and where x is and the mean is that of x, if there is no β.
+    It is 0 where γ and β are and, without β, where x is 0 and the mean is x's.
     """
     x, pattern = op.args[0], flow.pattern(op.args[0])
     if pattern is not None and pattern.axis != 1:
@@ -61,7 +61,7 @@ def batch_norm(flow: Flow, op: Operation) -> bool:
         zero.append((True,) * count if mine is None else mine.zero)
     if pattern is None:
         return True
-    by_batch = any(flag is True for flag in op.args[3:6])  # `training`, whether or not there are statistics
+    by_batch = any(flag is True for flag in op.args[3:6])  # `training`, with or without statistics
     scaled = zero[0] if isinstance(op.args[1], View) else (False,) * count
     silent = (
         (gamma or (by_batch and x)) and beta for gamma, beta, x in zip(scaled, zero[1], pattern.zero, strict=True)
@@ -71,7 +71,7 @@ def batch_norm(flow: Flow, op: Operation) -> bool:
 
 
 def _linear(flow: Flow, op: Operation, x: View, weight: View, bias: View | None, axes: tuple[int, int]) -> bool:
-    """x·W + b over the last dimension; `axes` of the weight read and make it. Rows of x keep their channels."""
+    """x·W + b over the last dimension, read and made along `axes` of the weight. Rows of x keep their channels."""
     pattern, last = flow.pattern(x), len(x.shape) - 1
     labels = flow.weight(weight, axes[1])
     if labels is None:
@@ -89,7 +89,7 @@ def _linear(flow: Flow, op: Operation, x: View, weight: View, bias: View | None,
 
 
 def _biased(flow: Flow, op: Operation, made: Pattern, bias: View | None) -> bool:
-    """Note the output of a layer; its bias has the same channels, and isn't 0."""
+    """Record the output of a layer; its bias has the same channels and isn't 0."""
     if bias is not None and not flow.tie(made.labels, (flow.pattern(bias) or _staying(len(made.labels))).labels):
         return False
     flow.write(op.outputs[0], made.but_zero(bias is None) if any(made.labels) else None)
@@ -97,14 +97,14 @@ def _biased(flow: Flow, op: Operation, made: Pattern, bias: View | None) -> bool
 
 
 def _grouped(flow: Flow, op: Operation, into: Pattern) -> Pattern | None:
-    """The channels that a grouped convolution returns: whole groups go, or the same channels out of each group."""
+    """Output channels of a grouped convolution: it loses whole groups, or the same channels of each group."""
     weight, *_, transposed, _, groups = op.args[1:]
     first, second = flow.weight(weight, 0), flow.weight(weight, 1)
     if first is None or second is None:
         return None
     each = len(into.labels) // groups
     module = flow.convolution_module(weight, groups)
-    if module is not None and groups >= each:  # the finer way
+    if module is not None and groups >= each:  # loses fewer channels at a time
         return _whole_groups(flow, op, into, module, first, second)
     axis = flow.axis(weight, int(not transposed))
     if each == 1 or axis is None or not flow.tie(into.labels, first if transposed else second * groups):
@@ -122,7 +122,7 @@ def _grouped(flow: Flow, op: Operation, into: Pattern) -> Pattern | None:
 def _whole_groups(
     flow: Flow, op: Operation, into: Pattern, module: str, first: tuple[int, ...], second: tuple[int, ...]
 ) -> Pattern:
-    """Channels in and out of one group go together, with their rows of the weight; others read nothing of them."""
+    """Tie the input and output channels of each group, which are removed with their rows of the weight."""
     transposed, groups = op.args[6], op.args[8]
     flow.hold_labels(second, f"{op} has groups, which go as a whole")
     made = flow.channels.new(op.outputs[0].shape[1]) if transposed else first
@@ -141,5 +141,5 @@ def _whole_groups(
 
 
 def _staying(count: int) -> Pattern:
-    """Slices that have to stay, and may be anything."""
+    """Held slices with any content."""
     return Pattern(1, (0,) * count, (False,) * count)
