@@ -63,6 +63,7 @@ tables: $(READY)
 # docs/zoo.csv stay as they are; make zoo ZOO="name=timm*" does some again, ZOO=jobs=4 more at a time.
 ZOO ?=
 zoo: .venv-zoo/.installed
+	OMP_NUM_THREADS=1 .venv-zoo/bin/torchrun --nproc-per-node 2 -m tests.zoo.example examples/timm_loop.py
 	OMP_NUM_THREADS=1 .venv-zoo/bin/python -m tests.zoo $(ZOO)
 
 .venv-zoo/.installed: tests/zoo/requirements.txt

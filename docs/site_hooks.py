@@ -7,6 +7,7 @@
 """
 
 import importlib
+import json
 import posixpath
 import re
 from collections.abc import Callable, Iterator
@@ -147,4 +148,7 @@ def _shown(path: str) -> str:
     text = (REPOSITORY / path).read_text()
     if path.endswith(".md"):
         return text
+    if path.endswith(".ipynb"):
+        cells = ((cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"])
+        return "\n\n".join(source if kind == "markdown" else f"```python\n{source}\n```" for kind, source in cells)
     return f"# {path}\n\n````{_LANGUAGES.get(Path(path).suffix, 'text')}\n{text}````\n"

@@ -81,7 +81,12 @@ def check_install(words: list[str]) -> None:
 
 
 def shell(line: str, folder: Path) -> str:
-    """Run a line as bash would in an environment where this Python is `python`."""
+    """Run a line as bash would in an environment where this Python is `python`, and return what it prints."""
+    return outcome(line, folder)[0]
+
+
+def outcome(line: str, folder: Path) -> tuple[str, str]:
+    """The same, with what it prints on stderr."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SYNCBN_", "WANDB_"))}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**inherited, "PATH": path, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "NO_COLOR": "1"}
@@ -89,4 +94,4 @@ def shell(line: str, folder: Path) -> str:
         ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-    return done.stdout
+    return done.stdout, done.stderr

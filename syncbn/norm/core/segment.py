@@ -10,6 +10,7 @@ import secrets
 import stat
 import struct
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,12 +116,12 @@ class Segment:
         answer = fcntl.fcntl(self._file, fcntl.F_OFD_GETLK, asked)
         return struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK
 
-    def close(self) -> None:
+    def close(self, _close: Callable[[int], None] = os.close) -> None:  # by name `os` is None when Python exits
         """Give memory and lock back. Nothing may use its address any more."""
         if self._map is not None:
             self._map.close()
             self._map = None
-            os.close(self._file)
+            _close(self._file)
 
     def __del__(self) -> None:
         self.close()
