@@ -300,9 +300,7 @@ def _wait(processes: list[Any], folder: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not all(path.exists() for path in _answers(folder, len(processes))):
         ended = any(process.exitcode not in (None, 0) for process in processes)
-        if errors := sorted(
-            folder.glob("*.error")
-        ):  # checked after `ended`, since a rank writes its reason before it ends
+        if errors := sorted(folder.glob("*.error")):  # after `ended`: a rank writes its reason before it ends
             raise ValueError(f"the step fails on rank {errors[0].stem}: {errors[0].read_text()}")
         if ended:
             raise ValueError(

@@ -1,1 +1,1 @@
-"""What every normalization layer stands on."""
+"""Foundations of the normalization layers: moments, exchange, tracking, options, registry."""

@@ -1,4 +1,4 @@
-"""The check of a constructor's arguments against the declaration of its options."""
+"""Check of a constructor's arguments against the declaration of its options."""
 
 import os
 import types
@@ -12,13 +12,13 @@ _WORDS = {int: "an int", float: "a number", bool: "True or False", str: "a str",
 
 
 def check_arguments(schema: type, arguments: Mapping[str, Any]) -> None:
-    """Check those of `arguments` that are options of a dataclass; a constructor calls it with its `locals()`.
+    """Check the arguments that are options of a dataclass; a constructor calls it with its `locals()`.
 
-    What stands in `shared` there, a constructor's `**shared`, has to be options.
+    All keys of `shared`, a constructor's `**shared`, must be options.
 
     Raises:
-        TypeError: a value of another type than the option's; in `shared`, no option.
-        ValueError: one out of its bounds, or none of its names; whatever the option says of itself (`refusal`).
+        TypeError: a value of the wrong type; an unknown key in `shared`.
+        ValueError: a value out of bounds, or not among the allowed names, with the option's own message (`refusal`).
     """
     shared = arguments.get("shared", {})
     for name in shared:
@@ -48,7 +48,7 @@ def _refused(field: Field[Any], kind: Any, value: Any) -> Exception:
 
 
 def _members(kind: Any) -> Iterator[Any]:
-    """The members of a union; any other type alone."""
+    """Members of a union; any other type by itself."""
     if get_origin(kind) in (Union, types.UnionType):
         for member in get_args(kind):
             yield from _members(member)
@@ -65,7 +65,7 @@ def _word(kind: Any) -> str:
 
 
 def _bounds(kind: Any) -> str:
-    """What a number must be: "at least 1", "greater than 0", "in [0, 1]"; the type where there are no bounds."""
+    """Describe a number's bounds: "at least 1", "greater than 0", "in [0, 1]"; its type if there are none."""
     bounds = get_args(kind)[1] if get_origin(kind) is Annotated else Range()
     if bounds.low is not None and bounds.high is not None:
         return f"in [{bounds.low:.12g}, {bounds.high:.12g}]"
@@ -81,7 +81,7 @@ def _either(words: list[str]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """numpy's and torch's numbers, tuples and paths as what a config has for them; anything else as it is."""
+    """Convert numpy's and torch's numbers, tuples and paths to a config's types; anything else is unchanged."""
     if hasattr(value, "item") and not getattr(value, "shape", ()):
         return value.item()
     if isinstance(value, tuple):

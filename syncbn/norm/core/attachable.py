@@ -1,4 +1,4 @@
-"""Layers that act on the weights of the layer before them, and the layers they can act on."""
+"""Layers that use the weights of the preceding layer, and the layers that they can be attached to."""
 
 from typing import Protocol, runtime_checkable
 
@@ -17,24 +17,24 @@ FEEDERS = (
 
 @runtime_checkable
 class Attachable(Protocol):
-    """A layer that acts on the weights of the one before it.
+    """A layer that uses or changes the weights of the preceding layer.
 
-    It may have a method `without_feeder(reason)` too, by which it does without.
+    An optional method `without_feeder(reason)` makes it work without one.
     """
 
     @property
     def is_attached(self) -> bool:
-        """Whether it needs to be told nothing more."""
+        """Whether it has a feeder or doesn't need one."""
 
     def attach(self, feeder: nn.Module) -> None:
-        """Act on `feeder` from now on."""
+        """Attach to `feeder`."""
 
     def detach(self) -> None:
-        """Leave the feeder as it was."""
+        """Detach, and restore the feeder."""
 
 
 def check_feeder(feeder: nn.Module, num_features: int) -> None:
-    """Raise `TypeError` for what is neither a convolution nor linear, `ValueError` for another number of channels."""
+    """Raise `TypeError` unless it is a convolution or linear layer, `ValueError` for a different number of channels."""
     if not isinstance(feeder, FEEDERS):
         allowed = ", ".join(cls.__name__ for cls in FEEDERS)
         raise TypeError(f"attach takes the layer that feeds this one ({allowed}), got {type(feeder).__name__}")

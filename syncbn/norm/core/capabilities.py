@@ -1,8 +1,7 @@
-"""What a normalization layer can do: it says so itself, and policies, models and training code ask for nothing else.
+"""Capabilities of normalization layers, declared by the layers; policies, models and training code ask only for these.
 
-`Capabilities` lists all of it. Layers of this package, and others that derive from `TrackingNorm`, have it as
-attributes; the functions below answer for any module, torch's own layers included. Attributes of the same names are
-believed of any other layer, too.
+`Capabilities` lists them. Layers of this package, and others derived from `TrackingNorm`, have them as attributes. The
+functions below answer for any module, including torch's layers, and use attributes of the same names on other layers.
 """
 
 from typing import Any, ClassVar
@@ -13,10 +12,10 @@ from syncbn.norm.core import compat
 
 
 class Capabilities:
-    """The capabilities of a layer, by name, and what is assumed of one that says nothing.
+    """Capabilities of a layer and their defaults.
 
-    `normalizes_by_batch` and `is_per_channel` are promises about everything that a class does, which a subclass may
-    break by overriding any method. They aren't inherited: a subclass for which they hold says so again.
+    `normalizes_by_batch` and `is_per_channel` are promises about a class's whole behaviour, which a subclass may break
+    by overriding any method. So they aren't inherited: a subclass must declare them again.
     """
 
     normalizes_by_batch: ClassVar[bool] = False
@@ -44,26 +43,26 @@ class Capabilities:
                 setattr(cls, promise, False)
 
     def clear_window(self) -> None:
-        """Forget what is kept of earlier batches beside the running statistics, such as after weights were replaced."""
+        """Clear what is kept of earlier batches besides running statistics, for example after weights were replaced."""
 
 
 def normalizes_by_batch(module: nn.Module) -> bool:
-    """See `Capabilities`. Other packages' batch norms do, as far as is known of them."""
+    """See `Capabilities`; True for known batch norms of other packages."""
     return _says(module, "normalizes_by_batch", isinstance(module, compat.BatchNormBase))
 
 
 def is_per_channel(module: nn.Module) -> bool:
-    """See `Capabilities`. Other packages' batch norms are, as far as is known of them."""
+    """See `Capabilities`; True for known batch norms of other packages."""
     return _says(module, "is_per_channel", isinstance(module, compat.BatchNormBase))
 
 
 def synchronizes(module: nn.Module) -> bool:
-    """See `Capabilities`; of torch's layers, `nn.SyncBatchNorm`."""
+    """See `Capabilities`; among torch's layers, True for `nn.SyncBatchNorm`."""
     return _says(module, "synchronizes", isinstance(module, nn.SyncBatchNorm))
 
 
 def tracks_batch(module: nn.Module) -> bool:
-    """See `Capabilities`; of other packages' layers, those with a momentum. False where there is nothing to move."""
+    """See `Capabilities`; True for other packages' layers with a momentum, False without running statistics."""
     has_statistics = getattr(module, "running_mean", None) is not None
     return has_statistics and _says(module, "tracks_batch", hasattr(module, "momentum"))
 
@@ -79,7 +78,7 @@ def learns_momentum(module: nn.Module) -> bool:
 
 
 def clear_window(module: nn.Module) -> None:
-    """See `Capabilities`; nothing, for a layer that keeps nothing."""
+    """See `Capabilities`; no effect on a layer without a window."""
     clear = getattr(module, "clear_window", None)
     if clear is not None:
         clear()

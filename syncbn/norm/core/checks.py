@@ -1,10 +1,10 @@
-"""What every layer checks of its arguments and its input, with the same words."""
+"""Checks of arguments and inputs, shared by all layers."""
 
 from torch import Tensor
 
 
 def check_num_features(num_features: int) -> None:
-    """Raise `TypeError` or `ValueError` for what isn't a number of channels."""
+    """Raise `TypeError` or `ValueError` unless it is a number of channels."""
     if isinstance(num_features, bool) or not isinstance(num_features, int):
         raise TypeError(f"num_features must be an int, got {num_features!r}")
     if num_features < 1:
@@ -12,12 +12,12 @@ def check_num_features(num_features: int) -> None:
 
 
 def divisors(number: int) -> list[int]:
-    """The numbers that divide a number of channels, 1 and itself among them."""
+    """Divisors of a number of channels, including 1 and itself."""
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def check_divides(name: str, value: object, num_features: int) -> None:
-    """Raise `ValueError` for a whole number, called `name`, that doesn't divide the channels."""
+    """Raise `ValueError` if an integer, called `name`, doesn't divide the channels."""
     check_num_features(num_features)
     if isinstance(value, int) and value not in divisors(num_features):
         allowed = divisors(num_features)

@@ -1,4 +1,4 @@
-"""How the ranks of a group sum: agreed by all of them, once."""
+"""Choice of the exchange by which a group sums, agreed once by all its ranks."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _T = TypeVar("_T")
 
 
 class _Offer(NamedTuple):
-    """What a rank tells the others first.
+    """A rank's first message to the others.
 
     Attributes:
-        choice: what its SYNCBN_EXCHANGE says.
+        choice: value of its SYNCBN_EXCHANGE.
         obstacle: why it can't share memory.
-        host: the same on ranks that may.
-        invitation: to the first rank's segment.
+        host: host id, equal on ranks that may share memory.
+        invitation: invitation to the first rank's segment.
     """
 
     choice: str
@@ -40,14 +40,14 @@ class _Offer(NamedTuple):
 
 
 def agree(group: ProcessGroup) -> OneShot | str:
-    """The exchange through shared memory, where all ranks can have it, or else why the collective serves.
+    """Agree on the exchange through shared memory if all ranks can use it; otherwise returns why not.
 
-    Every rank of the group calls it at the same place. The environment variable SYNCBN_EXCHANGE forces a choice:
-    `collective`, or `one_shot` to fail where there is none.
+    Every rank of the group must call it at the same place. The environment variable SYNCBN_EXCHANGE forces a choice:
+    `collective`, or `one_shot`, which fails if it isn't available.
 
     Raises:
-        ValueError: a value of SYNCBN_EXCHANGE that doesn't exist, or isn't the same on all ranks.
-        RuntimeError: SYNCBN_EXCHANGE=one_shot, and it can't be had.
+        ValueError: an unknown value of SYNCBN_EXCHANGE, or different values on the ranks.
+        RuntimeError: SYNCBN_EXCHANGE=one_shot, which isn't available.
     """
     choice = os.environ.get(VARIABLE, "")
     try:
@@ -55,7 +55,7 @@ def agree(group: ProcessGroup) -> OneShot | str:
     except (KeyError, TypeError, ValueError):
         return _refused(choice, "the process group was destroyed, or isn't torch's")
     if "cpu:gloo" not in backends.split(","):
-        # Backends that only pretend to communicate would pretend to agree. They are the same on all ranks.
+        # Backends that only simulate communication would simulate agreement. All ranks have the same backend.
         return _refused(choice, f"the group's backend is {backends}, and it takes gloo")
     offer, segment = _offer(choice, group)
     offers = _gather(offer, group)
@@ -80,7 +80,7 @@ def agree(group: ProcessGroup) -> OneShot | str:
 
 
 def _offer(choice: str, group: ProcessGroup) -> tuple[_Offer, Segment | None]:
-    """What this rank can do, and the first rank's segment."""
+    """Offer of this rank; the first rank's includes its segment."""
     if choice == "collective":
         return _Offer(choice), None
     if sys.platform != "linux":
@@ -90,7 +90,7 @@ def _offer(choice: str, group: ProcessGroup) -> tuple[_Offer, Segment | None]:
     if isinstance(why := one_shot.functions(), str):
         return _Offer(choice, why), None
     try:
-        compat.group_timeout(group)  # without it a wait could have no end
+        compat.group_timeout(group)  # without it a wait could be endless
         host = segment.host_id()
         if group.rank() != 0:
             return _Offer(choice, host=host), None
@@ -103,7 +103,7 @@ def _offer(choice: str, group: ProcessGroup) -> tuple[_Offer, Segment | None]:
 
 
 def _join(segment: Segment | None, invitation: Invitation, group: ProcessGroup) -> tuple[Segment | None, str]:
-    """The segment, in which this rank holds its lock, and what went wrong."""
+    """Open the segment and take this rank's lock; returns it and what went wrong."""
     from syncbn.norm.core.segment import Segment
 
     try:
@@ -134,7 +134,7 @@ def _refused(choice: str, why: str) -> str:
 
 
 def _say_once(why: str) -> str:
-    """Log what keeps ranks of one host from sharing memory, for the first group of a process that falls back."""
+    """Log why ranks of one host don't share memory, for the first group of a process that falls back."""
     if not _said:
         _said.append(why)
         _LOG.warning(
@@ -146,7 +146,7 @@ def _say_once(why: str) -> str:
 
 
 def _gather(mine: _T, group: ProcessGroup) -> list[_T]:
-    """Every rank's, in their order."""
+    """Gather from all ranks, in rank order."""
     answers = [mine] * group.size()
     dist.all_gather_object(answers, mine, group)
     return answers

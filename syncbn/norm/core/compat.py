@@ -1,4 +1,4 @@
-"""Every use of torch's private API, over `private`, which refuses what a torch lacks.
+"""All uses of torch's private API, through `private`, which checks that this torch has it.
 
 `tests/norm/core/test_compat.py` fails when torch changes one.
 """
@@ -18,19 +18,19 @@ from torch.utils import _python_dispatch, _pytree
 
 from syncbn.norm.core import private
 
-# The base that DDP, FSDP and Lightning know as "a batch norm". Not `nn.SyncBatchNorm`: DDP refuses that class on CPU.
+# Base class that DDP, FSDP and Lightning recognize as a batch norm. Not `nn.SyncBatchNorm`: DDP refuses it on CPU.
 BatchNormBase = nn.modules.batchnorm._BatchNorm
 
-# Every normalization layer of torch: batch and instance normalization have a base of their own.
+# All normalization layers of torch: batch and instance normalization share a base.
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 # Functions over nested tuples, lists and dicts of tensors.
 pytree = _pytree
 
-# A mode that sees every operation that torch dispatches. torch documents it, and has no public name for it.
+# Mode that sees every operation that torch dispatches; documented, but without a public name.
 TorchDispatchMode = _python_dispatch.TorchDispatchMode
 
-# A module's dictionaries of hooks. A handle removes its hook from one of them.
+# A module's hook dictionaries. A handle removes its hook from one of them.
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -46,7 +46,7 @@ HOOKS = (
     "_load_state_dict_post_hooks",
 )
 
-# Wrappers that have looked into the model's layers by the time they exist, and the order to use instead.
+# Wrappers that inspect the model's layers when created, and the order to use instead.
 WRAPPERS = {
     "DistributedDataParallel": "DistributedDataParallel(syncbn.convert(model, ...))",
     "DataParallel": "DistributedDataParallel(syncbn.convert(model, ...)), one process a device",
@@ -57,9 +57,9 @@ WRAPPERS = {
 
 
 def ddp_without_buffers() -> dict[str, bool]:
-    """The argument of `DistributedDataParallel` that leaves out its broadcast of buffers before each forward pass.
+    """Argument of `DistributedDataParallel` that turns off its broadcast of buffers before each forward pass.
 
-    From torch 2.13 on, buffers are sent once, when DDP is made. Before, its argument leaves out that, too: call
+    From torch 2.13 on, buffers are still broadcast once, when DDP is created. Earlier versions skip that, too: call
     `broadcast_buffers` first.
     """
     known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
@@ -67,7 +67,7 @@ def ddp_without_buffers() -> dict[str, bool]:
 
 
 def broadcast_buffers(module: nn.Module, process_group: ProcessGroup | None = None) -> None:
-    """Give every rank rank 0's buffers, once, where `ddp_without_buffers` would leave that out."""
+    """Broadcast rank 0's buffers once, where `ddp_without_buffers` would skip it."""
     if "broadcast_buffers" in ddp_without_buffers():
         for buffer in module.buffers():
             dist.broadcast(
@@ -78,39 +78,39 @@ def broadcast_buffers(module: nn.Module, process_group: ProcessGroup | None = No
 def in_backward() -> bool:
     """Whether this thread is inside a backward pass: a forward there is a recomputation (activation checkpointing).
 
-    It must be asked when a layer runs, not when it is traced, so a compiled layer asks inside a custom operator.
+    It must be evaluated when a layer runs, not when it is traced, so a compiled layer does it in a custom operator.
     """
     return private.graph_task_id() != -1
 
 
 def functorch_transforms() -> tuple[str, ...]:
-    """The `torch.func` transforms that are active, outermost first: "grad" (also vjp, jacrev), "vmap", "jvp", ..."""
+    """Active `torch.func` transforms, outermost first: "grad" (also vjp, jacrev), "vmap", "jvp", ..."""
     if torch.compiler.is_compiling():
-        return ()  # asking can't be traced
+        return ()  # the query can't be traced
     stack = private.interpreter_stack() or []
     return tuple(interpreter.key().name.lower() for interpreter in stack)
 
 
 def is_tracing() -> bool:
-    """Whether operations must be traceable: under `torch.compile`, `torch.export`, or where `is_transformed`."""
+    """Whether operations must be traceable: under `torch.compile`, `torch.export`, or if `is_transformed`."""
     return torch.compiler.is_compiling() or is_transformed()
 
 
 def is_transformed() -> bool:
-    """Whether a `torch.func` transform, or `torch.jit.trace`, sees every operation that runs. Can't be compiled."""
+    """Whether a `torch.func` transform or `torch.jit.trace` sees every operation. Can't be compiled."""
     return private.peek_interpreter_stack() is not None or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def in_dispatch_mode() -> bool:
-    """Whether some mode (a flop counter, `FakeTensorMode`, `make_fx`) wants to see every operation.
+    """Whether a dispatch mode (a flop counter, `FakeTensorMode`, `make_fx`) must see every operation.
 
-    Where it can't be told, it is taken for granted: ATen's kernels are right everywhere.
+    If unknown, True: ATen's kernels are correct everywhere.
     """
     return not private.dispatch_stack_length.is_usable() or private.dispatch_stack_length() > 0
 
 
 def group_by_name(name: str) -> ProcessGroup:
-    """The process group of a `group_name`: operators take names, since a graph can't hold a group."""
+    """Process group with a `group_name`: operators take names, since a graph can't hold a group."""
     group: ProcessGroup = private.resolve_process_group(name)
     if group.group_name != name:
         raise RuntimeError(f"torch {torch.__version__} answers the group {group.group_name!r} for {name!r}")
@@ -118,10 +118,10 @@ def group_by_name(name: str) -> ProcessGroup:
 
 
 def group_timeout(group: ProcessGroup) -> timedelta:
-    """How long a collective of the group may take, on CPU.
+    """Timeout of the group's collectives on CPU.
 
     Raises:
-        RuntimeError: this torch doesn't show it.
+        RuntimeError: this torch doesn't expose it.
     """
     try:
         backend: Any = group._get_backend(torch.device("cpu"))
@@ -135,14 +135,14 @@ def group_timeout(group: ProcessGroup) -> timedelta:
 
 
 def is_profiling() -> bool:
-    """Whether torch's profiler is on; taken for granted where it can't be told."""
+    """Whether torch's profiler is on; True if unknown."""
     return getattr(torch.autograd.profiler, "_is_profiler_enabled", True)
 
 
 class SpectralParametrization(parametrizations._SpectralNorm):
-    """The parametrization of torch's `spectral_norm`, without a power iteration where a forward pass is repeated.
+    """Parametrization of torch's `spectral_norm`, without a power iteration in recomputed forward passes.
 
-    Torch's own goes on when activation checkpointing repeats a forward pass, which then has other weights.
+    torch's own iterates when activation checkpointing recomputes a forward pass, which then has different weights.
     """
 
     def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
@@ -166,8 +166,8 @@ def convolution_weight_grad(
     output_padding: tuple[int, ...],
     groups: int,
 ) -> Tensor:
-    """The gradient of a convolution by its weight: `torch.nn.grad` has none for transposed ones."""
-    weight = input.new_empty(1).expand(weight_shape)  # only its shape is looked at
+    """Gradient of a convolution with respect to its weight; `torch.nn.grad` has none for transposed ones."""
+    weight = input.new_empty(1).expand(weight_shape)  # only its shape is used
     _, grad, _ = torch.ops.aten.convolution_backward(
         grad_output,
         input,
@@ -185,43 +185,43 @@ def convolution_weight_grad(
 
 
 def padding_ahead(convolution: Any) -> Sequence[int]:
-    """The padding of a convolution as `torch.nn.functional.pad` takes it, last dimension first."""
+    """Padding of a convolution in the order of `torch.nn.functional.pad`, last dimension first."""
     return convolution._reversed_padding_repeated_twice
 
 
 def forward_pre_hooks(module: nn.Module) -> tuple[Callable[..., Any], ...]:
-    """What a module calls before its forward, in order."""
+    """Hooks that a module calls before its forward, in order."""
     return tuple(module._forward_pre_hooks.values())
 
 
 def has_output_hooks(module: nn.Module) -> bool:
-    """Whether anybody has asked to see what comes out of a module, or its gradient."""
+    """Whether a module has hooks that see its output or the output's gradient."""
     return bool(module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether anybody has asked to see what goes into a module, or comes out of it, forward or backward."""
+    """Whether a module has any hooks that see inputs or outputs, forward or backward."""
     return has_output_hooks(module) or bool(module._forward_pre_hooks)
 
 
 def share_hooks(source: nn.Module, target: nn.Module) -> None:
-    """Give `target` the hooks of `source`: the very dictionaries, so that handles of either remove them from both."""
+    """Share the hook dictionaries of `source` with `target`, so that a handle removes its hook from both."""
     for name in HOOKS:
         target.__dict__[name] = source.__dict__[name]
 
 
 def version_of(tensor: Tensor) -> int:
-    """How many times a tensor's memory has been written in place."""
+    """Number of in-place writes to a tensor's memory."""
     return tensor._version
 
 
 def store_of_default_group() -> Any:
-    """The store by which the ranks of the default group have met."""
+    """Store by which the ranks of the default group have met."""
     return distributed_c10d._get_default_store()
 
 
 def empty_shell(cls: type[Tensor], like: Tensor) -> Any:
-    """A leaf of a subclass with the shape, strides, dtype and device of another, and no memory behind it."""
+    """Make a leaf tensor of a subclass with the shape, strides, dtype and device of another, without memory."""
     strides, dtype, device = like.stride(), like.dtype, like.device
     return private.make_wrapper_subclass(
         cls, like.shape, strides=strides, dtype=dtype, device=device, requires_grad=True
@@ -229,19 +229,19 @@ def empty_shell(cls: type[Tensor], like: Tensor) -> Any:
 
 
 def plain_tensors() -> Any:
-    """A context in which subclasses of tensors are treated as what they are in memory."""
+    """Context in which tensor subclasses are treated as plain tensors."""
     return private.disable_torch_function()
 
 
 def saved_tensor_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
-    """The innermost `torch.autograd.graph.saved_tensors_hooks` that is active: (pack, unpack)."""
+    """Innermost active `torch.autograd.graph.saved_tensors_hooks`: (pack, unpack)."""
     return private.top_saved_tensor_hooks(False)
 
 
 def storage_ref(tensor: Tensor) -> Any:
-    """A reference to a tensor's storage that doesn't keep it alive: `.cdata` is its identity, `.expired()` its end.
+    """Weak reference to a tensor's storage: `.cdata` is its identity, `.expired()` whether it was freed.
 
-    None for a tensor without one, such as a sparse tensor.
+    None for a tensor without a storage, such as a sparse one.
     """
     try:
         return StorageWeakRef(tensor.untyped_storage())
@@ -250,7 +250,7 @@ def storage_ref(tensor: Tensor) -> Any:
 
 
 def storage_key(tensor: Tensor) -> int | None:
-    """The identity of a tensor's storage, as in `storage_ref`."""
+    """Identity of a tensor's storage, as in `storage_ref`."""
     try:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):
@@ -258,18 +258,18 @@ def storage_key(tensor: Tensor) -> int | None:
 
 
 def no_torch_functions() -> Any:
-    """A context in which neither modes nor subclasses see what is asked of tensors."""
+    """Context in which neither function modes nor subclasses see calls on tensors."""
     return private.disable_all_torch_functions()
 
 
 def remove_global_hook(handle: Any) -> None:
-    """Remove a hook of all modules, with the mark that torch leaves of one that takes keyword arguments."""
+    """Remove a global module hook, including the entry that torch leaves behind for one with keyword arguments."""
     handle.remove()
     nn.modules.module._global_forward_hooks_with_kwargs.pop(handle.id, None)
 
 
 def written_arguments(op: Any) -> list[tuple[int, str]]:
-    """The place and name of each argument that an operator of `torch.ops` writes to, by its schema."""
+    """Position and name of each argument that an operator of `torch.ops` writes to, by its schema."""
     return [
         (place, argument.name)
         for place, argument in enumerate(op._schema.arguments)
@@ -278,14 +278,14 @@ def written_arguments(op: Any) -> list[tuple[int, str]]:
 
 
 def without_writing(op: Any) -> Any:
-    """The operator `add.Tensor` of `add_.Tensor`; the same operator where there is none."""
+    """Out-of-place variant of an operator, `add.Tensor` for `add_.Tensor`; the operator itself if there is none."""
     name = op.overloadpacket.__name__
     functional = getattr(torch.ops.aten, name.rstrip("_"), None) if name.endswith("_") else None
     return op if functional is None else getattr(functional, op._overloadname, op)
 
 
 def runs_own_code(module: nn.Module) -> bool:
-    """Whether a layer of torch's, or of a subclass, computes by methods that aren't torch's."""
+    """Whether a torch layer or its subclass has computing methods that aren't torch's."""
     names = ("forward", "_conv_forward", "__call__")
     if any(name in vars(module) for name in names):
         return True

@@ -1,4 +1,4 @@
-"""Sums over the ranks of a process group: the one place where layers talk to each other."""
+"""Sums over the ranks of a process group; all communication of the layers is here."""
 
 import weakref
 from collections.abc import Sequence
@@ -14,30 +14,30 @@ from syncbn.norm.core.choice import agree
 
 
 class Pending(Protocol):
-    """A sum that is under way."""
+    """A sum in progress."""
 
     def wait(self) -> object:
-        """Return when the buffer that was sent holds the sum."""
+        """Wait until the sent buffer holds the sum."""
 
 
 class Exchange(Protocol):
-    """A way to sum over the ranks of one group. Every rank makes the same calls, in the same order.
+    """Interface for sums over the ranks of a group. Every rank must make the same calls in the same order.
 
     Attributes:
-        name: as SYNCBN_EXCHANGE knows it.
+        name: its name in SYNCBN_EXCHANGE.
     """
 
     name: str
 
     def sum(self, buffer: Tensor) -> None:
-        """Put the sum of all ranks' buffers in the place of each."""
+        """Replace each rank's buffer by the sum of all ranks' buffers."""
 
     def send(self, buffer: Tensor) -> Pending:
-        """Begin the same. The buffer isn't touched until `wait` has returned."""
+        """Start a sum. The buffer must not be used until `wait` has returned."""
 
 
 class Collective:
-    """The process group's own all-reduce: any device, any group."""
+    """The process group's all-reduce, for any device and group."""
 
     name = "collective"
 
@@ -56,7 +56,7 @@ class Collective:
 
 
 def exchange_for(group: ProcessGroup, buffer: Tensor) -> Exchange:
-    """The fastest way to sum such a buffer over a group. Its ranks agree on it when they first ask."""
+    """Fastest exchange for such a buffer and group. The ranks agree on it at the first call."""
     agreed = _agreed(group, buffer)
     exchange = Collective(group) if isinstance(agreed, str) else agreed
     USED.add(exchange.name)
@@ -64,13 +64,13 @@ def exchange_for(group: ProcessGroup, buffer: Tensor) -> Exchange:
 
 
 def describe(group: ProcessGroup, buffer: Tensor) -> str:
-    """The same in words, with the reason where it isn't the one-shot exchange; every rank calls it."""
+    """Describe that exchange, with the reason if it isn't the one-shot exchange; every rank calls it."""
     agreed = _agreed(group, buffer)
     return f"collective: {agreed}" if isinstance(agreed, str) else agreed.name
 
 
 def _agreed(group: ProcessGroup, buffer: Tensor) -> Exchange | str:
-    """The one-shot exchange, or why it doesn't serve."""
+    """The one-shot exchange, or why it isn't used."""
     if not (buffer.is_cpu and buffer.dtype in _DTYPES and type(buffer) in _TYPES):
         return f"a {type(buffer).__name__} of {buffer.dtype} on {buffer.device.type}"
     agreed = _AGREED.get(group)
@@ -79,16 +79,16 @@ def _agreed(group: ProcessGroup, buffer: Tensor) -> Exchange | str:
     return agreed
 
 
-# Numbers in this process's memory: not a GPU's, not a tracer's, and nothing that torch handles in a way of its own.
+# Plain tensors in this process's memory: not on a GPU, not traced, and no subclass with special handling.
 _DTYPES = (torch.float64, torch.float32)
 _TYPES = (Tensor, nn.Parameter)
 _AGREED: weakref.WeakKeyDictionary[ProcessGroup, Exchange | str] = weakref.WeakKeyDictionary()
-# Names of the exchanges that this process has summed by.
+# Names of the exchanges that this process has used.
 USED: set[str] = set()
 
 
 def all_sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
-    """The sum over ranks, differentiable to any order. The caller gives the tensor away."""
+    """Sum over ranks, differentiable to any order. The tensor may be overwritten."""
     if group is None:
         return tensor
     if torch.compiler.is_compiling():
@@ -100,7 +100,7 @@ def all_sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
 
 
 class PendingSum:
-    """The sums of some tensors over ranks, by one message that is under way until `wait`."""
+    """Sums of several tensors over ranks in one message, in progress until `wait`."""
 
     def __init__(self, tensors: Sequence[Tensor], group: ProcessGroup | None) -> None:
         self._tensors = list(tensors)
@@ -112,19 +112,19 @@ class PendingSum:
             self._sent = exchange_for(group, flat).send(flat)
 
     def wait(self) -> list[Tensor]:
-        """The sums; the first call waits for them."""
+        """Return the sums; the first call waits for them."""
         if self._sent is not None:
             self._sent.wait()
             self._sent = None
         return self._tensors
 
     def __getstate__(self) -> dict[str, Any]:
-        self.wait()  # a copy can't
+        self.wait()  # a copy couldn't wait
         return self.__dict__
 
 
 class _AllSum(torch.autograd.Function):
-    """Every rank's loss depends on the sum, so the gradient of each summand is the sum of all ranks' gradients."""
+    """Differentiable sum: every rank's loss depends on it, so a summand's gradient is the sum of all gradients."""
 
     @staticmethod
     def forward(tensor: Tensor, group: ProcessGroup) -> Tensor:
@@ -139,8 +139,8 @@ class _AllSum(torch.autograd.Function):
         return all_sum(grad.clone(), ctx.group), None
 
 
-# For graphs. torch's functional all-reduce won't do: Inductor reduces in place, and when what it reduces is a `cat`,
-# the parts of that `cat`, which a backward pass may need, live in the same memory. See docs/decisions/0003.
+# For graphs. torch's functional all-reduce doesn't work: Inductor reduces in place, and the parts of a reduced `cat`,
+# which a backward pass may need, share its memory. See docs/decisions/0003.
 @torch.library.custom_op("syncbn::all_sum", mutates_args=())
 def _all_sum_operator(tensor: Tensor, group_name: str) -> Tensor:
     return all_sum(tensor.clone(), compat.group_by_name(group_name))
@@ -161,12 +161,12 @@ def _all_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 
 _all_sum_operator.register_autograd(_all_sum_backward, setup_context=_keep_group_name)
 
-# On an empty rank nothing depends on the sum, so Inductor would drop it as dead code, and the other ranks would wait.
+# On an empty rank nothing depends on the sum. Inductor would drop it as dead code, and the other ranks would hang.
 torch.fx.node.has_side_effect(torch.ops.syncbn.all_sum.default)
 
 
 def communicating_group(process_group: ProcessGroup | None) -> ProcessGroup | None:
-    """The group to reduce over: `process_group`, or the default group; None where there is nobody to talk to."""
+    """Group to reduce over: `process_group`, or the default group; None if there are no other ranks."""
     if process_group is None:
         if not (dist.is_available() and dist.is_initialized()):
             return None
@@ -175,7 +175,7 @@ def communicating_group(process_group: ProcessGroup | None) -> ProcessGroup | No
 
 
 def largest_over_ranks(number: int, device: torch.device, group: ProcessGroup | None) -> int:
-    """The largest of the ranks' numbers. The host waits for it."""
+    """Largest of the ranks' numbers. The host waits for it."""
     if group is None:
         return number
     largest = torch.tensor(number, device=device)
@@ -184,7 +184,7 @@ def largest_over_ranks(number: int, device: torch.device, group: ProcessGroup | 
 
 
 def check_group(process_group: ProcessGroup | None) -> None:
-    """Raise `TypeError` for what isn't a process group and `ValueError` for one without this rank."""
+    """Raise `TypeError` unless it is a process group, and `ValueError` for one without this rank."""
     if process_group is None:
         return
     if process_group is dist.GroupMember.NON_GROUP_MEMBER:

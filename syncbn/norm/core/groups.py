@@ -1,4 +1,4 @@
-"""Process groups for synchronized norms: the ranks of a node, or every n ranks."""
+"""Process groups for synchronized norms: the ranks of a node, or n consecutive ranks."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ def sync_group(size: Size) -> ProcessGroup | None:
     """Divide all ranks into groups, and return this rank's, for the `process_group` of a norm or of `convert`.
 
     Every rank must call it, with the same size and at the same place, after `init_process_group` (with NCCL, after
-    `torch.cuda.set_device`). Each call makes groups of its own.
+    `torch.cuda.set_device`). Each call creates new groups.
 
-    Running statistics differ from group to group; a checkpoint that rank 0 writes has those of its group.
+    Running statistics differ between groups; a checkpoint written by rank 0 has those of its group.
 
     Args:
-        size: "node" for the ranks of each node, as torchrun or SLURM count nodes, and without them as the machines are
-            named; n for ranks 0 to n-1, n to 2n-1 and so on; "world" for all.
+        size: "node" for the ranks of each node, identified by torchrun or SLURM, otherwise by host name; n for ranks 0
+            to n-1, n to 2n-1 and so on; "world" for all.
 
     Returns:
-        The group that this rank belongs to; None, which norms take for all ranks, for "world".
+        This rank's group; for "world" None, which norms treat as all ranks.
 
     Raises:
-        ValueError: another name, a number that doesn't divide the number of ranks, ranks that ask for different sizes,
-            or no process group to divide.
+        ValueError: an unknown name, a number that doesn't divide the number of ranks, different sizes on the ranks, or
+            no process group to divide.
     """
     if not (dist.is_available() and dist.is_initialized()):
         if size == "world":
             return None
         raise ValueError(f"sync_group({size!r}) divides a process group: call init_process_group() first")
-    # Whatever this rank asks for, it answers the others first: a mistake on one rank must not leave them waiting.
+    # Exchange the sizes before any check: a mistake on one rank must not leave the others waiting.
     answers: list[tuple[Size, str]] = [(size, "")] * dist.get_world_size()
     dist.all_gather_object(answers, (size, _node()))
     if len({repr(asked) for asked, _ in answers}) > 1:
@@ -55,7 +55,7 @@ def sync_group(size: Size) -> ProcessGroup | None:
 
 
 def check_size(size: Size, world_size: int) -> None:
-    """Raise `ValueError` for a size into which the ranks can't be divided."""
+    """Raise `ValueError` if the ranks can't be divided into groups of this size."""
     if size in ("node", "world"):
         return
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
@@ -68,12 +68,12 @@ def check_size(size: Size, world_size: int) -> None:
 
 
 def set_process_group(model: nn.Module, group: ProcessGroup | None) -> None:
-    """Let every norm of `model` that synchronizes do so over `group`."""
+    """Set the group of every synchronizing norm of `model`."""
     for layer in model.modules():
         if isinstance(layer, TrackingNorm) and layer.synchronizes:
-            layer.process_group = group  # type: ignore[assignment]  # an attribute of those norms
+            layer.process_group = group  # type: ignore[assignment]  # these norms have it
 
 
 def _node() -> str:
-    """What the ranks of a node have in common, and those of others don't."""
+    """Identifier of this rank's node."""
     return os.environ.get("GROUP_RANK") or os.environ.get("SLURM_NODEID") or socket.gethostname()

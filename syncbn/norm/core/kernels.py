@@ -1,7 +1,7 @@
-"""Which kernels serve a tensor.
+"""Selection of the kernels for a tensor.
 
-The environment variable SYNCBN_KERNELS, read at the import, forces a choice: `aten` for ATen's kernels and no others,
-`native` to fail where there is no library, `triton` for Triton's, on CUDA; only then is Triton imported.
+The environment variable SYNCBN_KERNELS, read at import, forces a choice: `aten` for only ATen's kernels, `native` to
+fail if there is no library, `triton` for Triton's on CUDA; Triton is imported only then.
 """
 
 import os
@@ -17,9 +17,9 @@ from syncbn.norm.kernels.plain import PLAIN
 
 
 def kernels_for(*tensors: Tensor) -> Kernels:
-    """The fastest kernels that can read all of `tensors`: an input and, in a backward pass, the gradient.
+    """Fastest kernels that can read all of `tensors`: an input and, in a backward pass, the gradient.
 
-    A dispatch mode, such as a flop counter, is shown ATen's operations; a trace or a transform, differentiable ones.
+    A dispatch mode, such as a flop counter, gets ATen's operations; a trace or a transform gets differentiable ones.
     """
     if compat.is_transformed():
         return PLAIN
@@ -30,7 +30,7 @@ def kernels_for(*tensors: Tensor) -> Kernels:
 
 
 def candidates(choice: str) -> tuple[Kernels, ...]:
-    """The kernels to ask, the fastest first, by what SYNCBN_KERNELS says; `native` leads when it is empty."""
+    """Candidate kernels for a value of SYNCBN_KERNELS, the fastest first; empty means `native` first."""
     if choice == "aten":
         return _ATEN
     if choice == "triton":

@@ -1,4 +1,4 @@
-"""Convolutions and linear layers as what they are, y_c = <θ_c, p> + b_c: a filter times a patch of the input."""
+"""Convolutions and linear layers as linear maps of patches, y_c = <θ_c, p> + b_c with filter θ_c and patch p."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from syncbn.norm.core import compat
 
-# Up to so many output positions, all samples together, a matrix product beats the convolution's own weight gradient,
+# Up to this many output positions over all samples, a matrix product is faster than the convolution's weight gradient,
 # which spends its time on rearranging the weight.
 _FEW_POSITIONS = 64
 
 
 def filters(module: Any, weight: Tensor) -> Tensor:
-    """θ as one row for each output channel, (C_out, D). A view, except of a transposed convolution's weight."""
+    """Filters θ as one row per output channel, (C_out, D). A view, except of a transposed convolution's weight."""
     if not is_transposed(module):
         return weight.reshape(weight.shape[0], -1)
     groups = module.groups
@@ -25,9 +25,10 @@ def filters(module: Any, weight: Tensor) -> Tensor:
 
 
 def patch_sums(module: Any, x: Tensor, output_shape: torch.Size) -> Tensor:
-    """Σp over samples and positions, (groups, D): the same for every filter of a group.
+    """Patch sums Σp over samples and positions, (groups, D), the same for all filters of a group.
 
-    It is the gradient of Σy by a filter. Samples are added before, so that it costs a small part of a forward pass.
+    It is the gradient of Σy with respect to a filter. Samples are summed first, so it costs a small part of a forward
+    pass.
     """
     if isinstance(module, nn.Linear):
         return x.sum(0, keepdim=True)
@@ -36,7 +37,7 @@ def patch_sums(module: Any, x: Tensor, output_shape: torch.Size) -> Tensor:
 
 
 def patch_products(module: Any, x: Tensor, y: Tensor) -> Tensor:
-    """Σ y_c·p over samples and positions, (C_out, D): the gradient of Σy²/2 by the filters."""
+    """Σ y_c·p over samples and positions, (C_out, D): the gradient of Σy²/2 with respect to the filters."""
     if isinstance(module, nn.Linear):
         return y.t() @ x
     few = y.numel() // y.shape[1] <= _FEW_POSITIONS
@@ -73,7 +74,7 @@ def _weight_grad(module: Any, grad_output: Tensor, x: Tensor) -> Tensor:
 
 
 def _padded(module: Any, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """The input with the padding that the convolution can't do itself, and the padding that is left to it."""
+    """Apply the padding that the convolution's gradient can't; returns the input and the remaining padding."""
     ahead = compat.padding_ahead(module)
     if module.padding_mode != "zeros":
         return F.pad(x, ahead, mode=module.padding_mode), (0,) * len(module.kernel_size)

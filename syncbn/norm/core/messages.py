@@ -1,7 +1,7 @@
-"""Words of other people's errors, for messages of our own."""
+"""Text of other packages' errors, for our messages."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says; its class, where it says nothing."""
+    """First line of an error's message, or its class if it has none."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""Moments of a batch, and of all ranks' batches together."""
+"""Moments of a batch and of all ranks' batches."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from syncbn.norm.kernels.plain import PLAIN, moments_grad
 
 
 class Moments(NamedTuple):
-    """What the mean and the variance of a batch are made of, per channel, in float64.
+    """Count, mean and M2 of a batch, per channel, in float64.
 
     Attributes:
         count: number of samples in a channel, 0-d.
@@ -21,14 +21,14 @@ class Moments(NamedTuple):
         m2: Σ(x - mean)², (C,).
     """
 
-    count: Tensor  # type: ignore[assignment]  # a tuple's method has this name; moments have no use for it
+    count: Tensor  # type: ignore[assignment]  # shadows a method of tuple
     mean: Tensor
     m2: Tensor
 
 
 # Functions and not properties: the compiler of torch 2.8 can't trace a property of a tuple.
 def biased_var(moments: Moments) -> Tensor:
-    """M2 / n; 0 where nothing was counted."""
+    """M2 / n; 0 if there are no samples."""
     return moments.m2 / moments.count.clamp(min=1)
 
 
@@ -41,8 +41,8 @@ def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:
     """Moments of this rank's (N, C, *). Differentiable where gradients are recorded.
 
     Args:
-        x: finite wherever it counts and wherever it doesn't (fill what is masked first).
-        mask: (N, 1, *) bool, True = counts.
+        x: input, finite even where it is masked (fill masked values first).
+        mask: (N, 1, *) bool; True = counts.
     """
     differentiable = torch.is_grad_enabled() and x.requires_grad
     if mask is not None or differentiable or compat.is_tracing():
@@ -55,12 +55,12 @@ def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:
 
 
 def merge(count: Tensor, mean: Tensor, var: Tensor) -> Moments:
-    """Moments of several parts together, by the law of total variance. Differentiable.
+    """Merge the moments of several parts by the law of total variance. Differentiable.
 
     Args:
-        count: of each part, a sample or a batch, (N,); the moments of those of count 0 may be anything finite.
-        mean: of each, (N, C).
-        var: of each, biased, (N, C).
+        count: count of each part, a sample or a batch, (N,); the moments of a part with count 0 may be anything finite.
+        mean: mean of each part, (N, C).
+        var: biased variance of each part, (N, C).
     """
     wide = _widest_dtype(mean)
     count, mean, var = count.to(wide).unsqueeze(1), mean.to(wide), var.to(wide)
@@ -70,7 +70,7 @@ def merge(count: Tensor, mean: Tensor, var: Tensor) -> Moments:
 
 
 def pool(a: Moments, b: Moments) -> Moments:
-    """Moments of two batches together."""
+    """Merge the moments of two batches."""
     count = a.count + b.count
     delta = b.mean - a.mean
     share = b.count / count.clamp(min=1)
@@ -78,10 +78,10 @@ def pool(a: Moments, b: Moments) -> Moments:
 
 
 def all_reduce(local: Moments, group: ProcessGroup | None) -> Moments:
-    """Moments of all ranks' batches, by one all-reduce of 2C + 1 sums [n·mean, M2 + n·mean², n].
+    """Merge the moments of all ranks' batches, by one all-reduce of 2C + 1 sums [n·mean, M2 + n·mean², n].
 
-    Sums are linear, so unequal and empty ranks need no special case, and the traffic doesn't grow with the world
-    size. In float64, E[x²] - E[x]² loses a relative 1e-16 only.
+    Sums are linear, so unequal and empty ranks need no special case, and traffic doesn't grow with the world size. In
+    float64, E[x²] - E[x]² loses only a relative 1e-16.
     """
     if group is None:
         return local
@@ -98,10 +98,10 @@ def all_covariance(
     """Count, mean and biased covariance of all ranks' samples, by one all-reduce of Σx, Σxxᵀ and n. Differentiable.
 
     Args:
-        centred: x - near of this rank's n samples, (groups, n, D); samples that don't count are 0.
-        near: a point near the data, of which the sums here are taken about, (groups, D); a constant.
-        count: how many of them count, 0-d.
-        group: the ranks; None for this one alone.
+        centred: x - near of this rank's n samples, (groups, n, D); masked samples are 0.
+        near: a constant point near the data, about which the sums are taken, (groups, D).
+        count: number of samples that count, 0-d.
+        group: the ranks; None for only this one.
 
     Returns:
         count 0-d, mean (groups, D) and covariance (groups, D, D), all in float64.
@@ -120,7 +120,7 @@ def all_covariance(
 
 
 def all_means(a: Tensor, b: Tensor, count: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """Two sums (C) over this rank's samples, as means over the `count` samples of all ranks: one all-reduce."""
+    """Means over the `count` samples of all ranks from two sums (C) over this rank's samples, by one all-reduce."""
     sums = all_sum(torch.cat([a, b]).to(count.dtype), group)
     mean_a, mean_b = (sums / count.clamp(min=1)).to(a.dtype).chunk(2)
     return mean_a, mean_b
@@ -129,16 +129,16 @@ def all_means(a: Tensor, b: Tensor, count: Tensor, group: ProcessGroup | None) -
 def attach_moments(
     x: Tensor, mean: Tensor, var: Tensor, count: Tensor, group: ProcessGroup | None
 ) -> tuple[Tensor, Tensor]:
-    """Saved moments of all ranks' samples, made functions of `x` again, this rank's part of them.
+    """Make saved moments of all ranks' samples functions of `x`, this rank's samples, again.
 
-    Autograd takes saved statistics for constants, so a backward pass that uses them has a right first derivative and
-    a silently wrong second one.
+    Autograd treats saved statistics as constants, so a backward pass that uses them would have a correct first
+    derivative and a silently wrong second one.
     """
     return _AttachMoments.apply(x, mean, var, count, group)
 
 
 class _AttachMoments(torch.autograd.Function):
-    """`mean` is saved as an output, so that every further derivative comes through here too."""
+    """Saves `mean` as an output, so that higher derivatives pass through this function too."""
 
     @staticmethod
     def forward(
@@ -157,14 +157,14 @@ class _AttachMoments(torch.autograd.Function):
 
 
 def mean_over_ranks(values: Tensor, process_group: ProcessGroup | None = None) -> Tensor:
-    """The loss whose gradient, averaged over ranks as DDP does it, is that of the mean over all ranks' samples.
+    """Loss whose gradient, averaged over ranks by DDP, is that of the mean over all ranks' samples.
 
-    It is `values.sum() · world_size / N`, with N the number of values on all ranks. The mean of each rank's own
-    values, which is what `reduction="mean"` gives, weighs a sample of a small batch more than one of a large batch.
-    One all-reduce of a count. An empty rank contributes 0; without a process group it is the plain mean.
+    It is `values.sum() · world_size / N`, with N the number of values on all ranks. The mean of each rank's own values,
+    as by `reduction="mean"`, would give samples of small batches more weight than those of large ones. There is one
+    all-reduce of a count. An empty rank contributes 0; without a process group it is the plain mean.
 
     Args:
-        values: a loss for each sample of this rank, any shape.
+        values: loss of each sample of this rank, any shape.
         process_group: the group that averages the gradients; the default group when None.
 
     Returns:

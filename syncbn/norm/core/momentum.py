@@ -1,11 +1,11 @@
-"""Momentum of running statistics: what the number means.
+"""Conventions for the momentum of running statistics.
 
-- Here and in torch: running ← (1 - momentum) · running + momentum · batch. 0.1 is usual; the larger, the faster.
-- In Keras and TensorFlow: running ← momentum · running + (1 - momentum) · batch. 0.99 is usual; the larger, the slower.
-  The same thing is momentum=0.01 here: `norm_layer`, `convert` and configs take `keras_momentum=0.99` too.
-- None, in torch and here: the average of all batches so far, running ← running + (batch - running) / batches.
+- Here and in torch: running ← (1 - momentum) · running + momentum · batch. 0.1 is usual; larger is faster.
+- In Keras and TensorFlow: running ← momentum · running + (1 - momentum) · batch. 0.99 is usual; larger is slower. It
+  equals momentum=0.01 here; `norm_layer`, `convert` and configs also take `keras_momentum=0.99`.
+- None, in torch and here: the mean of all batches so far, running ← running + (batch - running) / batches.
 
-Either way the statistics are those of about the last 1 / momentum batches (of torch's convention).
+The statistics cover about the last 1 / momentum batches (in torch's convention).
 """
 
 from syncbn.norm.core.arguments import check_arguments
@@ -13,10 +13,10 @@ from syncbn.norm.core.shared_options import Running
 
 
 def from_keras(keras_momentum: float) -> float:
-    """The momentum, as torch and this package count it, that Keras calls `keras_momentum`.
+    """Convert Keras's momentum to the convention of torch and this package.
 
     Raises:
-        ValueError: it isn't in [0, 1].
+        ValueError: a momentum outside [0, 1].
     """
     check_arguments(Running, {"keras_momentum": keras_momentum})
     return 1 - keras_momentum

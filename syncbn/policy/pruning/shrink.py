@@ -92,9 +92,7 @@ class Removal:
         elif isinstance(getattr(layer, "num_features", None), int):
             tensors = [t for t in (*layer._parameters.values(), *buffers_of(layer).values()) if t is not None]
             layer.num_features = next((len(t) for t in tensors if t.dim() == 1), layer.num_features)
-            if clear_window := getattr(
-                layer, "clear_window", None
-            ):  # cross-iteration norms store moments of all channels
+            if clear_window := getattr(layer, "clear_window", None):  # a window stores moments of all channels
                 clear_window()
 
     def _zero(self, model: nn.Module, axis: Axis) -> None:
