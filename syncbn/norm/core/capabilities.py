@@ -47,12 +47,12 @@ class Capabilities:
 
 
 def normalizes_by_batch(module: nn.Module) -> bool:
-    """See `Capabilities`; True for known batch norms of other packages."""
+    """See `Capabilities`; assumed of other batch norms."""
     return _says(module, "normalizes_by_batch", isinstance(module, compat.BatchNormBase))
 
 
 def is_per_channel(module: nn.Module) -> bool:
-    """See `Capabilities`; True for known batch norms of other packages."""
+    """See `Capabilities`; assumed of other batch norms."""
     return _says(module, "is_per_channel", isinstance(module, compat.BatchNormBase))
 
 
@@ -62,7 +62,7 @@ def synchronizes(module: nn.Module) -> bool:
 
 
 def tracks_batch(module: nn.Module) -> bool:
-    """See `Capabilities`; True for other packages' layers with a momentum, False without running statistics."""
+    """See `Capabilities`; assumed of other layers with a momentum, and False without running statistics."""
     has_statistics = getattr(module, "running_mean", None) is not None
     return has_statistics and _says(module, "tracks_batch", hasattr(module, "momentum"))
 

@@ -1,4 +1,4 @@
-"""Sums over ranks of one host, in one step through memory that they share: kernels/one_shot.cpp, and who is missing."""
+"""One-shot sums over ranks of one host through shared memory, by kernels/one_shot.cpp, and detection of lost ranks."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ from syncbn.norm.core import compat
 from syncbn.norm.core.segment import Segment
 from syncbn.norm.kernels import native
 
-CAPACITY = 1 << 16  # bytes of a message that go in one piece: 2C + 1 float64 numbers of 4,095 channels
+CAPACITY = 1 << 16  # bytes of a message in one piece: 2C + 1 float64 numbers of 4,095 channels
 IN_FLIGHT = 4  # messages; their memory is 2 * 4 * 64 KiB a rank
-_SPINS = 50  # looks, about 1 us, before a waiting rank yields its processor; 2000 took a busy machine 10 times as long
-_SLICE_US = 100_000  # of a wait, after which Python sees to signals, and to ranks that have died
+_SPINS = (
+    50  # polls, about 1 us, before a waiting rank yields its processor; 2000 took 10 times as long on a busy machine
+)
+_SLICE_US = 100_000  # of waiting, after which Python handles signals and checks for dead ranks
 
 _DONE, _WAITING, _MISMATCH, _FULL = range(4)
 
 
 @functools.cache
 def functions() -> dict[str, Any] | str:
-    """The C++ functions by their names, or why there are none."""
+    """C++ functions by name, or why there are none."""
     library = native.library()
     if isinstance(library, str):
         return library
@@ -54,31 +56,31 @@ def functions() -> dict[str, Any] | str:
 
 
 def segment_size(world_size: int, in_flight: int = IN_FLIGHT) -> int:
-    """Bytes that the ranks of a group share."""
+    """Size in bytes of the memory that the ranks of a group share."""
     return int(_library()["bytes"](world_size, 2 * in_flight, CAPACITY))
 
 
 class OneShot:
-    """Every rank writes its numbers where all can read them, waits for the others', and adds them in rank order.
+    """One-shot exchange: every rank writes to shared memory, waits for the others, and adds all in rank order.
 
-    One step whatever the world size, and the same bits on every rank, whatever the size of the message. A wait has the
-    group's time-out. Ranks' messages of different lengths or dtypes are an error.
+    It takes one step for any world size, and gives the same bits on every rank for any message size. A wait has the
+    group's timeout. Messages of different lengths or dtypes on the ranks are an error.
 
     Raises:
-        DistBackendError: of `sum`, and of a pending sum's `wait`: a rank didn't send its part within the time-out, has
-            ended, or has sent something else. The group is of no use any more.
+        DistBackendError: in `sum`, and in a pending sum's `wait`: a rank didn't send its part within the timeout, has
+            ended, or has sent something else. The group can't be used any more.
     """
 
     name = "one_shot"
 
     def __init__(self, segment: Segment, group: ProcessGroup, in_flight: int = IN_FLIGHT) -> None:
-        """Take part in a segment of `segment_size` bytes, which the group's other ranks have, too."""
+        """Join the group's segment of `segment_size` bytes."""
         self._segment = segment
-        self._group = weakref.ref(group)  # groups keep their exchange, not the other way round
+        self._group = weakref.ref(group)  # groups own their exchange
         self._ranks: Sequence[int] = dist.get_process_group_ranks(group)
         functions = _library()
         self._sum, self._send, self._receive = functions["sum"], functions["send"], functions["receive"]
-        # Where ranks share processors, looking on keeps the ranks that are waited for from theirs.
+        # Where ranks share processors, spinning would keep the awaited ranks from running.
         spins = _SPINS if group.size() <= len(os.sched_getaffinity(0)) else 0
         self._end = functions["join"](segment.address, group.rank(), group.size(), 2 * in_flight, CAPACITY, spins)
         weakref.finalize(self, functions["leave"], self._end).atexit = False
@@ -117,7 +119,7 @@ class OneShot:
         return PendingOneShot(self, pieces, buffer, numbers)
 
     def finish(self, piece: _Piece) -> None:
-        """Wait until a piece is summed up."""
+        """Wait until a piece is summed."""
         with piece.lock:
             waited, since = 0.0, time.monotonic()
             while not piece.done:
@@ -130,12 +132,12 @@ class OneShot:
                     self._fail(self._differences(piece.sequence))
                 else:
                     now = time.monotonic()
-                    waited += min(now - since, 1.0)  # a process that was stopped for a while hasn't waited
+                    waited += min(now - since, 1.0)  # a process that was suspended hasn't waited
                     since = now
                     self._check_missing(piece.sequence, waited)
 
     def _send_pieces(self, pieces: list[_Piece], numbers: Tensor) -> None:
-        """Send pieces of `CAPACITY` bytes at most; where they are too many, the first are summed up by then."""
+        """Send pieces of at most `CAPACITY` bytes; if there are too many, the first are summed meanwhile."""
         total, width = numbers.numel(), numbers.element_size()
         most = CAPACITY // width
         for begin in range(0, max(total, 1), most):
@@ -144,7 +146,7 @@ class OneShot:
     def _post(
         self, pieces: list[_Piece], numbers: Tensor, begin: int, count: int, function: Any, *arguments: int
     ) -> None:
-        """Send a piece of `numbers` by a C++ function, when there is room; it joins `pieces` unless it is summed up."""
+        """Send a piece of `numbers` by a C++ function, once there is room; add it to `pieces` unless it is summed."""
         width = numbers.element_size()
         address = numbers.data_ptr() + begin * width
         waited = 0
@@ -153,7 +155,7 @@ class OneShot:
             answer = ctypes.c_int64(_FULL)
             try:
                 function(self._end, address, count, width, *arguments, ctypes.byref(answer))
-            finally:  # of an exception, too, of a signal's handler: what was sent has to be read
+            finally:  # also after an exception in a signal handler: what was sent must be read
                 sequence, state = divmod(answer.value, 4)
                 if state in (_WAITING, _MISMATCH):
                     pieces.append(_Piece(sequence, numbers, address, count))
@@ -162,7 +164,7 @@ class OneShot:
                 return
             if sequence in self._unread:
                 self.finish(self._unread[sequence])
-            else:  # another thread is about to read it
+            else:  # another thread will read it
                 time.sleep(1e-3)
                 waited += 1
                 self._check_missing(sequence, waited / 1000)
@@ -178,7 +180,7 @@ class OneShot:
     def _check_missing(self, sequence: int, waited: float) -> None:
         missing = self._missing(sequence)
         ended = {rank for rank in missing if not self._segment.is_locked(rank)}
-        # Asked again: a rank may have sent its part, and ended, in between.
+        # Check again: a rank may have sent its part and ended in between.
         if ended and (ended := ended.intersection(self._missing(sequence))):
             self._fail(f"{self._named(sorted(ended))} ended, or left the process group, before a sum over {self._all}")
         group = self._group()
@@ -214,15 +216,15 @@ class OneShot:
         return self._named(range(len(self._ranks)))
 
     def abandon(self) -> None:
-        """Refuse to sum from now on: this process was forked from the rank."""
+        """Refuse to sum from now on, in a process forked from the rank."""
         self._fault = "a process that was forked from a rank can't sum over ranks: it isn't one of them"
 
 
 class PendingOneShot:
-    """A sum that is under way: see `Pending`."""
+    """A sum in progress, see `Pending`."""
 
     def __init__(self, exchange: OneShot, pieces: list[_Piece], buffer: Tensor, numbers: Tensor) -> None:
-        """`numbers` are those of `buffer`, in memory that is dense."""
+        """`numbers` are those of `buffer` in dense memory."""
         self._exchange, self._pieces, self._buffer, self._numbers = exchange, pieces, buffer, numbers
 
     def wait(self) -> None:
@@ -236,17 +238,17 @@ class PendingOneShot:
 
 
 class _Piece:
-    """A part of a message, not longer than a slot, to be summed up where it lies."""
+    """Part of a message that fits in a slot, summed in place."""
 
     def __init__(self, sequence: int, numbers: Tensor, address: int, count: int) -> None:
         self.sequence, self.address, self.count = sequence, address, count
-        self.numbers = numbers  # whose memory it is
+        self.numbers = numbers  # owns the memory
         self.width, self.done = numbers.element_size(), False
-        self.lock = threading.RLock()  # a signal's handler may come back to the piece that its thread waits for
+        self.lock = threading.RLock()  # reentrant: a signal handler may wait for the piece that its thread waits for
 
 
 def _give_up(pieces: list[_Piece]) -> None:
-    """Read pieces, as all ranks must, and leave their memory alone, which its owner may use again."""
+    """Read pieces, as all ranks must, without writing to their memory, which the owner may reuse."""
     for piece in pieces:
         piece.count = 0
 
@@ -258,14 +260,14 @@ def _library() -> dict[str, Any]:
 
 
 def _dense(buffer: Tensor) -> Tensor:
-    """The buffer, or a copy, as numbers that lie one after the other."""
+    """The buffer, or a copy, as contiguous numbers."""
     if buffer.is_contiguous() and not buffer.is_neg():
         return buffer
     return buffer.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
 
 
 def _shown() -> AbstractContextManager[object]:
-    """Show a message to torch's profiler."""
+    """Report a message to torch's profiler."""
     return torch.profiler.record_function("syncbn::one_shot") if compat.is_profiling() else _UNSEEN
 
 

@@ -1,8 +1,8 @@
-"""Options: what a part of a run may be told, declared once, in a dataclass of types, bounds, defaults and help.
+"""Options of a run's parts, each declared once in a dataclass with type, bounds, default and help.
 
-The dataclass stands beside what it describes and imports no torch: the layer in `group.py` has its own in
-`group_options.py`. The layer takes its defaults from there and has its arguments checked by it (`core/arguments.py`);
-the config, its check (`mistakes`), the printed help and the tables of the documentation read the same declaration.
+The dataclass is next to what it describes and imports no torch: the layer in `group.py` has its options in
+`group_options.py`. They define the layer's defaults and the check of its arguments (`core/arguments.py`). The config,
+its check (`mistakes`), the printed help and the tables of the documentation read the same declaration.
 """
 
 import copy
@@ -18,7 +18,7 @@ Default = TypeVar("Default")
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, for `Annotated[int, Range(low=1)]`; `above` and `below` are not among the allowed numbers."""
+    """Bounds of a number, for `Annotated[int, Range(low=1)]`; `above` and `below` are exclusive."""
 
     low: float | None = None
     high: float | None = None
@@ -44,17 +44,17 @@ Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(low=0)]
 Fraction = Annotated[float, Range(low=0, high=1)]
 BelowOne = Annotated[float, Range(low=0, below=1)]
-Share = Annotated[float, Range(above=0, below=1)]  # neither nothing nor all
+Share = Annotated[float, Range(above=0, below=1)]  # exclusive bounds
 
 
 def option(default: Default, help: str, refusal: str | None = None) -> Default:
-    """A field of a dataclass of options.
+    """Declare an option, a field of a dataclass.
 
     Args:
-        default: its default; a list or a dictionary is copied for each use.
-        help: what it is, in a line without a capital and a full stop.
-        refusal: what `syncbn.norm.core.arguments` says of a value that it doesn't allow; `{value}` is the value, and
-            `{allowed}` the names that are allowed.
+        default: its value; a list or a dictionary is copied for each use.
+        help: description in one line, without a capital and a full stop.
+        refusal: message of `syncbn.norm.core.arguments` for an invalid value; `{value}` is the value and `{allowed}`
+            the allowed names.
     """
     metadata = {"help": help, "refusal": refusal}
     if isinstance(default, list | dict):
@@ -63,25 +63,25 @@ def option(default: Default, help: str, refusal: str | None = None) -> Default:
 
 
 def required(help: str) -> Any:
-    """A field of a dataclass of options that has no default."""
+    """Declare an option without a default."""
     return field(metadata={"help": help})
 
 
 def redeclared(schema: type, name: str, default: Default) -> Default:
-    """An option of `schema` with another default, or of a narrower type, in a dataclass derived from it."""
+    """Declare an option of `schema` again, with another default or a narrower type, in a derived dataclass."""
     metadata = next(f.metadata for f in fields(schema) if f.name == name)
     return option(default, metadata["help"], metadata["refusal"])
 
 
 @dataclass
 class Partial:
-    """Of what is called later, with further arguments: an optimizer, by a task that has parameters for it."""
+    """Options of something that is called later with further arguments, such as an optimizer with parameters."""
 
     _partial_: Literal[True] = required("that it is called later")
 
 
 def suggest(got: str, allowed: Iterable[str]) -> str:
-    """The end of a message about a misspelt name: "did you mean 'sync'? allowed: batch, sync"."""
+    """Suggest names for a misspelt one, for the end of a message: "did you mean 'sync'? allowed: batch, sync"."""
     names = sorted(allowed)
     close = difflib.get_close_matches(got, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
@@ -89,39 +89,39 @@ def suggest(got: str, allowed: Iterable[str]) -> str:
 
 
 def option_fields(schema: type) -> list[Field[Any]]:
-    """The fields of a dataclass of options, its own before those that it shares with others."""
+    """Fields of a dataclass of options, its own before inherited ones."""
     own = list(vars(schema).get("__annotations__", ()))
     return sorted(fields(schema), key=lambda f: f.name not in own)
 
 
 def field_names(schema: type) -> list[str]:
-    """The keys that a dataclass describes, its own before those that it shares with others."""
+    """Keys of a dataclass of options, its own before inherited ones."""
     return [field.name for field in option_fields(schema)]
 
 
 def default_of(field: Field[Any]) -> Any:
-    """The default of a field; `dataclasses.MISSING` where it has none."""
+    """Default of a field; `dataclasses.MISSING` if it has none."""
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def defaults(schema: type) -> dict[str, Any]:
-    """Every option that has a default, and that default."""
+    """Defaults of all options that have one."""
     return {f.name: default_of(f) for f in option_fields(schema) if default_of(f) is not MISSING}
 
 
 @cache
 def kinds(schema: type) -> dict[str, Any]:
-    """The type of each option, with its bounds."""
+    """Types of the options, with bounds."""
     return get_type_hints(schema, include_extras=True)
 
 
 def mistakes(data: Mapping[str, Any], schema: type, where: str = "") -> list[str]:
-    """What is wrong in `data`, a line for each key: unknown, missing, of the wrong type, or out of range.
+    """Check `data`; returns a line for each key that is unknown, missing, of the wrong type, or out of range.
 
     Args:
         data: plain Python values.
-        schema: a dataclass. Its fields are the keys, their annotations the types; those without a default are required.
-        where: the dotted name of `data` itself.
+        schema: a dataclass: its fields are the keys, annotations the types; fields without a default are required.
+        where: dotted name of `data`.
     """
     allowed = kinds(schema)
     prefix = f"{where}." if where else ""
@@ -145,7 +145,7 @@ def _value_mistakes(value: Any, kind: Any, where: str) -> list[str]:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a plain value is of a type and within its bounds."""
+    """Whether a plain value has a type and is within its bounds."""
     origin, args = get_origin(kind), get_args(kind)
     if kind is Any:
         return True
@@ -171,7 +171,7 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def _names(kind: Any) -> list[str]:
-    """The strings that a kind allows, where those are few; none where any string will do."""
+    """Strings that a type allows; none if it allows any string."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Literal:
         return [name for name in args if isinstance(name, str)]
@@ -181,7 +181,7 @@ def _names(kind: Any) -> list[str]:
 
 
 def describe(kind: Any) -> str:
-    """A type with its bounds, in words: "an integer at least 1 or null"."""
+    """Describe a type with its bounds: "an integer at least 1 or null"."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return f"{describe(args[0])} {' and '.join(str(bounds) for bounds in args[1:])}"
@@ -198,7 +198,7 @@ def describe(kind: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A default as people write it in a config: 1e-5, null, true."""
+    """Format a default as in a config: 1e-5, null, true."""
     if isinstance(value, float):
         return f"{value:.12g}".replace("e-0", "e-") if value % 1 else f"{value:.1f}"
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""What the layers share that squash every number by itself."""
+"""Base of the layers that apply an elementwise squashing function."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Private names of torch: looked for by feature and never by version, and probed before they are believed."""
+"""Private names of torch, found by feature instead of version, and probed before use."""
 
 from collections.abc import Callable
 from functools import cached_property, reduce
@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Private:
-    """A private function of torch, found and probed when it is first called.
+    """A private function of torch, found and probed on first call.
 
     Args:
-        name: its dotted name.
-        feature: what needs it, as the beginning of "... needs".
+        name: dotted name.
+        feature: feature that needs it, the beginning of "... needs".
         instead: what a user can do without it.
-        probe: from the function to whether it means what this package takes it to mean.
+        probe: tests whether the function behaves as this package expects.
     """
 
     def __init__(self, name: str, feature: str, instead: str, probe: Callable[[Callable[..., Any]], bool]) -> None:
@@ -29,10 +29,10 @@ class Private:
 
     @cached_property
     def function(self) -> Callable[..., Any]:
-        """The function.
+        """Find the function.
 
         Raises:
-            RuntimeError: this torch doesn't have it, or it means something else there.
+            RuntimeError: this torch doesn't have it, or it behaves differently.
         """
         try:
             found: Any = reduce(getattr, self.name.split(".")[1:], torch)
@@ -50,7 +50,7 @@ class Private:
         return self.function(*args, **kwargs)
 
     def is_usable(self) -> bool:
-        """Whether this torch has it, with this meaning."""
+        """Whether this torch has it, with the expected behaviour."""
         try:
             return bool(self.function)
         except RuntimeError:

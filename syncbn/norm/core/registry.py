@@ -1,4 +1,4 @@
-"""Name -> layer: what `norm=` of a model, of a config and of `syncbn.convert` accept. Imports no torch by itself."""
+"""Registry of norms by name, for `norm=` of models, configs and `syncbn.convert`. Imports no torch by itself."""
 
 import importlib
 import pkgutil
@@ -25,25 +25,25 @@ NormFactory = Callable[[int], "nn.Module"]
 
 _LAYERS: dict[str, Callable[..., "nn.Module"]] = {}
 _OPTIONS: dict[str, type] = {}
-_HOME = __package__.removesuffix(".core")  # where the layers are
+_HOME = __package__.removesuffix(".core")  # package of the layers
 
 
 def register(
     name: str, options: type | None = None
 ) -> Callable[[Callable[..., "nn.Module"]], Callable[..., "nn.Module"]]:
-    """Decorate a layer class, or a function that returns a layer, so that `name` builds it.
+    """Register a layer class, or a function that returns a layer, under `name` (a decorator).
 
-    The first argument is `num_features`; every other one is an option with a default, which
-    `norm_layer(name, option=...)`, `convert(model, name, option=...)` and `norm.option=...` on the command line set.
+    The first argument is `num_features`; all others are options with defaults, set by `norm_layer(name, option=...)`,
+    `convert(model, name, option=...)` and `norm.option=...` on the command line.
 
     Args:
-        name: the norm's name.
-        options: a dataclass of its options (see `syncbn.norm.core.options`), from which the signature takes its
-            defaults; without one, the signature says their names, defaults and types.
+        name: name of the norm.
+        options: dataclass of its options (see `syncbn.norm.core.options`), from which the signature takes its defaults;
+            without one, the signature defines names, defaults and types.
 
     Raises:
-        ValueError: the name is taken; the dataclass has options that the layer hasn't, or other defaults.
-        TypeError: the options are no dataclass.
+        ValueError: the name is taken; the dataclass has options that the layer doesn't have, or different defaults.
+        TypeError: the options aren't a dataclass.
     """
 
     def add(layer: Callable[..., "nn.Module"]) -> Callable[..., "nn.Module"]:
@@ -61,26 +61,26 @@ def register(
 
 
 def _is_redefined(known: Any, layer: Any) -> bool:
-    """Whether the same code made both: a cell of a notebook that is run again, a module after an import that failed."""
+    """Whether both come from the same code: a notebook cell that is run again, or a module after a failed import."""
     places = [[getattr(each, name, None) for name in ("__module__", "__qualname__")] for each in (known, layer)]
     return known is not layer and None not in places[0] and places[0] == places[1]
 
 
 @cache
 def our_options() -> dict[str, type]:
-    """The options of each norm of this package, by its name; no layer is imported."""
+    """Options of this package's norms, by name; imports no layer."""
     modules = (importlib.import_module(f"{_HOME}.{name}") for name in _modules() if name.endswith("_options"))
     return {name: options for module in modules for name, options in module.OPTIONS.items()}
 
 
 def known_options() -> dict[str, type]:
-    """The options of each norm, of this package or registered by another one, by its name; no layer is imported."""
+    """Options of all norms, including those registered by other packages, by name; imports no layer."""
     return {**our_options(), **_OPTIONS}
 
 
 @cache
 def layer_modules() -> tuple[ModuleType, ...]:
-    """The modules of `syncbn.norm` that are no packages: each registers its layers when it is imported."""
+    """Modules of `syncbn.norm` with layers, which are registered on import."""
     return tuple(importlib.import_module(f"{_HOME}.{name}") for name in _modules())
 
 
@@ -90,17 +90,17 @@ def _modules() -> list[str]:
 
 
 def available_norms() -> tuple[str, ...]:
-    """The names that `norm_layer`, `convert` and every model's `norm=` accept, sorted."""
+    """Sorted names that `norm_layer`, `convert` and every model's `norm=` accept."""
     return tuple(sorted(known_options()))
 
 
 def registered_layers() -> tuple[type["nn.Module"], ...]:
-    """The classes that have been registered so far. Whatever made an instance of one has imported it."""
+    """Layer classes registered so far; creating an instance requires that its module was imported."""
     return tuple(layer for layer in _LAYERS.values() if isinstance(layer, type))
 
 
 def norm_options(name: str) -> tuple[str, ...]:
-    """The options that `norm_layer` takes: the layer's arguments after the first, and those that all norms share."""
+    """Options that `norm_layer` takes: the layer's arguments after the first, and those shared by all norms."""
     layer = _lookup(name)
     named = [argument.name for argument in arguments_of(layer)]
     more = [option for option in field_names(_OPTIONS[name]) if takes_more(layer) and option not in OF_CONFIGS]
@@ -123,17 +123,16 @@ class _Named:
 
 
 def norm_layer(norm: str | NormFactory, **options: Any) -> NormFactory:
-    """A function from `num_features` to a normalization layer.
+    """Make a function from `num_features` to a normalization layer.
 
     Args:
-        norm: one of `available_norms()`, or a function of `num_features`, which is returned as it is.
-        options: arguments of the layer beside `num_features`, for example `groups=32` of `"group"`; `syncbn options`
-            lists them. A layer with a `momentum` takes it as `keras_momentum` instead, too: see
-            `syncbn.norm.core.momentum`.
+        norm: one of `available_norms()`, or a function of `num_features`, which is returned unchanged.
+        options: arguments of the layer besides `num_features`, for example `groups=32` of `"group"`; `syncbn options`
+            lists them. A layer with a `momentum` also accepts `keras_momentum`, see `syncbn.norm.core.momentum`.
 
     Raises:
-        ValueError: no such norm, or no such option; both `momentum` and `keras_momentum`.
-        TypeError: `norm` is neither a name nor a function, or options stand beside a function.
+        ValueError: an unknown norm or option; both `momentum` and `keras_momentum`.
+        TypeError: `norm` is neither a name nor a function; a function with options.
     """
     if not isinstance(norm, str):
         if not callable(norm):
@@ -154,10 +153,10 @@ def norm_layer(norm: str | NormFactory, **options: Any) -> NormFactory:
 
 
 def unusual_options(norm: str | NormFactory) -> tuple[str, dict[str, Any]]:
-    """The name of a norm, and those of its options that aren't the layer's defaults.
+    """Name of a norm, and its options that differ from the layer's defaults.
 
     Raises:
-        TypeError: a function that has no name, and whatever `norm_layer` raises.
+        TypeError: a function without a name; as `norm_layer`.
     """
     named = norm_layer(norm)
     if not isinstance(named, _Named):
@@ -167,7 +166,7 @@ def unusual_options(norm: str | NormFactory) -> tuple[str, dict[str, Any]]:
 
 
 def has_bias(norm: NormFactory, num_features: int) -> bool:
-    """Whether the layer adds a bias of its own, which makes the bias of the convolution before it redundant."""
+    """Whether the layer adds a bias, which makes the bias of the preceding convolution redundant."""
     return getattr(norm(num_features), "bias", None) is not None
 
 

@@ -1,4 +1,4 @@
-"""What the layers share that norm the weights before them instead of their input."""
+"""Base of the layers that normalize the preceding layer's weights instead of their input."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from syncbn.norm.core.checks import check_channels, check_num_features
 
 
 class Reparametrizing(nn.Module):
-    """A layer that parametrizes the weight of the convolution or linear layer before it."""
+    """A layer that parametrizes the weight of the preceding convolution or linear layer."""
 
     num_features: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._feeder: list[Any] = []  # in a list, since a module of its own would be in `state_dict` twice
+        self._feeder: list[Any] = []  # in a list, since a submodule would be in `state_dict` twice
 
     @property
     def is_attached(self) -> bool:
-        """Whether the weight of a layer is parametrized."""
+        """Whether a layer's weight is parametrized."""
         return bool(self._feeder)
 
     def attach(self, feeder: nn.Module) -> None:
-        """Parametrize the weight of `feeder`, the convolution or linear layer whose output comes here.
+        """Parametrize the weight of `feeder`, the preceding convolution or linear layer.
 
         Raises:
             TypeError: `feeder` is neither a convolution nor linear.
-            ValueError: it returns another number of channels, or its weight is parametrized already.
+            ValueError: its number of channels differs, or its weight is parametrized already.
         """
         check_feeder(feeder, self.num_features)
         self.detach()
@@ -45,11 +45,11 @@ class Reparametrizing(nn.Module):
         self._feeder.append(feeder)
 
     def detach(self) -> None:
-        """Take the parametrization off again."""
+        """Remove the parametrization."""
         for feeder in self._feeder:
             if parametrize.is_parametrized(feeder, "weight"):
                 self._restore(feeder)
-                for name in [name for name in feeder._parameters if name != "weight"]:  # the order that it had
+                for name in [name for name in feeder._parameters if name != "weight"]:  # restores the original order
                     feeder._parameters[name] = feeder._parameters.pop(name)
         self._feeder.clear()
 
@@ -60,11 +60,11 @@ class Reparametrizing(nn.Module):
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_feeder": []}  # torch pickles no parametrized layer
+        return {**super().__getstate__(), "_feeder": []}  # torch can't pickle parametrized layers
 
 
 class Reparametrized(Reparametrizing):
-    """Stands where a norm stood: the identity plus β, once the layer before it has its weight normalized."""
+    """Replacement of a norm whose preceding layer has a normalized weight: the identity plus β."""
 
     def __init__(self, num_features: int, bias: bool) -> None:
         check_num_features(num_features)

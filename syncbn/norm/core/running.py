@@ -1,4 +1,4 @@
-"""What layers share that normalize by running statistics in training, too."""
+"""Base of layers that normalize by running statistics in training too."""
 
 from typing import Any
 
@@ -10,30 +10,30 @@ from syncbn.norm.core.moments import Moments
 
 
 class RunningNorm(nn.Module):
-    """A part of layers whose training output depends on what the batches before have left.
+    """Mixin of layers whose training output depends on earlier batches.
 
-    A forward pass moves what it depends on, so activation checkpointing, which runs it once more, would get another
-    output the second time: `as_first_seen` gives it the first one's values. They are those of the last forward pass;
-    the repetition of an earlier one is refused.
+    A forward pass changes the state that it depends on, so recomputation by activation checkpointing would get a
+    different output. `as_first_seen` restores the values of the last forward pass; recomputation of an earlier one is
+    refused.
 
-    State of its own (`own_state`, names of parameters and buffers) is missing from a checkpoint of
-    `torch.nn.BatchNorm2d`, which loads all the same and leaves that state alone.
+    The layer's additional state (`own_state`, names of parameters and buffers) is missing from a checkpoint of
+    `torch.nn.BatchNorm2d`, which still loads and leaves that state unchanged.
     """
 
     num_features: int
     own_state: tuple[str, ...] = ()
 
     def remember(self, count: int, device: torch.device | str | None) -> None:
-        """Make room for `count` numbers a channel of the last forward pass; called once, by the constructor."""
+        """Allocate `count` numbers per channel for the last forward pass; called once, by the constructor."""
         first_seen = torch.zeros(1 + count, self.num_features, device=device)
         self.register_buffer("_first_seen", first_seen, persistent=False)
 
     def as_first_seen(self, moments: Moments, values: Tensor) -> Tensor:
-        """`values` (remembered, C), or, in a recomputed forward pass, what they were the first time. A constant.
+        """Return `values` (remembered, C) or, in a recomputed forward pass, their first values. A constant.
 
         Args:
-            moments: of the batch, by which it is recognized.
-            values: what the output depends on and the forward pass moves.
+            moments: moments of the batch, which identify it.
+            values: values that the output depends on and that the forward pass changes.
         """
         remember = torch.ops.syncbn.as_first_seen if torch.compiler.is_compiling() else _as_first_seen
         first_seen = self.get_buffer("_first_seen")
@@ -59,7 +59,7 @@ def _as_first_seen(first_seen: Tensor, mean: Tensor, values: Tensor) -> Tensor:
     return values.clone()
 
 
-# An operator, so that a compiled layer asks when the graph runs whether a backward pass does: see base.py.
+# An operator, so that a compiled layer checks for a backward pass when the graph runs: see tracking.py.
 _OPERATOR = torch.library.custom_op("syncbn::as_first_seen", _as_first_seen, mutates_args=("first_seen",))
 
 

@@ -1,4 +1,4 @@
-"""Memory that processes of one host share. It has no name, and ends with the last process that has it."""
+"""Anonymous memory shared by processes of one host, freed with the last process that has it open."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-FOLDER = "/dev/shm"  # memory by definition; containers limit its size
-_TOKEN = 16  # bytes of a number that no other segment starts with
-_HEADER = 128  # bytes before the memory of the caller, whose counters are aligned to as much
+FOLDER = "/dev/shm"  # always in memory; containers limit its size
+_TOKEN = 16  # bytes of a random number that identifies a segment
+_HEADER = 128  # bytes before the caller's memory; also the alignment of its counters
 _FLOCK = "hhqqi0q"  # struct flock of fcntl(2): type, whence, start, length, process
 
 
 class Invitation(NamedTuple):
-    """What a process needs to open another's segment.
+    """Data that a process needs to open another's segment.
 
     Attributes:
-        process: the owner's id.
+        process: the owner's process id.
         file: the owner's file descriptor.
-        size: bytes.
-        token: the first bytes of the segment.
+        size: size in bytes.
+        token: first bytes of the segment.
     """
 
     process: int
@@ -37,14 +37,14 @@ class Invitation(NamedTuple):
 
 
 class Segment:
-    """A piece of memory, all zero at first, in which every process that takes part holds a lock on its number.
+    """Shared memory, initially zero, in which every participating process holds a lock with its number.
 
-    The file behind it never has a name, so that nothing is left over when all processes are killed at any moment. A
-    process holds its lock until it ends, however it ends; process ids are used again, and differ between containers.
+    The file behind it never has a name, so nothing is left over when all processes are killed at any time. A process
+    holds its lock until it ends in any way. Process ids wouldn't do: they are reused, and differ between containers.
     """
 
     def __init__(self, file: int, size: int) -> None:
-        """Take the file descriptor over, and map `size` bytes."""
+        """Take over the file descriptor and map `size` bytes."""
         self._file = file
         self._map: mmap.mmap | None = None
         self._map = mmap.mmap(file, size)
@@ -52,14 +52,14 @@ class Segment:
 
     @classmethod
     def create(cls, size: int) -> Segment:
-        """A new one, of `size` bytes for the caller.
+        """Create a segment with `size` bytes for the caller.
 
         Raises:
-            OSError: there is no such memory, or not enough.
+            OSError: there is no shared memory, or not enough.
         """
         file = os.open(FOLDER, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
-            # Take the memory now: a write to a page that a full /dev/shm doesn't have would end the process by SIGBUS.
+            # Allocate now: with a full /dev/shm, writing to an unallocated page would kill the process by SIGBUS.
             os.posix_fallocate(file, 0, _HEADER + size)
             segment = cls(file, _HEADER + size)
         except OSError as error:
@@ -70,10 +70,10 @@ class Segment:
 
     @classmethod
     def open(cls, invitation: Invitation) -> Segment:
-        """Another process's.
+        """Open another process's segment.
 
         Raises:
-            OSError: it can't be opened, or isn't the one of the invitation.
+            OSError: it can't be opened, or doesn't match the invitation.
         """
         path = f"/proc/{invitation.process}/fd/{invitation.file}"
         status = os.stat(path)
@@ -91,33 +91,33 @@ class Segment:
         return segment
 
     def invitation(self) -> Invitation:
-        """For the processes that are to open it, while this one has it."""
+        """Invitation for other processes to open it, while this one has it open."""
         return Invitation(os.getpid(), self._file, len(self.memory), self.memory[:_TOKEN])
 
     @property
     def memory(self) -> mmap.mmap:
-        """All of it."""
+        """The whole memory."""
         assert self._map is not None
         return self._map
 
     @property
     def address(self) -> int:
-        """Where the caller's part of it is."""
+        """Address of the caller's part."""
         return ctypes.addressof(ctypes.c_char.from_buffer(self.memory)) + _HEADER
 
     def lock(self, number: int) -> None:
-        """Hold the lock of this number as long as the process has the segment."""
-        # A lock of the open file, not of the process: those go when any code closes another descriptor of the file.
+        """Hold the lock with this number while the process has the segment open."""
+        # A lock of the open file. Those of the process are lost when any code closes another descriptor of the file.
         fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0))
 
     def is_locked(self, number: int) -> bool:
-        """Whether another process holds the lock of this number."""
+        """Whether another process holds the lock with this number."""
         asked = struct.pack(_FLOCK, fcntl.F_RDLCK, os.SEEK_SET, number, 1, 0)
         answer = fcntl.fcntl(self._file, fcntl.F_OFD_GETLK, asked)
         return struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK
 
     def close(self, _close: Callable[[int], None] = os.close) -> None:  # by name `os` is None when Python exits
-        """Give memory and lock back. Nothing may use its address any more."""
+        """Release memory and lock. The address must not be used afterwards."""
         if self._map is not None:
             self._map.close()
             self._map = None
@@ -128,12 +128,12 @@ class Segment:
 
 
 def host_id() -> str:
-    """Equal on processes that can open each other's files in /proc, and different on other hosts; no proof yet."""
+    """Id that is equal for processes that can probably open each other's files in /proc, and differs between hosts."""
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
 
 
 def _close_all() -> None:
-    """In a process that was forked, so that it neither keeps the memory nor a killed rank's lock."""
+    """Close all segments in a forked process, so that it keeps neither the memory nor a killed rank's lock."""
     for segment in list(_SEGMENTS):
         segment.close()
 

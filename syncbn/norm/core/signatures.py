@@ -1,4 +1,4 @@
-"""Options of a layer and its signature: what a signature says where no dataclass does, and whether the two agree."""
+"""Options from a layer's signature, where there is no dataclass, and the check that the two agree."""
 
 import contextlib
 import functools
@@ -11,19 +11,19 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from syncbn.norm.core.options import default_of, kinds, option, redeclared, required
 from syncbn.norm.core.shared_options import Running, Synchronized
 
-OF_CODE = ("process_group", "device", "dtype")  # arguments that a config can't say
+OF_CODE = ("process_group", "device", "dtype")  # arguments that a config can't have
 OF_CONFIGS = ("keras_momentum", "sync_group")  # options that become other arguments
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _PLAIN = (bool, int, float, str, types.NoneType)
 
 
 def arguments_of(layer: Callable[..., Any]) -> list[inspect.Parameter]:
-    """The arguments of a layer after the first, which is the number of channels."""
+    """Arguments of a layer after the first, the number of channels."""
     return [p for p in list(inspect.signature(layer).parameters.values())[1:] if p.kind not in _VARIADIC]
 
 
 def _handed_on(layer: Any) -> dict[str, inspect.Parameter]:
-    """The arguments of a layer by name; of a class with `**options` also those of the class that it derives from."""
+    """Arguments of a layer by name; for a class with `**options`, also those of its base class."""
     own = {argument.name: argument for argument in arguments_of(layer)}
     if not (isinstance(layer, type) and takes_more(layer)):
         return own
@@ -37,7 +37,7 @@ def takes_more(layer: Callable[..., Any]) -> bool:
 
 
 def options_from_signature(layer: Callable[..., Any]) -> type:
-    """A dataclass of a layer's arguments, with the types of its annotations; Any where a config has no such type."""
+    """Make a dataclass of a layer's arguments with its annotations' types; Any for types that a config doesn't have."""
     annotations, arguments = _annotations(layer), _handed_on(layer)
     declared: list[tuple[str, Any, Any]] = []
     for name, argument in arguments.items():
@@ -56,7 +56,7 @@ def options_from_signature(layer: Callable[..., Any]) -> type:
 
 
 def check_declared(layer: Callable[..., Any], options: type) -> None:
-    """Raise `TypeError` or `ValueError` where a dataclass can't be the options of a layer, or says other defaults."""
+    """Raise `TypeError` or `ValueError` if a dataclass can't be the options of a layer, or has different defaults."""
     if not (isinstance(options, type) and is_dataclass(options)):
         raise TypeError(f"options must be a dataclass, got {options!r}")
     try:
@@ -82,7 +82,7 @@ def check_declared(layer: Callable[..., Any], options: type) -> None:
 
 
 def _annotations(layer: Any) -> dict[str, Any]:
-    """The types of a layer's arguments, without those that name what only a type checker imports."""
+    """Types of a layer's arguments, without those that need type-checking imports."""
     while isinstance(layer, functools.partial):
         layer = layer.func
     functions = [inspect.unwrap(layer)]
@@ -99,12 +99,12 @@ def _annotations(layer: Any) -> dict[str, Any]:
 
 
 def _kind_of(default: Any) -> Any:
-    """The type of an argument without an annotation: an int by default may well be a fraction."""
+    """Type of an argument without an annotation; a default of type int may stand for a float."""
     return {bool: bool, int: float, float: float, str: str}.get(type(default), Any)
 
 
 def _in_a_config(kind: Any) -> Any:
-    """The type, or Any where the check of configs doesn't know it."""
+    """The type, or Any if the check of configs doesn't support it."""
     return kind if _is_known(kind) else Any
 
 

@@ -1,4 +1,4 @@
-"""What every layer with running statistics shares: its checks, its buffers and how they move."""
+"""Base of all layers with running statistics: checks, buffers and their update."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
@@ -19,10 +19,10 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 class TrackingNorm(Capabilities, compat.BatchNormBase):
-    """Parameters, running statistics and input checks of a batch normalization over (N, C, *).
+    """Base of batch normalization over (N, C, *): parameters, running statistics and input checks.
 
-    Running statistics stay out of half precision, whatever becomes of the parameters: through `.half()`,
-    `.to(torch.bfloat16)`, `dtype=torch.float16` and the loading of a half checkpoint.
+    Running statistics are never in half precision, even if the parameters are: after `.half()`, `.to(torch.bfloat16)`,
+    with `dtype=torch.float16`, and after loading a half checkpoint.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
         check_num_features(num_features)
         check_arguments(Tracking, locals())
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        if not bias:  # torch's own argument of this name is there from 2.12 on
+        if not bias:  # torch has this argument only from 2.12 on
             self.register_parameter("bias", None)
         for name, value in shared.items():
             setattr(self, name, value)
         self._widen_buffers()
 
     def reset_parameters(self) -> None:
-        """Set γ to 1 and β to 0, where there are any, and the running statistics to those of no batch."""
+        """Reset γ to 1, β to 0, and the running statistics."""
         self.reset_running_stats()
         if self.weight is not None:
             nn.init.ones_(self.weight)
@@ -58,7 +58,7 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
         return super().extra_repr() + "".join(f", {name}={getattr(self, name)!r}" for name in Shared.__annotations__)
 
     def check_input(self, input: Tensor, mask: Tensor | None) -> None:
-        """Raise `ValueError` or `TypeError` for what can't be normalized."""
+        """Raise `ValueError` or `TypeError` for an input that can't be normalized."""
         check_channels(input, self.num_features)
         if mask is None:
             return
@@ -69,7 +69,7 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
             raise ValueError(f"mask must have shape (N, *spatial) = {tuple(expected)}, got {tuple(mask.shape)}")
 
     def affine_parameters(self, input: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """γ and β in the dtype of the statistics: ATen takes float32 parameters beside a half input, not half ones."""
+        """γ and β in the statistics' dtype: for a half input, ATen accepts float32 parameters but not half ones."""
         dtype = statistics_dtype(input)
         return (
             None if self.weight is None else self.weight.to(dtype),
@@ -77,7 +77,7 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
         )
 
     def evaluate(self, input: Tensor) -> Tensor:
-        """Normalize by the running statistics, which there must be."""
+        """Normalize by the running statistics, which must exist."""
         assert self.running_mean is not None
         assert self.running_var is not None
         mean, var = (buffer.to(statistics_dtype(input)) for buffer in (self.running_mean, self.running_var))
@@ -92,15 +92,14 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
         row: int | None = None,
         others: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Move the running statistics towards the moments of a batch.
+        """Update the running statistics with the moments of a batch.
 
-        By `momentum`, or, where it is None, to the average of all batches so far; the variance is the unbiased one.
-        With `outright` they become these moments. With `second_moment` what is averaged is E[x²], by the biased
-        variance, and running_var is what lies between its average and the square of running_mean. With `row`, buffers
-        have a row for each of several sets of statistics, and that one moves. `others` are further buffers, by name,
-        and what they move towards.
-        Nothing moves when the moments aren't finite, when nothing was counted, or when activation checkpointing
-        recomputes a forward pass that has been counted already.
+        The update is by `momentum` or, if it is None, to the mean of all batches so far, with the unbiased variance.
+        With `outright` they become these moments. With `second_moment` E[x²] is averaged, with the biased variance, and
+        running_var is that average minus running_mean². With `row`, buffers have a row for each set of statistics, and
+        only this row is updated. `others` are further buffers by name, with the values to update them with.
+        There is no update if the moments aren't finite, if there are no samples, or if activation checkpointing
+        recomputes a forward pass that was counted already.
         """
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
@@ -120,10 +119,10 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
         )
 
     def adopt(self, old: nn.Module) -> None:
-        """Go on where `old` was: `convert` calls this when the layer has the parameters and buffers that both have.
+        """Take over the state of `old`; `convert` has transferred the parameters and buffers that both have.
 
         Raises:
-            ValueError: it can't.
+            ValueError: the layer can't continue from `old`.
         """
 
     def _is_statistic(self, buffer: str) -> bool:
@@ -143,7 +142,7 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._widen_buffers()  # assign=True puts the checkpoint's own tensors in
+        self._widen_buffers()  # assign=True uses the checkpoint's own tensors
 
 
 def _track(
@@ -161,18 +160,18 @@ def _track(
 ) -> None:
     if compat.in_backward():
         return
-    if row is not None:  # not done by the caller: Inductor in torch 2.13 moves row 0 of a view that it is given
+    if row is not None:  # here, not in the caller: given a view, Inductor in torch 2.13 updates row 0
         running_mean, running_var, num_batches_tracked = (
             buffer[row] for buffer in (running_mean, running_var, num_batches_tracked)
         )
     mean, var = mean.to(running_mean.dtype), var.to(running_var.dtype)
-    # A tensor, not a bool: the host never waits. The same on every rank, since the moments are.
+    # A tensor instead of a bool, so that the host doesn't wait. Equal on all ranks, since the moments are.
     valid = (mean + var).isfinite().all() & (count > 0)
     for target in targets:
         valid = valid & target.isfinite().all()
     rate = momentum if momentum is not None else (num_batches_tracked + 1).to(mean.dtype).reciprocal()
     mean, var = torch.where(valid, mean, running_mean), torch.where(valid, var, running_var)
-    if second_moment:  # the average of E[x²] less the new mean², without the difference of large numbers
+    if second_moment:  # average of E[x²] minus the new mean², without subtracting large numbers
         var = var + (1 - rate) * (mean - running_mean).square()
     running_mean.lerp_(mean, rate)
     running_var.lerp_(var, rate)
@@ -181,13 +180,13 @@ def _track(
     num_batches_tracked.add_(valid)
 
 
-# A custom operator looks for a running backward pass when the graph runs; a traced Python check would look once,
-# while tracing, and a checkpointed compiled block would count twice.
+# A custom operator checks for a running backward pass when the graph runs. A traced Python check would run only
+# once, while tracing, and a checkpointed compiled block would count twice.
 _OPERATOR = torch.library.custom_op(
     "syncbn::track",
     _track,
     mutates_args=("running_mean", "running_var", "num_batches_tracked", "others"),
-    # Torch 2.6 can't read this off the annotations.
+    # torch 2.6 can't infer this from the annotations.
     schema=(
         "(Tensor(a0!) running_mean, Tensor(a1!) running_var, Tensor(a2!) num_batches_tracked, Tensor count, "
         "Tensor mean, Tensor var, float? momentum, bool second_moment, SymInt? row, Tensor(a9!)[] others, "

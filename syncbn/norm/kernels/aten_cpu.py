@@ -1,8 +1,8 @@
-"""Kernels for CPU: ATen's vectorized ones.
+"""Kernels for CPU, by ATen's vectorized ones.
 
-ATen has no kernels for synchronized statistics on CPU, but its ordinary ones serve. In evaluation mode, with
-the statistics given, `native_batch_norm` is one pass that scales and shifts, and `native_batch_norm_backward` asked
-for the affine gradients alone is one pass that returns Σa and Σa·x̂ for any tensor `a`; with a = x it gives the moments.
+ATen has no kernels for synchronized statistics on CPU, but its ordinary ones can be used. In evaluation mode, with
+given statistics, `native_batch_norm` scales and shifts in one pass. `native_batch_norm_backward` for only the affine
+gradients returns Σa and Σa·x̂ of any tensor `a` in one pass; with a = x these give the moments.
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from torch import Tensor
 from syncbn.norm.kernels.interface import PLAIN_TYPES, ChannelAffine, Kernels, in_memory
 from syncbn.norm.kernels.plain import statistics_dtype
 
-# Rows of a channels-last tensor that one float32 accumulator may add up: past some thousands its rounding shows.
+# Rows of a channels-last tensor per float32 accumulator: above some thousands its rounding error matters.
 _ROWS = 4096
-# ... and the widest row that still leaves the accumulators in the first-level cache.
+# Widest row that leaves the accumulators in the first-level cache.
 _WIDTH = 1024
-# mean² / var above which E[x²] - E[x]² has lost more than a decimal digit of float32, ...
+# mean² / var above which E[x²] - E[x]² loses more than a decimal digit of float32.
 _FAR = 16.0
-# ... and above which x·scale + (bias - mean·scale), which is how ATen normalizes, has.
+# mean² / var above which x·scale + (bias - mean·scale), ATen's way to normalize, does.
 _FARTHER = 256.0
 
-# Numbers that stay in the cache between two passes.
+# Number of values that stay in the cache between two passes.
 _CACHED = 1 << 18
 
 _batch_norm: Any = torch.ops.aten.native_batch_norm
@@ -32,12 +32,12 @@ _batch_norm_backward: Any = torch.ops.aten.native_batch_norm_backward
 
 
 class AtenCpuKernels(Kernels):
-    """ATen's kernels for batch normalization in evaluation mode, which take any statistics."""
+    """ATen's kernels for batch normalization in evaluation mode, which accept any statistics."""
 
     name = "aten_cpu"
 
     def serves(self, *tensors: Tensor) -> bool:
-        """Whether all are on CPU, and none is many under the name of one, since results are written in place."""
+        """Whether all are on CPU and none is batched by vmap, since results are written in place."""
         return all(
             tensor.device.type == "cpu"
             and (type(tensor) not in PLAIN_TYPES or in_memory(tensor) or tensor.numel() == 0)
@@ -52,7 +52,7 @@ class AtenCpuKernels(Kernels):
         if not (total.square() > squares * (count * _FAR / (1 + _FAR))).any():
             mean = total.double() / max(count, 1)
             return mean, squares - total * mean, count
-        # Once more about a point near the data: float32 subtracts numbers of about the same size without rounding.
+        # Again about a point near the data: float32 subtracts numbers of similar size without rounding.
         near = total / count
         total, squares = _sums_about_zero(x.to(near.dtype) - _along(near, x))
         offset = total.double() / count
@@ -76,10 +76,10 @@ class AtenCpuKernels(Kernels):
         x = dense(x)
         dx = torch.empty_like(x)
         scale = _scale(affine)
-        # dx = scale·dy + (x̂ · -scale·mean_dy_xhat - scale·mean_dy), and the part in brackets is a normalization, too.
+        # dx = scale·dy + (x̂ · -scale·mean_dy_xhat - scale·mean_dy), where the part in brackets is also a normalization.
         others = affine._replace(weight=(scale * mean_dy_xhat).neg_(), bias=(scale * mean_dy).neg_())
         scale = _along(scale.to(x.dtype), x)
-        # Two passes, over so few samples at a time that the second finds the first one's output in the cache.
+        # Two passes over chunks small enough that the second finds the first one's output in the cache.
         size = max(1, _CACHED // max(x[:1].numel(), 1))
         for x_part, dy_part, dx_part in zip(x.split(size), dy.split(size), dx.split(size), strict=True):
             _scale_and_shift(x_part, others, out=dx_part)
@@ -87,7 +87,7 @@ class AtenCpuKernels(Kernels):
         return dx
 
     def row_dots(self, parts: Sequence[Tensor], b: Tensor) -> Tensor:
-        """See `Kernels`. For whole parts the kernel of `reduce_grad` is four times as fast as `(a * b).sum(1)`."""
+        """See `Kernels`. For full-size parts the kernel of `reduce_grad` is four times as fast as `(a * b).sum(1)`."""
         zero, one = b.new_zeros(b.shape[0]), b.new_ones(b.shape[0])
         backward = partial(_batch_norm_backward, train=False, eps=0.0, output_mask=[False, True, False])
         whole = b.contiguous().unsqueeze(0)
@@ -128,7 +128,7 @@ def _sums(a: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[
 
 
 def _scale_and_shift(x: Tensor, affine: ChannelAffine, out: Tensor | None = None) -> Tensor:
-    """(x - mean) / sqrt(var + eps) · weight + bias. A new tensor, not a view: what follows may work in place."""
+    """(x - mean) / sqrt(var + eps) · weight + bias. A new tensor, not a view, for in-place operations after it."""
     mean, var, eps, weight, bias = affine
     y = torch.empty_like(x) if out is None else out
     if x.numel() == 0:
@@ -140,7 +140,7 @@ def _scale_and_shift(x: Tensor, affine: ChannelAffine, out: Tensor | None = None
             source, weight, bias, mean, var, False, 0.0, eps, out=target, save_mean=unused, save_invstd=unused
         )
         return y
-    # Channels last, this takes less than half the time of ATen's own kernel.
+    # For channels-last this takes less than half the time of ATen's kernel.
     scale = _scale(affine)
     shift = (-mean * scale) if bias is None else torch.addcmul(bias, mean, scale, value=-1)
     torch.addcmul(shift, _rows(x), scale, out=_rows(y))
@@ -154,7 +154,7 @@ def _scale(affine: ChannelAffine) -> Tensor:
 
 
 def dense(x: Tensor) -> Tensor:
-    """`x` if it is contiguous or channels last, for any number of dimensions, and a contiguous copy otherwise."""
+    """`x` if it is contiguous or channels last, with any number of dimensions, otherwise a contiguous copy."""
     return x if x.is_contiguous() or x.movedim(1, -1).is_contiguous() else x.contiguous()
 
 
@@ -163,9 +163,9 @@ def like(dy: Tensor, x: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor, repeats: int = 1) -> Tensor:
-    """A channels-last tensor, without a copy, as (rows, repeats · C): ATen's kernels know no 3-D channels last.
+    """View a channels-last tensor as (rows, repeats · C), since ATen's kernels don't support 3-D channels last.
 
-    `repeats` rows side by side share a sum among as many accumulators.
+    `repeats` rows side by side distribute a sum over as many accumulators.
     """
     return x.movedim(1, -1).view(-1, repeats * x.shape[1])
 

@@ -1,4 +1,4 @@
-"""Kernels for CUDA: those of `torch.nn.SyncBatchNorm`. None of them makes the host wait for the device."""
+"""Kernels for CUDA, those of `torch.nn.SyncBatchNorm`. None of them makes the host wait for the device."""
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class AtenCudaKernels(Kernels):
         if x.numel() == 0:
             return torch.empty_like(x)
         x = _dense(x)
-        # The kernel divides its sums by a count of its own: it is given the means, and a count of one.
+        # The kernel divides its sums by a count: pass the means and a count of one.
         one = torch.ones(1, device=x.device, dtype=torch.int32)
         std = (affine.var + affine.eps).sqrt()
         return torch.batch_norm_backward_elemt(

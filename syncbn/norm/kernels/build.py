@@ -1,4 +1,4 @@
-"""Compile native.cpp and one_shot.cpp where they first run, and keep the library for the next time."""
+"""Compilation of native.cpp and one_shot.cpp on first use, and a cache of the library."""
 
 import ctypes
 import hashlib
@@ -18,7 +18,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def load() -> ctypes.CDLL | str:
-    """The library, compiled first if no process of this user has done so on such a machine; or why there is none."""
+    """Load the library, compiled first unless this user has done so on such a machine; or why there is none."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         return "no C++ compiler was found: install g++ or clang++, or name one in CXX"
@@ -34,7 +34,7 @@ def load() -> ctypes.CDLL | str:
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept: nobody but the user may write there, since what lies there is run."""
+    """Folder of the libraries; only the user may write to it, since its files are executed."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(root) / "syncbn"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -45,7 +45,9 @@ def cache_folder() -> Path:
 
 
 def _compile(compiler: str, library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # ranks may compile at once: the last one stays
+    with tempfile.TemporaryDirectory(
+        dir=library.parent
+    ) as folder:  # ranks may compile at the same time: the last one wins
         output = Path(folder) / library.name
         command = [compiler, *_FLAGS, *_openmp(), *map(str, SOURCES), "-o", str(output)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
@@ -54,14 +56,14 @@ def _compile(compiler: str, library: Path) -> None:
 
 
 def _openmp() -> list[str]:
-    """OpenMP, by the runtime that torch brings, if it does: two runtimes would each keep threads of their own."""
+    """Flags for OpenMP, with torch's own runtime if it has one: two runtimes would each have a thread pool."""
     bundled = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     bundled += sorted(Path(torch.__file__).parent.parent.glob("torch.libs/libgomp*.so*"))
     return ["-fopenmp", "-Wl,--as-needed", *map(str, bundled[:1])]
 
 
 def _fingerprint(compiler: str) -> str:
-    """Changes with whatever the library depends on: a home folder may be shared by machines of several kinds."""
+    """Fingerprint of all that the library depends on, since machines of several kinds may share a home folder."""
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=60).stdout
     parts = [
         *(source.read_text() for source in SOURCES),
@@ -75,7 +77,7 @@ def _fingerprint(compiler: str) -> str:
 
 
 def _processor() -> str:
-    """The features of this machine's processor, as Linux lists them."""
+    """Features of this machine's processor, as listed by Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What kernels have in common: one signature, one formula and one docstring a pass."""
+"""Interface of the kernels: one signature, formula and docstring per pass."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 _threshold_backward: Any = torch.ops.aten.threshold_backward
 _leaky_relu_backward: Any = torch.ops.aten.leaky_relu_backward
 
-# Of any other type a tensor may be something else than the numbers in its memory.
+# A tensor of any other type may differ from the numbers in its memory.
 PLAIN_TYPES = frozenset((Tensor, nn.Parameter))
 
 
 class ChannelAffine(NamedTuple):
-    """What a normalization does to each channel: y = x̂ · weight + bias, with x̂ = (x - mean) / sqrt(var + eps).
+    """Affine map of each channel: y = x̂ · weight + bias, with x̂ = (x - mean) / sqrt(var + eps).
 
     All are (C,), in the dtype of the statistics: float64 for a float64 input, else float32. A weight of None is 1, a
     bias of None 0.
@@ -29,10 +29,10 @@ class ChannelAffine(NamedTuple):
 
 
 def in_memory(tensor: Tensor) -> bool:
-    """Whether a tensor has memory of its own behind it.
+    """Whether a tensor is backed by its own memory.
 
-    Empty ones don't, nor do the zeros that autograd passes on in forward mode, and what `torch.func.vmap` and batched
-    gradients pass on is many tensors under the name of one.
+    Empty ones aren't, nor are zero tensors of forward-mode autograd, nor the batched tensors of `torch.func.vmap` and
+    batched gradients.
     """
     try:
         return tensor.data_ptr() != 0
@@ -41,13 +41,13 @@ def in_memory(tensor: Tensor) -> bool:
 
 
 class Kernels(ABC):
-    """The passes over memory of a batch normalization, in the order it makes them.
+    """Passes over memory of a batch normalization, in their order.
 
-    x, y, dy and residual are (N, C, *) of one dtype. Sums go over the samples of this rank, and have the dtype of the
-    statistics. Tensors may lie in memory in any way. Except in `PlainKernels`, autograd isn't recorded.
+    x, y, dy and residual are (N, C, *) of one dtype. Sums are over this rank's samples, in the dtype of the statistics.
+    Tensors may have any memory layout. Except in `PlainKernels`, autograd isn't recorded.
 
-    A subclass writes the abstract passes and `serves`; the others follow from these, and are written again where one
-    pass can do the work of two.
+    A subclass implements the abstract passes and `serves`. The other passes are defined by these, and overridden where
+    one pass can do the work of two.
     """
 
     name: ClassVar[str]
@@ -57,17 +57,17 @@ class Kernels(ABC):
     def serves(self, *tensors: Tensor) -> bool:
         """Whether these kernels can read all of `tensors`: the input and, in a backward pass, the gradient.
 
-        They may be of any device, dtype and layout, subclasses, and views that memory alone doesn't describe, such as
-        negated ones. False is always safe: other kernels serve then.
+        They may have any device, dtype and layout, may be subclasses, and views with lazy bits, such as negated ones.
+        False is always safe: other kernels are used then.
         """
 
     @abstractmethod
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
-        """Mean and M2 = Σ(x - mean)², (C,), in float64 or the dtype of the statistics, and the number of samples."""
+        """Mean and M2 = Σ(x - mean)², (C,), in float64 or the statistics' dtype, and the number of samples."""
 
     @abstractmethod
     def normalize(self, x: Tensor, affine: ChannelAffine) -> Tensor:
-        """y, in the dtype of `x`."""
+        """Compute y, in the dtype of `x`."""
 
     def normalize_activate(self, x: Tensor, affine: ChannelAffine, residual: Tensor | None, slope: float) -> Tensor:
         """a(y + residual), with a(z) = z where z > 0 and slope·z elsewhere: a slope of 0 is ReLU's, 1 no activation."""
@@ -80,7 +80,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def reduce_grad(self, dy: Tensor, x: Tensor, affine: ChannelAffine) -> tuple[Tensor, Tensor]:
-        """Σdy and Σdy·x̂."""
+        """Compute Σdy and Σdy·x̂."""
 
     def reduce_grad_activate(
         self, dy: Tensor, y: Tensor, x: Tensor, affine: ChannelAffine, slope: float
@@ -101,6 +101,6 @@ class Kernels(ABC):
     def row_dots(self, parts: Sequence[Tensor], b: Tensor) -> Tensor:
         """<a_r, b_r> for each row of `b` (R, D) and each a of `parts`: (K, R).
 
-        A part (R, D) has a row for each row of `b`; a part (G, D) has one for R / G neighbouring rows.
+        A part (R, D) has a row for each row of `b`; a part (G, D) has one for each R / G consecutive rows.
         """
         return torch.stack([torch.einsum("gd,gnd->gn", a, b.view(len(a), -1, b.shape[1])).flatten() for a in parts])

@@ -1,8 +1,8 @@
-// The passes over memory of kernels/__init__.py for float32 on CPU: each reads and writes every tensor once.
+// Kernels for float32 on CPU (see interface.py): each reads and writes every tensor once.
 //
 // A tensor is `outer` x `channels` x `inner` numbers: (N, C, S) when contiguous, (N * S, C, 1) when channels last.
-// Sums run over short blocks in float32, about a sample of the block, and over blocks in double, so that neither a
-// long sum nor |mean| >> std costs accuracy. Blocks depend on the shape alone: any number of threads, the same bits.
+// Sums within short blocks are in float32, about a sample of the block, and over blocks in double, so that neither
+// long sums nor |mean| >> std cost accuracy. Blocks depend only on the shape: the same bits for any number of threads.
 
 #include <algorithm>
 #include <cmath>
@@ -13,8 +13,8 @@
 namespace {
 
 constexpr int64_t LANES = 16;
-constexpr int64_t BLOCK = 2048;     // numbers of a channel that one float32 sum may add up, contiguous
-constexpr int64_t ROWS = 64;        // ... and channels last, where a row has one number of each channel
+constexpr int64_t BLOCK = 2048;     // numbers of a channel per float32 sum, contiguous
+constexpr int64_t ROWS = 64;        // the same for channels last, with one number of each channel per row
 constexpr int64_t SEGMENTS = 16;    // parts of the rows that threads share
 constexpr int64_t PARALLEL = 1 << 15;  // numbers below which threads cost more than they save
 
@@ -39,10 +39,10 @@ struct Shape {
     int64_t numel() const { return outer * channels * inner; }
 };
 
-// Both of two sums, in float32, over parts of a block; `Term` gives what a number adds to each.
+// Two sums in float32 over parts of a block; `Term` returns a number's contribution to each.
 struct Pair {
     Vector first[2] = {}, second[2] = {};
-    double first_rest = 0, second_rest = 0;  // of planes shorter than a vector, which may be all of a long sum
+    double first_rest = 0, second_rest = 0;  // for planes shorter than a vector, which may be all of a long sum
 
     template <class Term>
     inline void add(int64_t begin, int64_t end, const Term& term) {
@@ -100,7 +100,7 @@ struct Products {
     }
 };
 
-// The same, where dy is first multiplied by the activation's derivative, by the sign of y, and kept.
+// The same for dz, dy times the activation's derivative by the sign of y, which is stored.
 struct ActivatedProducts {
     const float *dy, *y, *x;
     float* dz;
@@ -120,7 +120,7 @@ struct ActivatedProducts {
     }
 };
 
-// Sums about one point from those about another that is `delta` further, of n numbers.
+// Shift sums of n numbers about a point to another one, `delta` below.
 inline void move(double n, double delta, double total, double squares, double& to_total, double& to_squares) {
     to_total += total + n * delta;
     to_squares += squares + 2 * delta * total + n * delta * delta;
@@ -142,7 +142,7 @@ void moments_of_planes(const float* x, const Shape& shape, double* mean, double*
                  squares);
         });
         mean[c] = origin + total / count;
-        m2[c] = std::max(squares - total * total / count, 0.0);  // a NaN stays
+        m2[c] = std::max(squares - total * total / count, 0.0);  // keeps a NaN
     }
 }
 
@@ -182,7 +182,7 @@ void moments_of_rows(const float* x, const Shape& shape, double* mean, double* m
     const double count = double(shape.outer);
     auto block = [&](int64_t row, int64_t last, float* __restrict total, float* __restrict squares,
                      float* __restrict near) {
-        const int64_t samples = std::min<int64_t>(4, last - row);  // whose mean is nearer to the block's than one is
+        const int64_t samples = std::min<int64_t>(4, last - row);  // their mean is closer to the block's than one is
         for (int64_t r = row; r < row + samples; ++r) {
             for (int64_t i = 0; i < C; ++i) near[i] += x[r * C + i] / float(samples);
         }
@@ -300,7 +300,7 @@ struct Normalize {
     float* y;
     float slope;
 
-    // No branch on z: its sign is as good as random, and a loop with a jump isn't vectorized.
+    // No branch on z: its sign is unpredictable, and a loop with a branch isn't vectorized.
     static inline float activate(float z, float slope) { return std::max(z, 0.0f) + slope * std::min(z, 0.0f); }
 
     void plane(int64_t at, int64_t length, int64_t c) const {
@@ -364,7 +364,7 @@ inline float scale_of(const float* var, const float* weight, double eps, int64_t
     return float(weight ? scale * weight[c] : scale);
 }
 
-// x_hat is (x - mean) times this.
+// x_hat = (x - mean) times this.
 inline double inverse_std(const float* var, double eps, int64_t c) { return 1 / std::sqrt(double(var[c]) + eps); }
 
 void finish_products(const float* var, double eps, int64_t channels, const double* first, const double* second,
@@ -379,7 +379,7 @@ void finish_products(const float* var, double eps, int64_t channels, const doubl
 
 extern "C" {
 
-// The mean and M2 of every channel; there is at least one number in each.
+// Mean and M2 of every channel, each with at least one number.
 void syncbn_moments(const float* x, int64_t outer, int64_t channels, int64_t inner, double* mean, double* m2,
                     int threads) {
     const Shape shape{outer, channels, inner};
@@ -397,7 +397,7 @@ void syncbn_normalize(const float* x, int64_t outer, int64_t channels, int64_t i
                Normalize{x, mean, scale.data(), shift.data(), residual, y, slope});
 }
 
-// The sums of dy and of dy * x_hat of every channel.
+// Sums of dy and dy * x_hat for every channel.
 void syncbn_reduce_grad(const float* dy, const float* x, int64_t outer, int64_t channels, int64_t inner,
                         const float* mean, const float* var, double eps, float* sum_dy, float* sum_dy_xhat,
                         int threads) {
@@ -412,7 +412,7 @@ void syncbn_reduce_grad(const float* dy, const float* x, int64_t outer, int64_t 
     finish_products(var, eps, channels, first.data(), second.data(), sum_dy, sum_dy_xhat);
 }
 
-// The same of dz = dy where y > 0 and slope * dy elsewhere, which is written.
+// The same for dz = dy where y > 0 and slope * dy elsewhere, which is written.
 void syncbn_reduce_grad_activate(const float* dy, const float* y, const float* x, int64_t outer, int64_t channels,
                                  int64_t inner, const float* mean, const float* var, double eps, float slope,
                                  float* dz, float* sum_dz, float* sum_dz_xhat, int threads) {

@@ -1,7 +1,7 @@
-"""Kernels for float32 on CPU: a small C++ library, native.cpp.
+"""Kernels for float32 on CPU, in a small C++ library, native.cpp.
 
-Each reads and writes every tensor once, whatever the memory format. The machine's C++ compiler builds it for the
-machine's processor when it is first needed, in a second or two; where there is no compiler, ATen's kernels serve.
+Each reads and writes every tensor once, in any memory format. The machine's C++ compiler builds it for the machine's
+processor on first use, in a second or two; without a compiler, ATen's kernels are used.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from syncbn.norm.kernels.interface import PLAIN_TYPES, ChannelAffine, Kernels, i
 
 @functools.cache
 def library() -> ctypes.CDLL | str:
-    """The compiled library, or why there is none."""
+    """Load the compiled library, or say why there is none."""
     loaded = build.load()
     if not isinstance(loaded, str):
         for name, arguments in _ARGUMENTS.items():
@@ -29,7 +29,7 @@ def library() -> ctypes.CDLL | str:
     return loaded
 
 
-# By a letter each: a pointer, an integer of 64 bits, a double, a float, a C int.
+# Argument types by letter: pointer, 64-bit integer, double, float, C int.
 _TYPES = {
     "p": ctypes.c_void_p,
     "n": ctypes.c_int64,
@@ -48,20 +48,20 @@ _ARGUMENTS = {
 
 
 class NativeKernels(Kernels):
-    """The functions of native.cpp, for float32 numbers in this process's memory."""
+    """Functions of native.cpp, for float32 tensors in this process's memory."""
 
     name = "native"
 
     def serves(self, *tensors: Tensor) -> bool:
-        """Whether each is a plain float32 tensor with numbers in memory, and the library can be had."""
+        """Whether all are plain float32 tensors in memory, and the library is available."""
         for tensor in tensors:
-            # The cheapest questions first: a layer asks twice a step.
+            # Cheapest checks first: a layer calls this twice per step.
             if (
                 not tensor.is_cpu
                 or type(tensor) not in PLAIN_TYPES
                 or tensor.dtype is not torch.float32
                 or tensor.layout is not torch.strided
-                or tensor.is_neg()  # its memory has the numbers of the other sign
+                or tensor.is_neg()  # its memory has the opposite sign
                 or not in_memory(tensor)
             ):
                 return False
@@ -130,9 +130,9 @@ NATIVE = NativeKernels()
 
 
 def _run(name: str, *arguments: Any) -> None:
-    """Call a function of the library with the addresses of tensors, which the caller holds, and the other arguments."""
+    """Call a library function with the addresses of tensors, which the caller keeps alive, and other arguments."""
     loaded = library()
-    assert not isinstance(loaded, str)  # `serves` has said so
+    assert not isinstance(loaded, str)  # checked by `serves`
     values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
     getattr(loaded, f"syncbn_{name}")(*values, torch.get_num_threads())
 
@@ -142,7 +142,7 @@ def _per_channel(*tensors: Tensor | None) -> list[Any]:
 
 
 def _readable(tensor: Tensor) -> Tensor:
-    """The same numbers, one after another in memory as float32. The question costs less than three conversions."""
+    """Contiguous float32 copy, or the tensor itself. The check is cheaper than three conversions."""
     if tensor.dtype is torch.float32 and tensor.is_contiguous() and not tensor.is_neg():
         return tensor
     return tensor.to(torch.float32).contiguous().resolve_neg()
@@ -153,6 +153,6 @@ def _like(tensor: Tensor, x: Tensor) -> Tensor:
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
-    """(N, C, S) of a contiguous tensor, (N·S, C, 1) of one with the channels last."""
+    """(N, C, S) of a contiguous tensor, (N·S, C, 1) of a channels-last one."""
     channels, inner = x.shape[1], math.prod(x.shape[2:]) if x.is_contiguous() else 1
     return x.numel() // (channels * inner), channels, inner

@@ -1,12 +1,12 @@
-// Sums over the ranks of one host through memory that they share; one_shot.py sets it up and names who is missing.
+// Sums over the ranks of one host through shared memory; one_shot.py sets it up and reports missing ranks.
 //
 // Every message has a sequence number, the same on all ranks, and a slot for each rank in a ring of 2k for k messages in
-// flight. A rank writes its numbers into its slot, counts itself in, and waits until all have; then it adds all slots in
-// the order of the ranks. Nothing is acknowledged: a rank may send message n only when it has read message n - k, and so
-// whoever reads n - k knows that all have read n - 2k, whose slot n takes.
+// flight. A rank writes its numbers into its slot, increments the counter, and waits until all have; then it adds all
+// slots in rank order. Nothing is acknowledged: a rank may send message n only after it has read message n - k, so a
+// rank that has read n - k knows that all have read n - 2k, whose slot n reuses.
 //
-// The memory: a line for each place of the ring, a line for each rank, and the slots. All zero is the state before
-// message 0. Counters have 32 bits, which futexes need, and wrap around.
+// Memory: a line for each place of the ring, a line for each rank, and the slots. It starts as all zeros. Counters have
+// 32 bits, as futexes require, and wrap around.
 
 #include <atomic>
 #include <cstdint>
@@ -14,7 +14,7 @@
 #include <memory>
 #include <mutex>
 
-#ifdef __linux__  // elsewhere there are no futexes, and torch's collectives serve
+#ifdef __linux__  // other systems have no futexes and use torch's collectives
 
 #include <cerrno>
 #include <climits>
@@ -26,8 +26,8 @@
 
 namespace {
 
-constexpr int64_t LINE = 128;        // bytes that no two writers share: x86 fetches cache lines in pairs
-constexpr int64_t YIELDING_US = 300;  // of a wait before it sleeps: waking up takes 50 us and more
+constexpr int64_t LINE = 128;        // bytes per writer, against false sharing: x86 fetches cache lines in pairs
+constexpr int64_t YIELDING_US = 300;  // time of a wait before it sleeps: waking up takes 50 us and more
 
 enum State : int64_t { DONE = 0, WAITING = 1, MISMATCH = 2, FULL = 3 };
 
@@ -36,16 +36,16 @@ static_assert(Counter::is_always_lock_free && sizeof(Counter) == 4, "processes s
 
 // A place of the ring.
 struct alignas(LINE) Place {
-    Counter arrived;   // messages of all ranks that were ever written to this place
+    Counter arrived;   // messages of all ranks written to this place so far
     Counter sleepers;  // ranks that sleep until the last of a message arrives
 };
 
-// What a rank shows of itself, to be named by: the number of messages that it has sent.
+// Number of messages that a rank has sent, from which missing ranks are identified.
 struct alignas(LINE) Progress {
     Counter sent;
 };
 
-// What lies in a slot. Labels of a message that differ show that ranks don't run the same layers in the same order.
+// Contents of a slot. Different labels of a message mean that ranks don't run the same layers in the same order.
 struct Label {
     uint64_t sequence;
     int64_t total;  // numbers of the whole message,
@@ -99,8 +99,8 @@ bool sleep_interrupted(Counter& counter, uint32_t seen, int64_t limit_us) {
 
 void wake_all(Counter& counter) { syscall(SYS_futex, &counter, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0); }
 
-// Whether all have sent the message, after a wait of `limit_us` at most: spinning, then yielding to whoever else wants
-// the processor (the ranks waited for, where there are more of them than processors), then asleep.
+// Wait for at most `limit_us` until all have sent the message; returns whether they have. Spins, then yields the
+// processor (to the awaited ranks, if there are more ranks than processors), then sleeps.
 bool await(const Endpoint& endpoint, uint64_t sequence, int64_t limit_us) {
     for (int64_t spin = 0; spin <= endpoint.spins; ++spin) {
         if (endpoint.complete(sequence)) return true;
@@ -112,7 +112,7 @@ bool await(const Endpoint& endpoint, uint64_t sequence, int64_t limit_us) {
         if (waited < YIELDING_US) {
             sched_yield();
         } else {
-            // In this order, and the sender's in the other: either it sees a sleeper, or the sleeper sees its message.
+            // The sender uses the opposite order: either it sees the sleeper, or the sleeper sees its message.
             place.sleepers.fetch_add(1);
             const uint32_t seen = place.arrived.load();
             const bool interrupted =
@@ -142,13 +142,13 @@ bool send(Endpoint& endpoint, const void* data, int64_t count, int64_t total, in
     if (count) std::memcpy(slot + LINE, data, count * width);
     Place& place = endpoint.place(sequence);
     place.arrived.fetch_add(1);
-    // Last: a rank that dies in between is named as missing, though nothing of it is missing.
+    // Last: a rank that dies just before is reported as missing although its message arrived.
     endpoint.progress[endpoint.rank].sent.store(uint32_t(sequence + 1), std::memory_order_release);
     if (endpoint.complete(sequence) && place.sleepers.load()) wake_all(place.arrived);
     return true;
 }
 
-// Rank by rank, so that every rank's sum has the same bits.
+// In rank order, so that all ranks' sums have the same bits.
 template <class T>
 void add_up(const Endpoint& endpoint, uint64_t sequence, T* sum, int64_t count) {
     if (!count) return;
@@ -161,7 +161,7 @@ void add_up(const Endpoint& endpoint, uint64_t sequence, T* sum, int64_t count) 
 
 State receive(Endpoint& endpoint, uint64_t sequence, void* sum, int64_t count, int64_t width, int64_t limit_us) {
     std::atomic<uint64_t>& unread = endpoint.unread[sequence % endpoint.ring];
-    if (unread != sequence + 1) return DONE;  // before, and a signal's handler kept Python from hearing of it
+    if (unread != sequence + 1) return DONE;  // read before, but a signal handler kept Python from noticing
     if (!await(endpoint, sequence, limit_us)) return WAITING;
     const Label own = endpoint.label(sequence, endpoint.rank);
     for (int64_t rank = 0; rank < endpoint.world; ++rank) {
@@ -180,12 +180,12 @@ State receive(Endpoint& endpoint, uint64_t sequence, void* sum, int64_t count, i
 
 extern "C" {
 
-// Bytes of memory that `world` ranks share, with slots of `capacity` bytes.
+// Size of the shared memory of `world` ranks with slots of `capacity` bytes.
 int64_t syncbn_one_shot_bytes(int64_t world, int64_t ring, int64_t capacity) {
     return ring * LINE + world * LINE + ring * world * (LINE + capacity);
 }
 
-// This rank's end; `spins` is how often a wait looks before it yields. `capacity` is a multiple of LINE.
+// This rank's endpoint; a wait polls `spins` times before it yields. `capacity` is a multiple of LINE.
 void* syncbn_one_shot_join(char* memory, int64_t rank, int64_t world, int64_t ring, int64_t capacity, int64_t spins) {
     Endpoint* endpoint = new Endpoint;
     endpoint->places = reinterpret_cast<Place*>(memory);
@@ -204,7 +204,7 @@ void syncbn_one_shot_leave(Endpoint* endpoint) { delete endpoint; }
 
 // Send `count` numbers of `width` bytes, 8 or 4: those from `begin` on of a message of `total`. The answer is
 // 4 * sequence number + WAITING, or + FULL when k are in flight: the number is then that of the message to receive first.
-// It is written, not returned: when a signal's handler raises, Python loses what a function returns.
+// It is written instead of returned: when a signal handler raises, Python loses a function's result.
 void syncbn_one_shot_send(Endpoint* endpoint, const void* data, int64_t count, int64_t width, int64_t total,
                           int64_t begin, int64_t* answer) {
     uint64_t sequence;
@@ -212,13 +212,13 @@ void syncbn_one_shot_send(Endpoint* endpoint, const void* data, int64_t count, i
     *answer = int64_t(sequence * 4) + state;
 }
 
-// Wait for `limit_us` at most, and add up. DONE; WAITING when a rank is missing yet or a signal came; MISMATCH.
+// Wait for at most `limit_us`, then sum. Returns DONE, WAITING (a rank is missing, or a signal came) or MISMATCH.
 int64_t syncbn_one_shot_receive(Endpoint* endpoint, int64_t sequence, void* sum, int64_t count, int64_t width,
                                 int64_t limit_us) {
     return receive(*endpoint, uint64_t(sequence), sum, count, width, limit_us);
 }
 
-// Both, for a whole message, in place. The answer is 4 * sequence number + state.
+// Send and sum a whole message, in place. The answer is 4 * sequence number + state.
 void syncbn_one_shot_sum(Endpoint* endpoint, void* data, int64_t count, int64_t width, int64_t limit_us,
                          int64_t* answer) {
     uint64_t sequence;
@@ -235,7 +235,7 @@ int64_t syncbn_one_shot_has_sent(const Endpoint* endpoint, int64_t sequence, int
     return int32_t(sent - uint32_t(sequence + 1)) >= 0;
 }
 
-// What a rank has sent as this message: how many numbers it is of, where this part of it begins, bytes of a number.
+// Header of a rank's message: total numbers, start of this part, bytes per number.
 void syncbn_one_shot_label(const Endpoint* endpoint, int64_t sequence, int64_t rank, int64_t label[3]) {
     const Label sent = endpoint->label(uint64_t(sequence), rank);
     label[0] = sent.total;

@@ -1,4 +1,4 @@
-"""Kernels made of differentiable, traceable operations, for any device, mask and order of derivative."""
+"""Kernels of differentiable, traceable operations, for any device, mask and order of derivative."""
 
 import torch
 from torch import Tensor
@@ -7,19 +7,19 @@ from syncbn.norm.kernels.interface import ChannelAffine, Kernels
 
 
 class PlainKernels(Kernels):
-    """Every pass as operations that autograd, `torch.compile` and `torch.func` see through."""
+    """Passes as operations that autograd, `torch.compile` and `torch.func` support."""
 
     name = "plain"
 
     def serves(self, *tensors: Tensor) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def moments(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | int]:
-        """Mean, M2 and count; only samples where `mask` (N, 1, *) is True count.
+        """Compute mean, M2 and count; only samples where `mask` (N, 1, *) is True count.
 
-        Sums are taken about a constant near the data, so that they don't cancel when |mean| >> std. No samples give
-        zeros that still depend on `x`: the graph of an empty rank then has the collectives of every other rank's.
+        Sums are taken about a constant near the data, to avoid cancellation when |mean| >> std. Without samples the
+        result is zeros that depend on `x`, so that an empty rank's graph has the same collectives as the others'.
         """
         dims = _all_but_channels(x)
         values = x.to(statistics_dtype(x))
@@ -46,7 +46,7 @@ class PlainKernels(Kernels):
         return y.to(x.dtype)
 
     def normalize_activate(self, x: Tensor, affine: ChannelAffine, residual: Tensor | None, slope: float) -> Tensor:
-        """See `Kernels`; nothing is written in place, which autograd would refuse."""
+        """See `Kernels`; without in-place writes, which autograd would refuse."""
         z = self.normalize(x, affine)
         if residual is not None:
             z = z + residual
@@ -81,13 +81,13 @@ PLAIN = PlainKernels()
 
 
 def moments_grad(x: Tensor, mean: Tensor, mean_dmean: Tensor, mean_dvar: Tensor) -> Tensor:
-    """dx of the mean and the biased variance, for gradients divided by the count: dmean + 2·(x - mean)·dvar."""
+    """Gradient dx of mean and biased variance, given gradients divided by the count: dmean + 2·(x - mean)·dvar."""
     centred = x.to(mean.dtype) - _broadcast(mean, x)
     return (_broadcast(mean_dmean, x) + 2 * centred * _broadcast(mean_dvar, x)).to(x.dtype)
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of moments: never a half precision."""
+    """Dtype of moments; never half precision."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

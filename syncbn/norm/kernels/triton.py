@@ -1,9 +1,9 @@
-"""Triton kernels, on CUDA, and on CPU where Triton interprets them (TRITON_INTERPRET=1).
+"""Triton kernels, on CUDA, and on CPU by Triton's interpreter (TRITON_INTERPRET=1).
 
-A sum over samples takes two kernels: programs sum their shares, others merge those, in an order that follows from the
-shapes and the GPU alone. So results are the same bits every time, without atomic operations. The host waits for
-nothing and launches nothing by values, so that CUDA graphs can capture everything. Why they aren't chosen by
-themselves: docs/decisions/0016-triton-kernels.md.
+A sum over samples takes two kernels: programs sum their shares, and others merge them, in an order that depends only on
+shapes and GPU. So results are bitwise reproducible, without atomic operations. The host never waits, and no launch
+depends on values, so CUDA graphs can capture everything. Why they aren't the default:
+docs/decisions/0016-triton-kernels.md.
 """
 
 import functools
@@ -23,20 +23,20 @@ from syncbn.norm.kernels.plain import statistics_dtype
 _DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
 
 _WARPS = 8
-# Of each tensor, a tile holds two loads of 16 bytes for each thread.
+# A tile has two 16-byte loads per thread for each tensor.
 _TILE_BYTES = 2 * 16 * 32 * _WARPS
-# The width of a tile of rows, a line of the cache: less would waste bandwidth, more leave few programs for small C.
+# Width of a tile of rows, a cache line: less would waste bandwidth, more would leave few programs for small C.
 _LINE_BYTES = 128
-# The width of a tile of planes, unless there are too few planes to fill it.
+# Width of a tile of planes, unless there are too few planes to fill it.
 _PLANE_BYTES = 1024
-# Programs on a multiprocessor. Those that sum keep their registers until the end: two always fit, and read ahead.
+# Programs per multiprocessor. Summing programs keep their registers until the end: two always fit, and read ahead.
 _SUMMING = 2
-# The others make whole waves, whether registers let 2, 3, 4 or 6 of them in at a time.
+# For the others: whole waves, whether registers allow 2, 3, 4 or 6 at a time.
 _WRITING = 12
 
 
 def check_device() -> None:
-    """Refuse a machine on which these kernels would serve nothing."""
+    """Refuse a machine on which these kernels can't run."""
     if _DEVICE == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
             "SYNCBN_KERNELS=triton needs a CUDA device, and torch finds none: leave it unset, "
@@ -45,12 +45,12 @@ def check_device() -> None:
 
 
 class TritonKernels(Kernels):
-    """The programs of triton_programs.py."""
+    """Kernels over the programs of triton_programs.py."""
 
     name = "triton"
 
     def serves(self, *tensors: Tensor) -> bool:
-        """Whether each is a plain tensor with numbers in the memory of the device."""
+        """Whether all are plain tensors in the device's memory."""
         return all(
             tensor.device.type == _DEVICE
             and type(tensor) in PLAIN_TYPES
@@ -113,7 +113,7 @@ TRITON = TritonKernels()
 def _sums(
     dy: Tensor, y: Tensor | None, dz: Tensor | None, x: Tensor, affine: ChannelAffine, slope: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Σdz and Σdz·x̂, and, with a slope, `dz` filled."""
+    """Compute Σdz and Σdz·x̂, and fill `dz` if there is a slope."""
     mean, var, eps, _, _ = affine
     sums = torch.empty(2, x.shape[1], dtype=mean.dtype, device=x.device)
     if x.numel() == 0:
@@ -125,9 +125,9 @@ def _sums(
 
 
 def _sum_parts(kernel: Any, number: int, x: Tensor, *others: Tensor | None, **constants: Any) -> Tensor:
-    """`number` sums for each channel and each share of its samples, (number, C, splits).
+    """Compute `number` sums for each channel and each share of its samples, (number, C, splits).
 
-    A program takes a group of channels, and every `splits`-th of the tiles that their samples make.
+    A program takes a group of channels and every `splits`-th tile of their samples.
     """
     channels = x.shape[1]
     rows, neighbours = _layout(x)
@@ -143,13 +143,13 @@ def _sum_parts(kernel: Any, number: int, x: Tensor, *others: Tensor | None, **co
 
 
 def _merge(kernel: Any, parts: Tensor, *tensors: Tensor, **constants: Any) -> None:
-    """A program for each channel, which adds up its shares."""
+    """Launch a program per channel that adds up its shares."""
     _, channels, splits = parts.shape
     _launch(kernel, (channels,), parts, *tensors, splits, **constants, SPLITS=triton.next_power_of_2(splits))
 
 
 def _elementwise(kernel: Any, x: Tensor, *others: Tensor | None, **constants: Any) -> None:
-    """Programs that each go over every so many tiles of a column of tiles."""
+    """Launch programs that each stride over a column of tiles."""
     if x.numel() == 0:
         return
     channels = x.shape[1]
@@ -169,13 +169,13 @@ def _launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *arguments: Any, **co
 
 
 def _layout(x: Tensor) -> tuple[bool, int]:
-    """Whether channels are the innermost dimension of a dense tensor, and the number of a plane's neighbours."""
+    """Whether channels are the innermost dimension of a dense tensor, and the number of a plane's values."""
     neighbours = math.prod(x.shape[2:])
     return neighbours == 1 or not x.is_contiguous(), neighbours
 
 
 def _tile(x: Tensor, rows: bool, outer: int, inner: int) -> dict[str, Any]:
-    """The constants of a kernel that goes over an (outer, inner) matrix in tiles."""
+    """Constants of a kernel that processes an (outer, inner) matrix in tiles."""
     size = _TILE_BYTES // x.element_size()
     height = triton.next_power_of_2(outer)
     width = _LINE_BYTES // x.element_size() if rows else max(_PLANE_BYTES // x.element_size(), size // height)

@@ -1,15 +1,15 @@
-"""What one program on the GPU does: the device code of `triton.py`.
+"""Device code of `triton.py`: the program of each kernel.
 
-A tensor (N, C, *) is read as it lies in memory: channels last (ROWS) as N·S rows of C neighbours, contiguous as planes
-of S neighbours. A program goes over tiles of OUTER rows or planes by INNER neighbours. The number of neighbours is
-`inner_units`·ALIGN: how many values one load may take depends on what the compiler knows to divide it.
+A tensor (N, C, *) is read in memory order: channels last (ROWS) as N·S rows of C values, contiguous as planes of S
+values. A program processes tiles of OUTER rows or planes by INNER values. The number of values in a row or plane is
+`inner_units`·ALIGN, since the compiler vectorizes loads only by known divisors.
 """
 
 import triton
 import triton.language as tl
 
-# Tiles on their way from memory while a program works at one: without them a multiprocessor would have to hold twice as
-# many programs to keep its share of the memory busy.
+# Tiles prefetched while a program processes one: without them a multiprocessor would need twice as many programs to
+# saturate its share of the memory bandwidth.
 _AHEAD = tl.constexpr(3)
 
 
@@ -27,10 +27,10 @@ def moments_parts(
     OUTER: tl.constexpr,
     INNER: tl.constexpr,
 ):
-    """Of every `splits`-th tile of some channels: their count n, a point K, Σ(x - K), Σ(x - K)²; parts (4, C, splits).
+    """Sum every `splits`-th tile of some channels: count n, a point K, Σ(x - K), Σ(x - K)²; parts (4, C, splits).
 
-    K is the mean of the first of these tiles. Nothing cancels, then, however far from 0 the data are, and a single
-    outlier doesn't move K far.
+    K is the mean of the first of these tiles. This avoids cancellation for data far from 0, and a single outlier
+    changes K little.
     """
     part, splits = tl.program_id(1), tl.num_programs(1)
     offsets, valid, count = _tile(part, outer_size, inner_units * ALIGN, channels, ROWS, OUTER, INNER)
@@ -53,7 +53,7 @@ def moments_parts(
 
 @triton.jit
 def moments_merge(parts, mean, m2, splits, SPLITS: tl.constexpr):
-    """Mean and M2 of a channel from its parts', by the law of total variance, in float64."""
+    """Merge the parts of a channel to mean and M2, by the law of total variance, in float64."""
     count = _load_parts(parts, 0, splits, SPLITS)
     share = _load_parts(parts, 2, splits, SPLITS) / tl.maximum(count, 1.0)
     means = _load_parts(parts, 1, splits, SPLITS) + share
@@ -62,7 +62,7 @@ def moments_merge(parts, mean, m2, splits, SPLITS: tl.constexpr):
     between = count * (means - merged) * (means - merged)
     total = tl.sum(within + between)
     tl.store(mean + tl.program_id(0), merged)
-    # Less than 0 by rounding. Not `tl.maximum`, which hides a NaN.
+    # May be negative by rounding. `tl.maximum` would hide a NaN.
     tl.store(m2 + tl.program_id(0), tl.where(total < 0, 0.0, total))
 
 
@@ -85,9 +85,9 @@ def grad_parts(
     OUTER: tl.constexpr,
     INNER: tl.constexpr,
 ):
-    """Of every `splits`-th tile of some channels: Σdy and Σdy·(x - mean); parts (2, C, splits).
+    """Sum every `splits`-th tile of some channels: Σdy and Σdy·(x - mean); parts (2, C, splits).
 
-    With a SLOPE, dz = dy where y > 0 and SLOPE·dy elsewhere is written, and takes the place of dy.
+    With a SLOPE, dz = dy where y > 0 and SLOPE·dy elsewhere is written, and used instead of dy.
     """
     part, splits = tl.program_id(1), tl.num_programs(1)
     channel = _channel(ROWS, INNER)
@@ -111,7 +111,7 @@ def grad_parts(
 
 @triton.jit
 def grad_merge(parts, var, sums, splits, EPS: tl.constexpr, SPLITS: tl.constexpr):
-    """Σdy and Σdy·x̂ of a channel from its parts', added up in float64; sums (2, C)."""
+    """Merge the parts of a channel to Σdy and Σdy·x̂ in float64; sums (2, C)."""
     channel, channels = tl.program_id(0), tl.num_programs(0)
     invstd = tl.rsqrt(tl.load(var + channel) + EPS)
     tl.store(sums + channel, tl.sum(_load_parts(parts, 0, splits, SPLITS)))
@@ -208,31 +208,31 @@ def _level_and_slope(channel, channels, var, mean_dy, mean_dy_xhat, EPS: tl.cons
 
 @triton.jit
 def _or(per_channel, channel, channels, otherwise: tl.constexpr):
-    """The channels' entries of a tensor that may be None."""
+    """Channels' entries of a tensor, or a default if it is None."""
     if per_channel is None:
         return tl.full(channel.shape, otherwise, tl.float32)
-    else:  # noqa: RET505  # what follows a `return` is compiled, too
+    else:  # noqa: RET505  # Triton also compiles code after a `return`
         return tl.load(per_channel + channel, mask=channel < channels, other=otherwise)
 
 
 @triton.jit
 def _block(block, outer_size, inner_size, channels, OUTER: tl.constexpr, INNER: tl.constexpr):
-    """Offsets and mask of a tile in the program's column of all rows or planes, and the channels of planes."""
+    """Offsets and mask of a tile in the program's column over all rows or planes, and the channels of planes."""
     first = tl.cast(block, tl.int64) * OUTER
     outer = first + tl.arange(0, OUTER)
     inner = tl.program_id(0) * INNER + tl.arange(0, INNER)
-    channel = ((first % channels).to(tl.int32) + tl.arange(0, OUTER)) % channels  # not a division of int64 for each
+    channel = ((first % channels).to(tl.int32) + tl.arange(0, OUTER)) % channels  # avoids an int64 division per element
     valid = (outer < outer_size)[:, None] & (inner < inner_size)[None, :]
     return outer[:, None] * inner_size + inner[None, :], valid, channel
 
 
 @triton.jit
 def _tile(index, outer_size, inner_size, channels, ROWS: tl.constexpr, OUTER: tl.constexpr, INNER: tl.constexpr):
-    """Offsets and mask of a tile of the program's channels, and how many samples of a channel are in it."""
+    """Offsets and mask of a tile of the program's channels, and its number of samples per channel."""
     if ROWS:  # of INNER channels
         first, inner_first = tl.cast(index, tl.int64) * OUTER, tl.program_id(0) * INNER
         start = first + tl.arange(0, OUTER)
-    else:  # of one channel, whose planes lie `channels` planes apart
+    else:  # of one channel, with planes `channels` planes apart
         blocks = tl.cdiv(inner_size, INNER)
         first, inner_first = tl.cast(index // blocks, tl.int64) * OUTER, index % blocks * INNER
         start = (first + tl.arange(0, OUTER)) * channels + tl.program_id(0)
@@ -246,7 +246,7 @@ def _tile(index, outer_size, inner_size, channels, ROWS: tl.constexpr, OUTER: tl
 
 @triton.jit
 def _channel(ROWS: tl.constexpr, INNER: tl.constexpr):
-    """The program's channels: INNER of them, or one."""
+    """The program's channels: INNER, or one."""
     if ROWS:
         return tl.program_id(0) * INNER + tl.arange(0, INNER)
     else:  # noqa: RET505
@@ -255,13 +255,13 @@ def _channel(ROWS: tl.constexpr, INNER: tl.constexpr):
 
 @triton.jit
 def _over_tile(tile, ROWS: tl.constexpr):
-    """The sums of the program's channels."""
+    """Sums of a tile over the program's channels."""
     return tl.sum(tile, 0) if ROWS else tl.sum(tl.sum(tile, 0, keep_dims=True), 1)
 
 
 @triton.jit
 def _along(per_channel, ROWS: tl.constexpr):
-    """Channels, to be broadcast over a tile."""
+    """Reshape channels to broadcast over a tile."""
     return per_channel[None, :] if ROWS else per_channel[:, None]
 
 
@@ -273,7 +273,7 @@ def _store_part(parts, row: tl.constexpr, values, channels, ROWS: tl.constexpr, 
 
 @triton.jit
 def _load_parts(parts, row: tl.constexpr, splits, SPLITS: tl.constexpr):
-    """A row of the parts of the program's channel, in float64."""
+    """Load a row of the program's channel's parts, in float64."""
     part = tl.arange(0, SPLITS)
     start = (row * tl.num_programs(0) + tl.program_id(0)) * splits
     return tl.load(parts + start + part, mask=part < splits, other=0.0).to(tl.float64)
