@@ -23,9 +23,7 @@ from syncbn.norm.kernels import native
 
 CAPACITY = 1 << 16  # bytes of a message in one piece: 2C + 1 float64 numbers of 4,095 channels
 IN_FLIGHT = 4  # messages; their memory is 2 * 4 * 64 KiB a rank
-_SPINS = (
-    50  # polls, about 1 us, before a waiting rank yields its processor; 2000 took 10 times as long on a busy machine
-)
+_SPINS = 50  # polls, about 1 us, before a waiting rank yields its processor; 2000 took a busy machine 10 times as long
 _SLICE_US = 100_000  # of waiting, after which Python handles signals and checks for dead ranks
 
 _DONE, _WAITING, _MISMATCH, _FULL = range(4)

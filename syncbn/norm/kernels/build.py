@@ -45,9 +45,7 @@ def cache_folder() -> Path:
 
 
 def _compile(compiler: str, library: Path) -> None:
-    with tempfile.TemporaryDirectory(
-        dir=library.parent
-    ) as folder:  # ranks may compile at the same time: the last one wins
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # ranks may compile at once: the last one wins
         output = Path(folder) / library.name
         command = [compiler, *_FLAGS, *_openmp(), *map(str, SOURCES), "-o", str(output)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
