@@ -1,1 +1,1 @@
-"""What a process is part of: which run, which rank of how many, and where to go on from. Imports no torch by itself."""
+"""Processes: run id, rank and world, launchers, signals. Imports no torch by itself."""

@@ -1,5 +1,5 @@
-"""What ends a run on all ranks alike."""
+"""Faults that end a run on all ranks."""
 
 
 class Fault(Exception):
-    """A reason for all ranks to end. Its text says it in full, so that a command prints that and no traceback."""
+    """A reason for all ranks to end. Its text is complete, so commands print it without a traceback."""

@@ -1,4 +1,4 @@
-"""The end of a rank."""
+"""Exit of a rank."""
 
 import atexit
 import os
@@ -11,13 +11,13 @@ from syncbn.launch.world import World
 
 @contextmanager
 def ends_at_once() -> Iterator[None]:
-    """The process ends right after its exit functions, with the code it would have had.
+    """End the process right after its exit functions, with the same exit code.
 
-    After them Python takes the interpreter and the C++ libraries apart. There the threads of a process group, whose
-    peers go away at the same moment, can abort a rank that has finished its work. Enter this before anything registers
-    an exit function: the first one registered is called last.
+    After them Python would finalize the interpreter and the C++ libraries. Then the threads of a process group, whose
+    peers exit at the same time, can abort a rank that has finished its work. Enter this before anything registers an
+    exit function: the first one registered is called last.
     """
-    code = 1  # of an exception that nobody catches
+    code = 1  # for an uncaught exception
     atexit.register(lambda: _end(code))
     try:
         yield
@@ -28,7 +28,7 @@ def ends_at_once() -> Iterator[None]:
 
 
 def leave_together(world: World) -> None:
-    """Close the process group on all ranks at once: a rank that others leave behind may abort while it exits."""
+    """Close the process group on all ranks at once: a rank whose peers have exited may abort."""
     if world.world_size == 1:
         return
     import torch.distributed as dist

@@ -1,4 +1,4 @@
-"""Start the ranks that a config asks for, where no launcher has: `python` acts as `torchrun`."""
+"""Start of the ranks that a config requires without a launcher: `python` acts as `torchrun`."""
 
 import os
 import signal
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def ranks_to_start(trainer: Mapping[str, Any], world: World) -> int:
-    """The number of processes that a trainer's config wants started; 1 where this process is all or one of them.
+    """Number of processes to start for a trainer's config; 1 if this process is all or one of them.
 
-    `devices: auto` with a distributed strategy is one for each GPU, or 2 on the CPU.
+    `devices: auto` with a distributed strategy means one per GPU, or 2 on the CPU.
 
     Raises:
-        ValueError: several nodes without a launcher, or a launcher and a strategy that starts ranks of its own.
+        ValueError: several nodes without a launcher, or a launcher with a strategy that starts its own ranks.
     """
     if world.launcher != "python":
         if _starts_by_itself(trainer["strategy"]):
@@ -42,14 +42,14 @@ def ranks_to_start(trainer: Mapping[str, Any], world: World) -> int:
 
 
 def run_under_torchrun(ranks: int, words: Sequence[str]) -> NoReturn:
-    """Run `python <words>` on `ranks` processes, and end as they end.
+    """Run `python <words>` on `ranks` processes, and exit with their exit code.
 
-    The run id goes along in the environment. Lightning would start copies of its own, but those go wrong in a Hydra
-    sweep, where each job would start the whole sweep anew; torchrun's ranks go through the sweep together.
+    The run id is passed in the environment. Lightning's own copies don't work in a Hydra sweep, where each job would
+    start the whole sweep again; torchrun's ranks go through the sweep together.
 
     Args:
-        ranks: the processes.
-        words: a script and its arguments, or "-m", a module and its.
+        ranks: number of processes.
+        words: a script and its arguments, or "-m", a module and its arguments.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -57,49 +57,51 @@ def run_under_torchrun(ranks: int, words: Sequence[str]) -> NoReturn:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_cores() // ranks)))
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
-    os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", "110")  # seconds to save in; torchrun's own 30 end a large save
+    os.environ.setdefault(
+        "PET_SHUTDOWN_TIMEOUT", "110"
+    )  # seconds for saving; torchrun's default of 30 may interrupt a large save
     try:
         with stop.held():
             run(parse_args([f"--nproc-per-node={ranks}", "--no-python", *_python(), *words]))
-    except ChildFailedError as error:  # the rank has said why
+    except ChildFailedError as error:  # the rank has reported why
         raise SystemExit(_exit_code(error.failures.values())) from error
-    except SignalException as error:  # Ctrl-C or SIGTERM, which has gone to the ranks too
+    except SignalException as error:  # Ctrl-C or SIGTERM, which the ranks get, too
         raise SystemExit(128 + error.sigval) from error
     raise SystemExit(0)
 
 
 def _python() -> list[str]:
-    """This interpreter, which looks for modules in the current folder only where it does so in this process.
+    """Command of this interpreter; it looks for modules in the current folder only if this process does.
 
-    `python -m` does, and `syncbn` doesn't: a user's logging.py there would be taken for Python's own.
+    `python -m` does and `syncbn` doesn't: a user's logging.py there would shadow Python's.
     """
     looks_here = os.getcwd() in map(os.path.abspath, sys.path)
     return [sys.executable, "-u", *([] if looks_here else ["-P"])]
 
 
 def _exit_code(failures: Iterable["ProcessFailure"]) -> int:
-    """The code of the rank that failed first: of those in one second, which is all a time tells, that of a killed one.
+    """Exit code of the rank that failed first; among failures within a second, the times' resolution, of a killed one.
 
-    A SIGTERM is torchrun's own, to those that were left.
+    A SIGTERM was sent by torchrun to the remaining ranks.
     """
     first = min(failures, key=lambda one: (one.timestamp, one.exitcode > 0 or one.exitcode == -signal.SIGTERM))
     return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
 
 
 def cpu_cores() -> int:
-    """The cores this process may use, which in a container or a SLURM job are fewer than the machine's."""
+    """Number of cores this process may use; in a container or a SLURM job fewer than the machine's."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def threads_of_a_rank(threads: int | str, world: World) -> int:
-    """CPU threads for a rank: the number itself, or with "auto" its share of the node's cores."""
+    """CPU threads for a rank: the given number, or with "auto" its share of the node's cores."""
     return max(1, cpu_cores() // world.local_world_size) if threads == "auto" else int(threads)
 
 
 def _starts_by_itself(strategy: Any) -> bool:
-    """Whether the strategy makes its ranks from within the process."""
+    """Whether the strategy starts its ranks from within the process."""
     if isinstance(strategy, Mapping):
         return strategy.get("start_method", "popen") != "popen"
     return str(strategy).endswith(("_spawn", "_fork", "_notebook"))
@@ -108,6 +110,6 @@ def _starts_by_itself(strategy: Any) -> bool:
 def _gpus(accelerator: str) -> int:
     if accelerator not in ("auto", "gpu", "cuda"):
         return 0
-    import torch  # only here: everything before can be answered without it
+    import torch  # imported late: the checks before don't need it
 
     return torch.cuda.device_count()

@@ -1,7 +1,7 @@
-"""One name for a run, the same on all of its ranks and through its restarts, and never that of another run.
+"""Unique id of a run, the same on all its ranks and after restarts.
 
-It is fixed before Hydra composes anything, because it names the run's folder: a folder named by the clock would be
-another one on each rank.
+It is set before Hydra composes anything, because it names the run's folder: a name from the clock would differ between
+ranks.
 """
 
 import hashlib
@@ -21,19 +21,19 @@ _ALLOWED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def ensure_run_id(environ: MutableMapping[str, str] = os.environ, arguments: Sequence[str] = ()) -> str:
-    """Find the run's id and leave it in `environ`, so that every process started from here shares it.
+    """Find the run's id and store it in `environ`, so that all processes started from here share it.
 
-    The first of these that says something:
+    The first of these that is available:
 
     1. `run_id=...` among the arguments of the command, then `SYNCBN_RUN_ID`: the user's choice, or a parent process's.
     2. SLURM: the array's job and task, or the job. A requeued job keeps it. Where several steps may share one
-       allocation (`salloc`, not `sbatch`), the step too.
-    3. torchrun: the rendezvous id that the user chose; without one, the start and the identity of the agent process,
-       which its ranks share through restarts.
+    allocation (`salloc`, not `sbatch`), also the step.
+    3. torchrun: the user's rendezvous id; without one, start time and identity of the agent process, which its ranks
+    share across restarts.
     4. The time and a random part.
 
     Raises:
-        ValueError: a chosen id isn't fit for a folder's name, or torchrun has several nodes and no `--rdzv-id`.
+        ValueError: an id that isn't valid as a folder name, or torchrun with several nodes and no `--rdzv-id`.
     """
     chosen = [argument.removeprefix("run_id=") for argument in arguments if argument.startswith("run_id=")]
     run_id = (chosen or [""])[-1] or environ.get(VARIABLE) or _slurm(environ) or _torchrun(environ) or _fresh()
@@ -42,10 +42,10 @@ def ensure_run_id(environ: MutableMapping[str, str] = os.environ, arguments: Seq
 
 
 def check_run_id(run_id: str) -> str:
-    """`run_id` itself, where it is fit for a folder's name: no separators, so that it can't leave the output root.
+    """Check that `run_id` is valid as a folder name, without separators, so that it can't leave the output root.
 
     Raises:
-        ValueError: it isn't.
+        ValueError: it isn't valid.
     """
     if not _ALLOWED.fullmatch(run_id):
         raise ValueError(
@@ -69,14 +69,14 @@ def _slurm(environ: MutableMapping[str, str]) -> str | None:
         return f"slurm-{job}"
     if is_srun_step(environ):
         return f"slurm-{job}-{environ['SLURM_STEP_ID']}"
-    # A shell inside salloc: commands typed one after the other are different runs.
+    # A shell inside salloc: successive commands are different runs.
     return f"slurm-{job}-{_torchrun(environ) or _fresh()}"
 
 
 def is_srun_step(environ: MutableMapping[str, str]) -> bool:
-    """Whether `srun` started this process as a task of a step, which a batch script or a shell isn't."""
+    """Whether `srun` started this process as a task of a step, unlike a batch script or a shell."""
     step = environ.get("SLURM_STEP_ID", "")
-    return step.isdigit() and int(step) < 0xFFFFFFF0  # the numbers above are SLURM's own: batch, extern, interactive
+    return step.isdigit() and int(step) < 0xFFFFFFF0  # larger numbers are SLURM's own: batch, extern, interactive
 
 
 def _torchrun(environ: MutableMapping[str, str]) -> str | None:
@@ -84,7 +84,7 @@ def _torchrun(environ: MutableMapping[str, str]) -> str | None:
     if rendezvous is None:
         return None
     nodes = int(environ.get("GROUP_WORLD_SIZE", "1"))
-    if rendezvous != "none" and not (_UUID.fullmatch(rendezvous) and nodes == 1):  # torchrun's own on one node
+    if rendezvous != "none" and not (_UUID.fullmatch(rendezvous) and nodes == 1):  # torchrun's default on one node
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", rendezvous)
         return f"torchrun-{name}"[:100]
     if nodes > 1:
@@ -96,7 +96,7 @@ def _torchrun(environ: MutableMapping[str, str]) -> str | None:
 
 
 def _agent(rendezvous: str) -> str:
-    """When the torchrun agent started, and a hash of which it is: the parent of all ranks, alive through restarts."""
+    """Start time and identifying hash of the torchrun agent, the parent of all ranks, alive across restarts."""
     parent = os.getppid()
     ticks, started = _start_of(parent)
     facts = (rendezvous, socket.gethostname(), _read("/proc/sys/kernel/random/boot_id"), str(parent), ticks)
@@ -105,9 +105,9 @@ def _agent(rendezvous: str) -> str:
 
 
 def _start_of(pid: int) -> tuple[str, time.struct_time]:
-    """A process's start as the system counts it, and by the clock.
+    """Start of a process in the system's count and by the clock.
 
-    Numbers of processes are used again; a number with its start isn't.
+    Process ids are reused; an id with its start time isn't.
     """
     stat = _read(f"/proc/{pid}/stat")
     if stat:  # clock ticks since boot: field 22, counted after the name, which may hold spaces and parentheses

@@ -1,7 +1,7 @@
-"""Keys, tokens and passwords stay out of what a run writes and prints.
+"""Redaction of keys, tokens and passwords in all that a run writes and prints.
 
-What counts as one: the value of an environment variable, or of a key of the config or the command line, whose name ends
-with `api_key`, `access_key`, `token`, `secret`, `password` or `credentials`.
+A secret is the value of an environment variable, or of a key of the config or the command line, whose name ends with
+`api_key`, `access_key`, `token`, `secret`, `password` or `credentials`.
 """
 
 import os
@@ -14,13 +14,13 @@ MASK = "<redacted>"
 _NAMES = r"(?:api_?key|access_?key|token|secret|password|passwd|credentials?)"
 _NAME = re.compile(rf"(?:.*[_.-])?{_NAMES}", re.IGNORECASE)
 _ASSIGNMENT = re.compile(rf"((?:\b|_){_NAMES}['\"]?\s*[=:]\s*)('[^']*'|\"[^\"]*\"|[^\s,}}\]'\"]+)", re.IGNORECASE)
-_SHORTEST = 8  # a shorter value would also be found where it is something else
+_SHORTEST = 8  # shorter values would also match other text
 
 _known: set[str] = set()
 
 
 def learn(node: Any) -> None:
-    """Take note of the secrets in a config, a mapping of variables, or the words of a command line."""
+    """Learn the secrets in a config, a mapping of variables, or the words of a command line."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             if isinstance(value, str) and _is_secret(key, value):
@@ -36,7 +36,7 @@ def learn(node: Any) -> None:
 
 
 def redacted(node: Any) -> Any:
-    """The same text, or the same nested mappings and lists of plain values, without the secrets."""
+    """Redact the secrets in text, or in nested mappings and lists of plain values."""
     if isinstance(node, Mapping):
         return {
             key: MASK if isinstance(value, str) and _is_secret(key, value) else redacted(value)
@@ -52,7 +52,7 @@ def redacted(node: Any) -> Any:
 
 
 def guard_the_screen() -> None:
-    """From here on, nothing that this process prints shows the secrets of its environment and its command line."""
+    """Redact the secrets of environment and command line in all that this process prints from now on."""
     learn(dict(os.environ))
     learn(sys.argv[1:])
     for name in ("stdout", "stderr"):
@@ -61,7 +61,7 @@ def guard_the_screen() -> None:
 
 
 def _is_secret(key: Any, value: str) -> bool:
-    """A reference to where the secret is, `${oc.env:HF_TOKEN}` say, is none."""
+    """Whether a key has a secret value; a reference such as `${oc.env:HF_TOKEN}` isn't one."""
     return bool(value) and not value.startswith("${") and _NAME.fullmatch(str(key)) is not None
 
 
@@ -71,7 +71,7 @@ def _add(value: str) -> None:
 
 
 class _Redacting:
-    """A text stream in front of another."""
+    """A text stream that redacts and passes on to another."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -79,7 +79,7 @@ class _Redacting:
 
     @property
     def write(self) -> Callable[[str], int]:
-        """Writes text without its secrets. W&B puts a function of its own in this place, which gets such text, too."""
+        """Write redacted text. W&B replaces this method by its own, which gets redacted text, too."""
         write = self._write
         return lambda text: write(redacted(text))
 

@@ -1,4 +1,4 @@
-"""Give a job that SLURM is about to end back to its queue."""
+"""Requeueing of SLURM jobs that are about to end."""
 
 import os
 import subprocess
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 
 def requeue(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Queue the batch job of this process again, under the same id; what came of it, or None outside of a batch job.
+    """Requeue this process's batch job under the same id; returns the outcome, or None outside a batch job.
 
-    A shell inside `salloc` isn't one: nobody could start its commands again.
+    A shell inside `salloc` isn't one: SLURM can't restart its commands.
     """
     if environ.get("ENVIRONMENT") != "BATCH" or "SLURM_JOB_ID" not in environ:
         return None

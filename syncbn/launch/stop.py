@@ -1,11 +1,11 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: they end a run that is starting, and ask one that trains to stop where it can go on.
+"""SIGTERM, SIGUSR1 and Ctrl-C: they end a run that is starting, and ask a training run to stop where it can resume.
 
-A handler that saves or talks to other ranks does so wherever the training happens to be, in the middle of a collective
-say, and ranks that are in different places then wait for each other. So here a signal only leaves a note, at which
-`syncbn.training.Preemption` looks at the end of each batch.
+A handler that saves or communicates would run at any point of the training, possibly inside a collective, and ranks at
+different points would then wait for each other. So a signal only sets a flag here, which `syncbn.training.Preemption`
+checks at the end of each batch.
 
-A thread takes the note, woken by the system through a pipe. Python's own handlers run only when the main thread is back
-from C++, and one that waits there for another rank may never be.
+A thread sets the flag, woken by the system through a pipe. Python's own handlers run only when the main thread returns
+from C++, which may never happen if it waits there for another rank.
 """
 
 import ctypes
@@ -23,11 +23,11 @@ from syncbn.launch.world import current_world
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-_SAME_KEYSTROKE_S = 1.0  # Ctrl-C reaches a rank twice where a launcher passes it on
+_SAME_KEYSTROKE_S = 1.0  # Ctrl-C reaches a rank twice if a launcher forwards it
 
 
 class Stopped(SystemExit):
-    """The run stopped because a signal asked for it. The process ends with 128 + its number, as a shell reports it."""
+    """The run was stopped by a signal. The process exits with 128 + the signal's number, as in shells."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
@@ -35,7 +35,7 @@ class Stopped(SystemExit):
 
 
 class _Signals:
-    """The handlers of one process and what they have noted."""
+    """Signal handlers of one process and their state."""
 
     def __init__(self, deferred: bool) -> None:
         self.pid = os.getpid()
@@ -48,12 +48,14 @@ class _Signals:
         os.set_blocking(self.pipe, False)
         self.before = {signum: signal.signal(signum, _leave_it_to_the_thread) for signum in SIGNALS}
         signal.set_wakeup_fd(self.pipe, warn_on_full_buffer=False)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # `held` in the process that started this one
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked by `held` in the parent process
         threading.Thread(target=self.listen, args=(read,), name="syncbn-stop", daemon=True).start()
 
     def listen(self, read: int) -> None:
         while signums := os.read(read, 1):
-            if signal.getsignal(signums[0]) is _leave_it_to_the_thread:  # else torchrun's agent has its own by now
+            if (
+                signal.getsignal(signums[0]) is _leave_it_to_the_thread
+            ):  # otherwise torchrun's agent has installed its own
                 self.take(signums[0])
         os.close(read)
 
@@ -81,10 +83,10 @@ _active: _Signals | None = None
 
 
 def install(deferred: bool = False) -> bool:
-    """Take the signals over. Does nothing, and says so by False, if they are already, or outside of the main thread.
+    """Install the handlers. Returns False, without effect, if they are installed already or outside the main thread.
 
     Args:
-        deferred: as after `defer`.
+        deferred: whether to start as after `defer`.
     """
     global _active
     if threading.current_thread() is not threading.main_thread() or (_active and _active.pid == os.getpid()):
@@ -96,16 +98,16 @@ def install(deferred: bool = False) -> bool:
 
 
 def _stop_with_the_launcher() -> None:
-    """Let the kernel send SIGTERM when the process that started this one is gone, killed for want of memory say.
+    """Let the kernel send SIGTERM when the parent process is gone, for example killed for lack of memory.
 
-    Else its ranks would train on, beside those that the next start of the run brings, in one folder.
+    Otherwise its ranks would continue to train in the same folder as those of the restarted run.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def restore() -> None:
-    """Give the signals back to whom they were taken from."""
+    """Restore the previous handlers."""
     global _active
     if _active is not None:
         _active.restore()
@@ -113,22 +115,22 @@ def restore() -> None:
 
 
 def defer(forward: Callable[[int], None] | None = None) -> None:
-    """From here on a signal is noted, not obeyed: who trains asks `requested`.
+    """From now on only record signals; the training checks `requested`.
 
-    A second Ctrl-C, a second after the first, ends the process at once even so.
+    A second Ctrl-C, at least a second after the first, still ends the process at once.
 
     Args:
-        forward: called with each signal, for the processes that this one has started.
+        forward: function called with each signal, for child processes.
     """
     if _active is not None:
         _active.deferred, _active.forward = True, forward
 
 
 def obey() -> None:
-    """From here on a signal ends the process again.
+    """From now on a signal ends the process again.
 
     Raises:
-        Stopped: one was noted, and nobody asked for it.
+        Stopped: a signal was recorded and not handled.
     """
     if _active is not None:
         _active.deferred, _active.forward = False, None
@@ -139,10 +141,10 @@ def obey() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """For a process that starts ranks: a signal that reaches one of them before it calls `install` waits until then.
+    """Block signals in ranks started inside, until they call `install`; for a process that starts ranks.
 
-    A process inherits what the thread that starts it blocks. This process itself goes on noting signals, in the thread
-    that listens.
+    A process inherits the signal mask of the thread that starts it. This process still records signals in its
+    listener thread.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -152,16 +154,16 @@ def held() -> Iterator[None]:
 
 
 def requested() -> int:
-    """The number of the signal that asked this process to stop; 0 if none did."""
+    """Number of the signal that asked this process to stop; 0 if none did."""
     return _active.signum if _active is not None else 0
 
 
 def say(where: str, signum: int) -> None:
-    """Tell, on rank 0 and once, that the run was stopped and how it goes on.
+    """Print once, on rank 0, that the run was stopped and how it continues.
 
-    SIGUSR1 is what SLURM was told to send before a job's time is over (slurm/train.sbatch): the job is queued again.
+    SLURM sends SIGUSR1 before a job's time limit (slurm/train.sbatch): the job is requeued.
     """
-    spawned = os.environ.get("LOCAL_RANK", "0")  # a rank that Lightning started; current_world knows launchers alone
+    spawned = os.environ.get("LOCAL_RANK", "0")  # a rank started by Lightning; current_world knows only launchers
     if current_world().rank or int(spawned) or (_active and _active.said):
         return
     if _active:
@@ -174,7 +176,7 @@ def say(where: str, signum: int) -> None:
 
 
 def _leave_it_to_the_thread(signum: int, frame: object) -> None:
-    """Python must have a handler for the pipe to be written to."""
+    """Do nothing; without a Python handler the pipe isn't written to."""
 
 
 def _exit_now(signum: int) -> None:
@@ -183,10 +185,10 @@ def _exit_now(signum: int) -> None:
 
 
 def _let_go_in_a_worker() -> None:
-    """In a forked process, a DataLoader's worker say: its signals are not the rank's.
+    """Separate the signals of a forked process, such as a DataLoader's worker, from the rank's.
 
-    It goes on working while the rank finishes its batch: what is sent to the rank's process group, Ctrl-C or what
-    torchrun passes on, doesn't reach it, and what SLURM sends to every process it ignores.
+    It continues to work while the rank finishes its batch: signals to the rank's process group, such as Ctrl-C or those
+    from torchrun, don't reach it, and it ignores those that SLURM sends to every process.
     """
     global _active
     if _active is None:

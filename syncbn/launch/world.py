@@ -1,4 +1,4 @@
-"""Which rank of how many this process is, from torchrun, SLURM or neither, before torch is imported."""
+"""Rank and world size of this process, from torchrun, SLURM or neither, without importing torch."""
 
 import os
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from syncbn.launch.run_id import is_srun_step
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of its run.
+    """Rank of this process and the number of ranks.
 
     Attributes:
-        launcher: who started the processes: `"torchrun"`, `"srun"`, `"submitit"` on one machine, or `"python"` for a
-            process on its own.
+        launcher: launcher of the processes: `"torchrun"`, `"srun"`, `"submitit"` on one machine, or `"python"` for a
+            single process.
         rank: 0 to `world_size - 1`.
         local_rank: 0 to `local_world_size - 1`, on this node.
-        world_size: the number of processes.
-        local_world_size: the number of processes on this node.
-        num_nodes: the number of nodes.
+        world_size: number of processes.
+        local_world_size: number of processes on this node.
+        num_nodes: number of nodes.
     """
 
     launcher: str
@@ -30,7 +30,7 @@ class World:
 
 
 def current_world(environ: Mapping[str, str] = os.environ) -> World:
-    """The world the launcher describes in `environ`. torchrun goes before SLURM: it may run inside a SLURM step."""
+    """World from the launcher's variables in `environ`. torchrun precedes SLURM, since it may run in a SLURM step."""
     if "TORCHELASTIC_RUN_ID" in environ:
         return World(
             "torchrun",
@@ -38,9 +38,9 @@ def current_world(environ: Mapping[str, str] = os.environ) -> World:
             local_rank=int(environ["LOCAL_RANK"]),
             world_size=int(environ["WORLD_SIZE"]),
             local_world_size=int(environ["LOCAL_WORLD_SIZE"]),
-            num_nodes=int(environ["GROUP_WORLD_SIZE"]),  # of this rendezvous: elastic jobs change it
+            num_nodes=int(environ["GROUP_WORLD_SIZE"]),  # of this rendezvous: it changes in elastic jobs
         )
-    if environ.get("SUBMITIT_EXECUTOR") == "local":  # launcher=local, wherever that was typed
+    if environ.get("SUBMITIT_EXECUTOR") == "local":  # launcher=local, started from anywhere
         rank, tasks = int(environ["SUBMITIT_LOCAL_GLOBALID"]), int(environ["SUBMITIT_LOCAL_NTASKS"])
         return World("submitit", rank, local_rank=rank, world_size=tasks, local_world_size=tasks, num_nodes=1)
     if is_srun_step(dict(environ)):
@@ -57,13 +57,12 @@ def current_world(environ: Mapping[str, str] = os.environ) -> World:
 
 
 def devices_and_nodes(devices: int | str, num_nodes: int | str, world: World) -> tuple[int | str, int]:
-    """`trainer.devices` and `trainer.num_nodes` with "auto" replaced by what the launcher started.
+    """Values of `trainer.devices` and `trainer.num_nodes` with "auto" replaced by the launcher's.
 
-    Without a launcher, "auto" devices stay "auto" and one node is assumed.
+    Without a launcher, "auto" devices stay "auto", on one node.
 
     Raises:
-        ValueError: the trainer's numbers aren't those of the launcher. Each rank would train alone, or wait for ranks
-            that never come.
+        ValueError: the trainer's numbers differ from the launcher's; each rank would train alone or wait forever.
     """
     if world.launcher == "python":
         return devices, 1 if num_nodes == "auto" else int(num_nodes)

@@ -1,1 +1,1 @@
-"""What a run is: its options, its parts, its folder, and how it begins, goes on and ends."""
+"""Runs: options, configs and their check, building, fitting, folder, resuming."""

@@ -1,4 +1,4 @@
-"""From a checked config to the objects it describes."""
+"""Building the objects that a checked config describes."""
 
 import inspect
 import json
@@ -43,20 +43,20 @@ from syncbn.training.optim import parameter_groups
 
 
 def build_data(config: DictConfig) -> LightningDataModule:
-    """The data module of `config.data`."""
+    """Build the data module of `config.data`."""
     return _build("data", config.data)
 
 
 def build_network(config: DictConfig, data: Any, *, fetch_weights: bool = True) -> nn.Module:
-    """The network of `config.model` with the norm of `config.norm`, for the images and classes of the data.
+    """Build the network of `config.model` with the norm of `config.norm`, for the data's images and classes.
 
-    Without `fetch_weights` a pretrained network of another package is built as one that isn't: its weights come from a
+    Without `fetch_weights`, pretrained networks of other packages are built without weights, which come from a
     checkpoint.
     """
     options = {key: value for key, value in config.norm.items() if key not in ("name", "sync_group")}
     usual = defaults(known_options()[config.norm.name])
     if options.get("keras_momentum") is not None and options.get("momentum") == usual["momentum"]:
-        del options["momentum"]  # the default; one that was asked for is refused beside the other
+        del options["momentum"]  # the default; an explicit one together with keras_momentum is refused
     model = DictConfig(OmegaConf.to_container(config.model, resolve=True))
     model.pop("weights", None)  # `load_pretrained` reads them
     if "pretrained" in model and not fetch_weights:
@@ -66,7 +66,7 @@ def build_network(config: DictConfig, data: Any, *, fetch_weights: bool = True) 
 
 
 def _sizes_taken(model: DictConfig) -> list[str]:
-    """What of the data's sizes the function that makes the model asks for."""
+    """The data's sizes that the model's function takes as arguments."""
     parameters = inspect.signature(checked_object("model", model._target_)).parameters
     takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     passed_on = ("num_classes", "in_channels") if takes_more else ()
@@ -74,16 +74,16 @@ def _sizes_taken(model: DictConfig) -> list[str]:
 
 
 def load_pretrained(config: DictConfig, net: nn.Module) -> str | None:
-    """Put the weights of the file `config.model.weights`, where one is named, into `net`; what was loaded."""
+    """Load the weights file `config.model.weights`, if any, into `net`; returns a description."""
     path = config.model.get("weights")
     return None if path is None else load_weights(net, path)
 
 
 def build_task(config: DictConfig, net: nn.Module, data: Any) -> LightningModule:
-    """The Lightning module that trains `net` with the config's optimizer and schedule.
+    """Build the Lightning module that trains `net` with the config's optimizer and schedule.
 
     Raises:
-        ValueError: what the network makes is for another task.
+        ValueError: the network's output is for another task.
     """
     chosen = checked_object("task", config.task._target_)
     for kind, task, name in ((DCGAN, GANTask, "gan"), (FCN, SegmentationTask, "segmentation")):
@@ -99,20 +99,20 @@ def build_task(config: DictConfig, net: nn.Module, data: Any) -> LightningModule
     taken = inspect.signature(checked_object("task", config.task._target_)).parameters
     task = _build("task", config.task, **{name: value for name, value in objects.items() if name in taken})
     if task.example_input_array is None:
-        task.example_input_array = torch.zeros(1, data.in_channels, *data.image_size)  # the model summary counts by it
+        task.example_input_array = torch.zeros(1, data.in_channels, *data.image_size)  # used by the model summary
     return task
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:
-    """The loggers of `config.logger`, in order."""
+    """Build the loggers of `config.logger`, in order."""
     return [_build(f"logger.{name}", node) for name, node in (config.get("logger") or {}).items()]
 
 
 def build_callbacks(config: DictConfig, loggers: list[Logger], task: LightningModule) -> list[Callback]:
-    """The callbacks of `config.callbacks`; what only W&B shows is left out where no logger is W&B.
+    """Build the callbacks of `config.callbacks`; those for W&B are left out without a W&B logger.
 
     Raises:
-        ValueError: a callback monitors a metric that the task doesn't log, or logs in a validation that there isn't.
+        ValueError: a callback monitors a metric that the task doesn't log, or needs a validation that doesn't happen.
     """
     nodes = config.get("callbacks") or {}
     callbacks = [_build(f"callbacks.{name}", node) for name, node in nodes.items()]
@@ -136,12 +136,12 @@ def _check_monitor(name: str, monitor: str | None, allowed: list[str], limit_val
 
 
 def build_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[Logger], world: World) -> Trainer:
-    """The trainer, over the processes that the launcher started.
+    """Build the trainer for the launcher's processes.
 
-    Our samplers cut the data for the ranks themselves, without the padding that counts samples twice.
+    Our samplers divide the data over the ranks, without padding, which would count samples twice.
 
     Raises:
-        ValueError: the trainer asks for other processes than the launcher started.
+        ValueError: the trainer's processes differ from the launcher's.
     """
     _check_accelerator(config.trainer.accelerator)
     devices, num_nodes = devices_and_nodes(config.trainer.devices, config.trainer.num_nodes, world)
@@ -170,7 +170,7 @@ def build_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[L
 
 
 def _settings(config: DictConfig) -> dict[str, Any]:
-    """What every rank must have been told alike: all but the places of files, which may be a node's own."""
+    """Settings that must be equal on all ranks: all but file paths, which may differ between nodes."""
     text = json.dumps(OmegaConf.to_container(config, resolve=True))
     for place in (config.paths.output_dir, config.output_root):
         text = text.replace(json.dumps(place)[1:-1], "")
@@ -178,13 +178,13 @@ def _settings(config: DictConfig) -> dict[str, Any]:
 
 
 def _sync_group(config: DictConfig) -> list[SyncGroup]:
-    """First of all callbacks: one that copies the network should copy its groups too."""
+    """Add the group callback before all others: one that copies the network should copy its groups too."""
     size = config.norm.get("sync_group", "world")
     return [] if size == "world" else [SyncGroup(size)]
 
 
 def _environment(world: World) -> list[SLURMEnvironment]:
-    """Under srun, SLURM's: Lightning doesn't see it by itself where the job's name is that of a shell, as in salloc."""
+    """SLURM's environment under srun; Lightning doesn't detect it if the job is named like a shell, as in salloc."""
     return [SLURMEnvironment(auto_requeue=False)] if world.launcher == "srun" else []
 
 
@@ -199,19 +199,19 @@ def _check_accelerator(accelerator: str) -> None:
 def fit_batches_to_ranks(
     config: DictConfig, data: LightningDataModule, trainer: Trainer, checkpoint: Checkpoint | None
 ) -> None:
-    """Where a run goes on with another number of ranks: its global batches for the ranks there are, as `elastic` says.
+    """Adapt the batch size of a run resumed on another number of ranks, according to `elastic`.
 
     Raises:
-        ValueError: it says to refuse, or the ranks can't share them.
+        ValueError: `elastic` is "refuse", or the ranks can't share the global batches.
     """
     stated: int | None = getattr(data, "batch_size", None)
     size = batch_size_of_a_rank(stated, trainer.world_size, checkpoint, config.elastic)
     if size != stated:
-        data.batch_size = config.data.batch_size = size  # type: ignore[attr-defined]  # the run's folder says so, too
+        data.batch_size = config.data.batch_size = size  # type: ignore[attr-defined]  # recorded in the run's folder, too
 
 
 def check_start(config: DictConfig, task: LightningModule, data: LightningDataModule, trainer: Trainer) -> None:
-    """Make optimizer and training loader once before the fit: what is wrong with them is told as the user's mistake.
+    """Create optimizer and training loader once before the fit, to report errors as the user's mistakes.
 
     Raises:
         ValueError: the ranks' batches don't fit the data, the ranks can't be divided into groups for the norms,
@@ -234,7 +234,7 @@ def check_start(config: DictConfig, task: LightningModule, data: LightningDataMo
 
 
 def _build(where: str, node: DictConfig, **objects: Any) -> Any:
-    """Call a node's `_target_` with the node's keys and `objects`; a partial of it where its place expects one."""
+    """Call a node's `_target_` with the node's keys and `objects`; returns a partial where one is expected."""
     plain = OmegaConf.to_container(node, resolve=True)
     for place, part in targets(plain, where):
         checked_object(place, part["_target_"])

@@ -1,6 +1,6 @@
-"""What `conf/` may say, checked before torch and Lightning are imported.
+"""Check of composed configs, before torch and Lightning are imported.
 
-What no options describe, a `_target_` of another package say, is checked when it is built.
+Parts without declared options, such as a `_target_` of another package, are checked when they are built.
 """
 
 import importlib
@@ -23,7 +23,7 @@ REQUIRED_GROUPS = ("norm", "model", "data", "task", "optimizer", "trainer")
 
 
 def config_mistakes(config: Mapping[str, Any]) -> list[str]:
-    """What is wrong in a composed and resolved config of `scripts/train.py`, a line for each mistake."""
+    """Check a composed and resolved config of `syncbn train`; returns a line for each mistake."""
     found = mistakes(config, Main)
     if isinstance(config.get("run_id"), str):
         found += _run_id_mistakes(config["run_id"])
@@ -40,7 +40,7 @@ def config_mistakes(config: Mapping[str, Any]) -> list[str]:
 
 
 def norm_mistakes(norm: Mapping[str, Any]) -> list[str]:
-    """What is wrong in the group `norm`: an option the norm doesn't have, or one out of its range."""
+    """Check the group `norm` for unknown options and values out of range."""
     name = norm.get("name")
     if name not in known_options():
         import_guests()
@@ -56,14 +56,14 @@ def norm_mistakes(norm: Mapping[str, Any]) -> list[str]:
 
 
 def norms_with(option: str) -> str:
-    """The end of a message about an option that other norms have; empty where none has it."""
+    """End of a message about an option that other norms have; empty if none has it."""
     owners = [name for name, schema in known_options().items() if option in field_names(schema)]
     return f" ({option!r} is an option of norm={', norm='.join(owners)})" if owners else ""
 
 
 @cache
 def import_guests() -> None:
-    """Import the user's packages, which register their norms: where a norm is asked for that isn't one of ours.
+    """Import the user's packages, which register their norms, if the norm isn't one of ours.
 
     Raises:
         ValueError: one of them can't be imported.
@@ -79,7 +79,7 @@ def import_guests() -> None:
 
 
 def conf_dir() -> Path:
-    """The folder of Hydra's configs: in the package where a wheel was installed, beside it in a checkout."""
+    """Folder of Hydra's configs: inside the package in a wheel, beside it in a checkout."""
     here = Path(__file__).parents[1]
     packaged = here / "conf"
     return packaged if packaged.is_dir() else here.parent / "conf"
@@ -94,13 +94,13 @@ def _run_id_mistakes(run_id: str) -> list[str]:
 
 
 def _path_mistakes(config: Mapping[str, Any]) -> list[str]:
-    """Places to write to that aren't in the run's folder, or a run's folder that isn't in the output root.
+    """Check that places to write to are in the run's folder, and the run's folder is in the output root.
 
-    A config may come from a folder that somebody else made, and would otherwise name any place of the file system.
+    A config may come from an untrusted folder, and could otherwise name any place of the file system.
     """
     paths = config.get("paths")
     if not isinstance(paths, Mapping) or not isinstance(paths.get("output_dir"), str):
-        return []  # which the schema has found
+        return []  # reported by the schema
     run = paths["output_dir"]
     found = [] if inside(run, str(config.get("output_root"))) else [f"paths.output_dir: {_elsewhere(run, config)}"]
     for where, key, place in _places({group: config.get(group) for group in ("callbacks", "logger", "trainer")}):
@@ -110,7 +110,7 @@ def _path_mistakes(config: Mapping[str, Any]) -> list[str]:
 
 
 def inside(place: str, folder: str) -> bool:
-    """Whether a path stays in a folder, as it is written: where links lead is the user's own business."""
+    """Whether a path stays in a folder, lexically: links are the user's choice."""
     return Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder))
 
 
@@ -119,7 +119,7 @@ def _elsewhere(run: str, config: Mapping[str, Any]) -> str:
 
 
 def _places(node: Any, where: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every place in nested configs that something is written to: whose it is, its key, and the path."""
+    """Find all places in nested configs that are written to: owner, key, and path."""
     if not isinstance(node, Mapping):
         return
     folder = ""
@@ -135,5 +135,5 @@ def _places(node: Any, where: str = "") -> Iterator[tuple[str, str, str]]:
 
 
 def unknown_choice(group: str, got: str, choices: list[str]) -> str:
-    """The message for `norm=snyc`."""
+    """Message for a misspelt choice, such as `norm=snyc`."""
     return f"{group}={got}: no such choice; {suggest(got, choices)}"

@@ -1,4 +1,4 @@
-"""A command line of Hydra: its flags, wherever they stand, and its overrides, before anything is composed."""
+"""Parsing of Hydra's command lines: flags in any position, and overrides, before anything is composed."""
 
 import difflib
 import re
@@ -18,14 +18,14 @@ _MODES = ("run", "multirun", "cfg", "info", "shell_completion")
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What of a command line decides what is composed.
+    """Parts of a command line that determine what is composed.
 
     Attributes:
         overrides: `group=choice`, `key=value` and Hydra's other forms, in order.
-        multirun: whether -m asks for a sweep; a config may, too.
-        config_name: the primary config.
-        config_path: where the primary config is, absolute or `pkg://`; None for `conf/`.
-        config_dir: a folder of further configs.
+        multirun: whether -m is given; a config may also request a sweep.
+        config_name: name of the primary config.
+        config_path: location of the primary config, absolute or `pkg://`; None for `conf/`.
+        config_dir: folder of further configs.
     """
 
     overrides: Sequence[str]
@@ -36,16 +36,16 @@ class CommandLine:
 
 
 def read(words: Sequence[str], config_name: str = "train") -> tuple[CommandLine, Namespace]:
-    """Take a command line apart: what decides what is composed, and Hydra's flags.
+    """Parse a command line; returns the parts that determine what is composed, and Hydra's flags.
 
-    Flags may stand before, between and behind overrides. `--key=value` is the override `key=value` where `--key` is no
-    flag of Hydra's: W&B's agent and people used to argparse write it so.
+    Flags may be before, between and after overrides. `--key=value` is the override `key=value` if `--key` isn't a flag
+    of Hydra: W&B's agent and users of argparse write it this way.
 
     Raises:
-        UserError: a flag that Hydra doesn't have, or flags that exclude each other.
+        UserError: an unknown flag, or mutually exclusive flags.
     """
     parser = get_args_parser()
-    parser.error = _refuse  # type: ignore[method-assign]  # argparse would print its usage, and end the process
+    parser.error = _refuse  # type: ignore[method-assign]  # argparse would print its usage and exit
     args, unknown = parser.parse_known_intermixed_args(_spelt_as_hydras(words, parser))
     if unknown:
         raise UserError(_unknown(unknown[0], words, parser))
@@ -68,7 +68,7 @@ def read(words: Sequence[str], config_name: str = "train") -> tuple[CommandLine,
 
 
 def with_overrides(line: CommandLine, overrides: Sequence[str]) -> CommandLine:
-    """The same line with other overrides."""
+    """Copy with other overrides."""
     return replace(line, overrides=list(overrides))
 
 
@@ -78,7 +78,7 @@ def _spelt_as_hydras(words: Sequence[str], parser: ArgumentParser) -> list[str]:
     for place, word in enumerate(words):
         name, equals, _ = word.partition("=")
         if word in ("--info", "-i") and not set(words[place + 1 : place + 2]) & set(flags["--info"].choices or ()):
-            spelt.append("--info=all")  # else argparse takes the override behind it for what is to be shown
+            spelt.append("--info=all")  # otherwise argparse takes the next override as its value
         elif equals and re.match(r"--[+~]{0,2}[^\W\d]", word) and name not in flags:
             spelt.append(word[2:])
         else:
@@ -87,7 +87,7 @@ def _spelt_as_hydras(words: Sequence[str], parser: ArgumentParser) -> list[str]:
 
 
 def _absolute(config_path: str) -> str:
-    """Relative to where the user is. Hydra's own reading is relative to a file of this package."""
+    """Make a path absolute, relative to the current folder. Hydra's would be relative to a file of this package."""
     if config_path.startswith("pkg://"):
         return config_path
     folder = Path(config_path.removeprefix("file://")).resolve()
@@ -105,7 +105,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _unknown(flag: str, words: Sequence[str], parser: ArgumentParser) -> str:
-    """The message for `--task gan`, `-norm=group` and `--mutlirun`."""
+    """Message for unknown flags: `--task gan`, `-norm=group` and `--mutlirun`."""
     flags = [name for name in parser._option_string_actions if name.startswith("--")]
     if not (option := flag.lstrip("-")) or difflib.get_close_matches(flag, flags, cutoff=0.8):
         return f"{flag}: no such flag; {suggest(flag, flags)}"

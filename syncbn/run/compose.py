@@ -1,4 +1,4 @@
-"""Composes what a command line stands for as Hydra will, and answers mistakes in it before anything runs."""
+"""Composition of a command line's configs as in Hydra, with errors reported before anything runs."""
 
 import re
 import warnings
@@ -28,7 +28,7 @@ from syncbn.run.search_path import ProjectConf
 from syncbn.run.store import store_options
 
 Groups = Mapping[str, list[str]]
-SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # Hydra's own, which goes through the product
+SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # Hydra's own, over the product of values
 
 # For the checks here, and for Hydra's own run after them.
 Plugins.instance().register(ProjectConf)
@@ -36,18 +36,18 @@ store_options()
 
 
 class UnknownNorm(UserError):
-    """A choice of `norm=` that isn't known yet."""
+    """An unknown choice of `norm=`."""
 
 
 @dataclass(frozen=True)
 class Jobs:
-    """What a command line stands for.
+    """Jobs of a command line.
 
     Attributes:
-        line: with the lists written out that it extends by `key+=[...]`, which Hydra 1.3 doesn't know.
-        configs: resolved and checked: one, or one a job of a sweep.
-        hydra: Hydra's own config, of the first of them.
-        is_sweep: whether Hydra goes through jobs: for -m, a launcher, or because a config says so.
+        line: the command line, with extended lists (`key+=[...]`) written out, which Hydra 1.3 doesn't support.
+        configs: resolved and checked configs, one per job.
+        hydra: Hydra's own config, of the first job.
+        is_sweep: whether Hydra runs several jobs: by -m, a launcher, or a config.
     """
 
     line: CommandLine
@@ -57,7 +57,7 @@ class Jobs:
 
 
 def checked_configs(line: CommandLine) -> list[dict[str, Any]]:
-    """The resolved configs that a command line stands for.
+    """Compose the resolved configs of a command line.
 
     Raises:
         UserError: as `jobs_of`.
@@ -66,10 +66,10 @@ def checked_configs(line: CommandLine) -> list[dict[str, Any]]:
 
 
 def config_of(overrides: Sequence[str]) -> DictConfig:
-    """The config of one run, with its interpolations, as Hydra would hand it over; `fit.prepare` checks it.
+    """Compose the config of one run, with interpolations, as Hydra would pass it; `fit.prepare` checks it.
 
     Raises:
-        UserError: an override names what isn't there.
+        UserError: an override names something unknown.
     """
     with _hydra(line := CommandLine(overrides)):
         config = _composed(overrides, line, _groups(line))
@@ -79,7 +79,7 @@ def config_of(overrides: Sequence[str]) -> DictConfig:
 
 
 def choice_of(group: str, choice: str) -> DictConfig:
-    """One choice of a group, composed alone, with interpolations left for a whole config."""
+    """Compose one choice of a group alone; interpolations are left for a whole config."""
     with warnings.catch_warnings(), _hydra(CommandLine(())):
         warnings.filterwarnings("ignore", message=".*Defaults list is missing `_self_`")
         return compose(f"{group}/{choice}")[group]
@@ -89,11 +89,11 @@ def jobs_of(line: CommandLine) -> Jobs:
     """Compose and check every job of a command line.
 
     Raises:
-        UserError: a group, choice, key or value that isn't allowed, in any job.
+        UserError: an invalid group, choice, key or value in any job.
     """
     try:
         return _jobs_of(line)
-    except UnknownNorm:  # it may be one of the user's packages, which are imported for that alone: they may need torch
+    except UnknownNorm:  # it may be a user's norm; users' packages are imported only then, since they may need torch
         import_guests()
         store_options()
     return _jobs_of(line)
@@ -123,14 +123,14 @@ _EXTENDS = re.compile(r"(?P<key>[\w./]+)\+=(?P<value>.*)", re.DOTALL)
 
 
 def config_groups() -> dict[str, list[str]]:
-    """The groups of configs, without Hydra's own, and their choices."""
+    """Config groups, without Hydra's own, and their choices."""
     with _hydra(line := CommandLine(())):
         return {group: choices for group, choices in _groups(line).items() if not group.startswith("hydra")}
 
 
 @contextmanager
 def _hydra(line: CommandLine) -> Iterator[None]:
-    """Hydra, looking for configs where it will for the line."""
+    """Initialize Hydra with the search path of the command line."""
     path = line.config_path or str(conf_dir())
     package = path.removeprefix("pkg://").replace("/", ".")
     place = initialize_config_module(package, version_base="1.3") if path.startswith("pkg://") else None
@@ -144,16 +144,16 @@ def _hydra(line: CommandLine) -> Iterator[None]:
 
 
 def _groups(line: CommandLine) -> dict[str, list[str]]:
-    """All groups and their choices, Hydra's own included.
+    """All groups and their choices, including Hydra's own.
 
     Raises:
-        UserError: a place of `hydra.searchpath`, or the primary config, isn't there.
+        UserError: a location of `hydra.searchpath`, or the primary config, doesn't exist.
     """
     loader: Any = GlobalHydra.instance().config_loader()
     places = [text for text in line.overrides if text.lstrip("+").startswith("hydra.searchpath=")]
     parse(places)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a place that isn't there; said below
+        warnings.simplefilter("ignore")  # for a missing location; reported below
         try:
             _, repository = loader._parse_overrides_and_create_caching_repo(line.config_name, places)
         except HydraException as error:
@@ -177,7 +177,7 @@ def _groups(line: CommandLine) -> dict[str, list[str]]:
 
 
 def _with_lists_extended(line: CommandLine, groups: Groups) -> CommandLine:
-    """`tags+=[x]` as `tags=[dev,x]`, after the list that the line's other overrides lead to."""
+    """Rewrite `tags+=[x]` as `tags=[dev,x]`, with the list that the other overrides result in."""
     found = [match for text in line.overrides if (match := _EXTENDS.fullmatch(text))]
     if not found:
         return line
@@ -210,7 +210,7 @@ def _extended(key: str, more: list[Any], configs: Iterable[DictConfig], groups: 
 
 
 def _list_at(key: str, config: DictConfig, groups: Groups) -> Any:
-    """The list at a key; of a group, the choices."""
+    """List at a key; for a group, its choices."""
     if key in groups:
         choice = config.hydra.runtime.choices[key]
         return [choice] if isinstance(choice, str) else OmegaConf.to_container(OmegaConf.create(choice or []))
@@ -237,7 +237,7 @@ def _check_choices(overrides: Iterable[Override], groups: Groups) -> None:
 
 
 def _plugin(group: str, choice: str) -> str:
-    """The end of the message where an installed package might bring the choice."""
+    """End of the message if a package might provide the choice."""
     if group not in ("hydra/launcher", "hydra/sweeper"):
         return ""
     name = _SUBMITIT if choice.startswith("submitit") else f"hydra-{choice}-{group.removeprefix('hydra/')}"
@@ -245,16 +245,16 @@ def _plugin(group: str, choice: str) -> str:
 
 
 def _params(hydra: DictConfig) -> list[str]:
-    """What a config sweeps over: `hydra.sweeper.params`."""
+    """Sweep parameters of a config: `hydra.sweeper.params`."""
     params = OmegaConf.to_container(hydra.sweeper).get("params") or {}  # type: ignore[union-attr]
     return [f"{key}={value}" for key, value in params.items()]
 
 
 def _composed(overrides: Sequence[str], line: CommandLine, groups: Groups) -> DictConfig:
-    """What Hydra makes of a job's overrides, its own config under `hydra`.
+    """Compose a job's overrides, with Hydra's own config under `hydra`.
 
     Raises:
-        UserError: an override that names what isn't there, with the names that are.
+        UserError: an override that names something unknown, with the known names.
     """
     try:
         return compose(line.config_name, overrides=list(overrides), return_hydra_config=True)
@@ -268,10 +268,10 @@ def _composed(overrides: Sequence[str], line: CommandLine, groups: Groups) -> Di
 
 
 def _explain(overrides: Sequence[str], line: CommandLine, groups: Groups) -> None:
-    """Find the group that is there already, or the key that isn't, in what the chosen groups alone come to.
+    """Find the duplicate group or unknown key that makes the composition fail, from the chosen groups only.
 
     Raises:
-        UserError: there is one.
+        UserError: one was found.
     """
     parsed = parse(overrides)
     for override in parsed:
@@ -303,7 +303,7 @@ def _checked(composed: DictConfig) -> dict[str, Any]:
 
 @contextmanager
 def _hydras_resolver(composed: DictConfig) -> Iterator[None]:
-    """What a config says by `${hydra:runtime.output_dir}` can be read before Hydra runs the job."""
+    """Resolve `${hydra:runtime.output_dir}` and the like before Hydra runs the job."""
     instance: Any = HydraConfig.instance()
     before, with_folder = instance.cfg, composed.copy()
     with open_dict(with_folder):
@@ -317,7 +317,7 @@ def _hydras_resolver(composed: DictConfig) -> Iterator[None]:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """A config as plain, resolved Python values."""
+    """Convert a config to plain, resolved Python values."""
     container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     if not isinstance(container, dict):
         raise UserError("the config is a list, not keys and values")
@@ -325,11 +325,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def _check_key(key: str, base: DictConfig, groups: Groups) -> None:
-    """Refuse the first part of a dotted key that the composed config doesn't have."""
+    """Refuse a dotted key at its first part that the composed config doesn't have."""
     node: Any = base
     parts = key.split(".")
     for depth, part in enumerate(parts):
-        if not OmegaConf.is_dict(node):  # a list, or a value that the override gives another shape: the schema judges
+        if not OmegaConf.is_dict(node):  # a list, or a value replaced by another type: checked by the schema
             return
         if part not in node:
             raise UserError(_unknown_key(parts[:depth], part, list(node), base, groups))

@@ -1,4 +1,4 @@
-"""Declared options as people read them: rows of a table, in a terminal or in Markdown."""
+"""Descriptions of declared options as tables, for a terminal or in Markdown."""
 
 import textwrap
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from syncbn.norm.core.options import default_of, describe, kinds, option_fields, shown
 
 _COLUMNS = 118
-_WIDEST = 40  # name=value
+_WIDEST = 40  # width of name=value
 
 
 class Row(NamedTuple):
-    """An option, in words."""
+    """Description of an option."""
 
     name: str
     kind: str
@@ -21,19 +21,19 @@ class Row(NamedTuple):
 
 
 def rows_of(options: type) -> list[Row]:
-    """The options of a dataclass, its own first."""
+    """Rows of a dataclass's options, its own first."""
     fields = [field for field in option_fields(options) if not field.name.startswith("_")]
     said = kinds(options)
     return [Row(f.name, describe(said[f.name]), _shown(default_of(f)), f.metadata.get("help", "")) for f in fields]
 
 
 def summary_of(options: type) -> str:
-    """What a dataclass of options says of what it is about, in a line."""
+    """Summary line of a dataclass of options."""
     return (options.__doc__ or "").partition("\n")[0]
 
 
 def as_text(options: type, values: Mapping[str, Any]) -> str:
-    """The options for a terminal, with their values in a config, and their defaults where those differ."""
+    """Format options for a terminal, with their values in a config, and their defaults if those differ."""
     rows = [(row, _shown(values.get(row.name, row.default))) for row in rows_of(options)]
     width = min(max((len(f"{row.name}={value}") for row, value in rows), default=0), _WIDEST)
     lines = []
@@ -49,7 +49,7 @@ def as_text(options: type, values: Mapping[str, Any]) -> str:
 
 
 def as_markdown(options: type) -> str:
-    """The options as a table of Markdown."""
+    """Format options as a Markdown table."""
     rows = [[f"`{row.name}`", row.kind, f"`{row.default}`", row.help] for row in rows_of(options)]
     cells = [["option", "values", "default", "what it is"], ["---"] * 4, *rows]
     return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |\n" for row in cells)

@@ -1,4 +1,4 @@
-"""Which declared options a `_target_` of a config has: found without importing torch, or what it names."""
+"""Lookup of the declared options of a config's `_target_`, without importing torch or the target."""
 
 import importlib
 import pkgutil
@@ -15,9 +15,9 @@ _PACKAGES = ("syncbn.models", "syncbn.data", "syncbn.training")
 
 @cache
 def described_targets() -> dict[str, type]:
-    """The options of each class and function that `conf/` may name, by its dotted names: its module's, and public ones.
+    """Options of all classes and functions that `conf/` may name, by dotted name, of the module or public.
 
-    Those of `syncbn/models/vit.py` stand in `vit_options.py` beside it, in `OPTIONS`.
+    Those of `syncbn/models/vit.py` are in `OPTIONS` of `vit_options.py` beside it.
     """
     found = dict(OPTIONS)
     for package in _PACKAGES:
@@ -30,12 +30,12 @@ def described_targets() -> dict[str, type]:
 
 
 def options_of(target: str) -> type | None:
-    """The options of what a `_target_` names, under a path of version 0.1 too; None where they aren't declared."""
+    """Options of a `_target_`, also under its path of version 0.1; None if they aren't declared."""
     return described_targets().get(target) or described_targets().get(renamed(target))
 
 
 def options_at(where: str, node: Mapping[str, Any]) -> type | None:
-    """The options of a part of a config with this dotted name: a norm's by its `name`, others by their `_target_`."""
+    """Options of a part of a config with this dotted name: a norm's by its `name`, others' by their `_target_`."""
     return known_options().get(str(node.get("name"))) if where == "norm" else options_of(str(node.get("_target_")))
 
 
@@ -48,7 +48,7 @@ def _modules(package: str) -> Iterator[str]:
 
 
 def _public(home: str, name: str) -> Iterator[str]:
-    """The packages around a module that have the name too."""
+    """Packages around a module that export the name, too."""
     package = home.rpartition(".")[0]
     while package != "syncbn":
         if name in getattr(importlib.import_module(package), "__all__", ()):

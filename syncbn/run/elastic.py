@@ -1,4 +1,4 @@
-"""`elastic=keep|refuse`: a run that goes on with another number of ranks than its checkpoint was saved by."""
+"""`elastic=keep|refuse`: resuming with a different number of ranks than the checkpoint's."""
 
 from typing import Literal
 
@@ -8,19 +8,19 @@ from syncbn.run.resume import Checkpoint
 def batch_size_of_a_rank(
     batch_size: int | None, world_size: int, checkpoint: Checkpoint | None, elastic: Literal["keep", "refuse"]
 ) -> int | None:
-    """The samples of one rank in a step: `batch_size`, unless the number of ranks has changed since the checkpoint.
+    """Samples of one rank in a step: `batch_size`, unless the number of ranks has changed since the checkpoint.
 
-    Then "keep" keeps the global batches of the run, and so the schedule, the place in the epoch and what a learning
-    rate means: the checkpoint's global batch, divided by the ranks there are.
+    Then "keep" divides the checkpoint's global batch by the current number of ranks. This preserves the schedule, the
+    position in the epoch and the effect of the learning rate.
 
     Args:
-        batch_size: what the data says; None where it has no such size.
-        world_size: the ranks there are.
-        checkpoint: what the run goes on from.
-        elastic: "keep", or "refuse" to go on at all.
+        batch_size: batch size of the data; None if it has none.
+        world_size: current number of ranks.
+        checkpoint: checkpoint to resume from.
+        elastic: "keep", or "refuse" to resume.
 
     Raises:
-        ValueError: "refuse", or a global batch that isn't known, or that the ranks can't share equally.
+        ValueError: "refuse", or a global batch that is unknown or can't be divided equally.
     """
     if checkpoint is None or checkpoint.world_size in (None, world_size):
         return batch_size

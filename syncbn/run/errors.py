@@ -1,4 +1,4 @@
-"""What the user can mend: one message, exit code 2, no traceback."""
+"""Users' mistakes: one message, exit code 2, no traceback."""
 
 import sys
 import time
@@ -16,10 +16,10 @@ class UserError(Exception):
 
 
 def fail(message: str, *, prints: bool = True, after_others: bool = False, code: int = EXIT_CODE) -> NoReturn:
-    """End the process with an exit code and, on the rank that speaks for all, the message on stderr.
+    """End the process with an exit code; the rank that reports prints the message to stderr.
 
-    torchrun ends all ranks as soon as one ends: `after_others` leaves rank 0, which found the same mistake, the time to
-    speak, and is ended by torchrun meanwhile.
+    torchrun ends all ranks as soon as one ends. `after_others` waits so that rank 0, which found the same mistake, can
+    print it first.
     """
     if after_others:
         time.sleep(_PATIENCE_S)
@@ -30,7 +30,7 @@ def fail(message: str, *, prints: bool = True, after_others: bool = False, code:
 
 @contextmanager
 def user_mistakes() -> Iterator[None]:
-    """Our checks' errors, raised while things are built, and missing packages are the user's to mend, not bugs."""
+    """Report errors of our checks and missing packages, raised while building, as the user's mistakes."""
     try:
         yield
     except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
@@ -43,7 +43,7 @@ def user_mistakes() -> Iterator[None]:
 
 @contextmanager
 def lightnings_refusals() -> Iterator[None]:
-    """What Lightning itself refuses when a fit starts is a mistake in the config; other errors are left as they are."""
+    """Report Lightning's refusals at the start of a fit as mistakes in the config; other errors pass through."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""A finished run, opened in one process for the commands that make something of it."""
+"""Finished runs, opened in one process for the commands that use them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _ONE_PROCESS = ("trainer.devices=1", "trainer.num_nodes=1", "trainer.strategy=au
 
 @dataclass
 class FinishedRun:
-    """A run, opened: its config, data and trained network, in eval mode on the CPU."""
+    """An opened run: its config, data and trained network, in eval mode on the CPU."""
 
     folder: Path
     checkpoint: Path
@@ -32,13 +32,13 @@ def open_run(
     """Open a run's folder.
 
     Args:
-        folder: the run's.
-        checkpoint: another one than the best.
-        data: a choice of `conf/data`, in the place of the run's own.
-        overrides: of the run's config.
+        folder: folder of the run.
+        checkpoint: checkpoint to load instead of the best.
+        data: a choice of `conf/data`, instead of the run's own.
+        overrides: overrides of the run's config.
 
     Raises:
-        ValueError: the folder isn't one of a run, its config isn't one of ours, or its checkpoint is damaged.
+        ValueError: the folder isn't a run's, its config is invalid, or its checkpoint is damaged.
     """
     from syncbn.run.folder import checkpoint_of, load_config, load_weights
 
@@ -56,7 +56,7 @@ def open_run(
 
 
 def _choice(group: str, choice: str) -> Any:
-    """The config of `data=<choice>`, with interpolations left for the run's config."""
+    """Config of `data=<choice>`, with interpolations left for the run's config."""
     from syncbn.run.compose import choice_of, config_groups
 
     choices = config_groups()[group]

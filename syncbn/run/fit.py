@@ -1,6 +1,6 @@
-"""The story of a run, top to bottom: what a config describes is checked, built, fitted and tested.
+"""A run from top to bottom: check the config, build what it describes, fit and test.
 
-`train` tells all of it, for `syncbn train`. The science and the benchmarks take its parts: `prepare`, `fit`, `test`.
+`train` does all of it, for `syncbn train`. The science and the benchmarks use its parts: `prepare`, `fit`, `test`.
 """
 
 import sys
@@ -34,17 +34,17 @@ from syncbn.training.loggers import RunFolderCSVLogger, finish, log_config
 
 @dataclass(frozen=True)
 class Run:
-    """What a config describes, built.
+    """The built parts of a run.
 
     Attributes:
-        config: of which it is made.
-        data: the DataModule.
-        net: the network, which is the task's.
-        task: the LightningModule.
-        trainer: with callbacks and loggers.
-        loggers: those.
-        checkpoint: what the fit goes on from.
-        weights: what the network started from, in words.
+        config: config of the run.
+        data: DataModule.
+        net: network of the task.
+        task: LightningModule.
+        trainer: Trainer with callbacks and loggers.
+        loggers: loggers of the trainer.
+        checkpoint: checkpoint to resume from.
+        weights: description of the network's initial weights.
     """
 
     config: DictConfig
@@ -58,25 +58,25 @@ class Run:
 
 
 def train(config: DictConfig, world: World, hydra: DictConfig) -> float | None:
-    """One run, from its config to the metrics of the test set, in its folder and on the screen.
+    """Do one run, from its config to the test metrics, in its folder and on the screen.
 
     Args:
-        config: composed, with the run's folder in `paths.output_dir`.
-        world: this process among the ranks.
-        hydra: Hydra's own config, for the folder.
+        config: composed config, with the run's folder in `paths.output_dir`.
+        world: rank of this process and number of ranks.
+        hydra: Hydra's own config, to store in the folder.
 
     Returns:
         The metric that `optimized_metric` names.
 
     Raises:
-        UserError: what the user can mend, before the run has left a trace.
-        Fault: what ends all ranks.
+        UserError: a user's mistake, before the run has written anything.
+        Fault: a fault that ends all ranks.
     """
     stop.obey()
     screen.quiet()
     _check_folder(config)
     learn(plain(config))
-    sys.argv[1:] = redacted(sys.argv[1:])  # W&B notes them
+    sys.argv[1:] = redacted(sys.argv[1:])  # W&B records them
 
     run = prepare(config, world)
     if run.trainer.is_global_zero:
@@ -97,19 +97,19 @@ def prepare(
     callbacks: Sequence[Callback] = (),
     change: Callable[[nn.Module], nn.Module] | None = None,
 ) -> Run:
-    """Check a config and build what it describes, every random number from its seed.
+    """Check a config and build what it describes, with all random numbers from its seed.
 
     Args:
-        config: composed; its batch size becomes that of the ranks there are, where the run goes on with others.
-        world: this process among the ranks.
-        data: in the place of the config's.
-        callbacks: beside the config's.
-        change: from the config's network to the one to train.
+        config: composed config; its batch size is adapted if the run resumes on another number of ranks.
+        world: rank of this process and number of ranks.
+        data: data module to use instead of the config's.
+        callbacks: callbacks in addition to the config's.
+        change: maps the config's network to the one to train.
 
     Raises:
-        UserError: the config says what isn't allowed or doesn't fit together.
+        UserError: the config is invalid or inconsistent.
     """
-    if found := config_mistakes(plain(config)):  # of a sweeper's own values, say, which no check before has seen
+    if found := config_mistakes(plain(config)):  # for example a sweeper's values, which no earlier check has seen
         raise UserError("\n       ".join(found))
     torch.set_num_threads(threads_of_a_rank(config.threads, world))
     seed_everything(config.seed, workers=True, verbose=False)
@@ -130,7 +130,7 @@ def prepare(
 
 
 def fit(run: Run) -> str:
-    """Train; what came of it, in words."""
+    """Train; returns a description of the outcome."""
     started = time.monotonic()
     with lightnings_refusals(), stoppable(run.trainer):
         run.trainer.fit(run.task, run.data, ckpt_path=run.checkpoint.path if run.checkpoint else None)
@@ -140,7 +140,7 @@ def fit(run: Run) -> str:
 
 
 def test(run: Run) -> dict[str, float]:
-    """The metrics of the fit, and those of the test set by the best checkpoint, or by the network as it is."""
+    """Metrics of the fit, and of the test set by the best checkpoint or the current network."""
     metrics = _logged(run)
     with stoppable(run.trainer):
         tested = run.trainer.test(run.task, run.data, ckpt_path=_to_test(run.trainer, run.checkpoint), verbose=False)[0]
@@ -148,7 +148,7 @@ def test(run: Run) -> dict[str, float]:
 
 
 def _check_folder(config: DictConfig) -> None:
-    """hydra.run.dir and hydra.sweep, which the check of the command line didn't see, stay in the output root."""
+    """Check that hydra.run.dir and hydra.sweep, unchecked so far, are in the output root."""
     if not inside(config.paths.output_dir, config.output_root):
         raise UserError(
             f"the run's folder {config.paths.output_dir!r} is outside of output_root={config.output_root}; leave "
@@ -157,7 +157,7 @@ def _check_folder(config: DictConfig) -> None:
 
 
 def _begin(run: Run, hydra: DictConfig) -> None:
-    """Only a run that can start leaves a folder: one refused must not touch the config of a run that is there."""
+    """Write the run's folder; only called if the run can start, so that a refused run changes no existing folder."""
     config, folder = run.config, Path(run.config.paths.output_dir)
     write_config(folder, config, hydra)
     screen.print_start(config, run.net, run.trainer, folder, run.checkpoint, run.weights)
@@ -172,7 +172,7 @@ def _logged(run: Run) -> dict[str, float]:
 
 
 def _to_test(trainer: Trainer, resumed: Checkpoint | None) -> str | Path | None:
-    """The best checkpoint of this fit; else, without a fit, the one to resume from; else the network as it is."""
+    """Checkpoint to test: the best of this fit; without a fit, the one to resume from; otherwise None."""
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if best or trainer.fit_loop.total_batch_idx >= 0 or not resumed:
         return best or None
@@ -180,7 +180,7 @@ def _to_test(trainer: Trainer, resumed: Checkpoint | None) -> str | Path | None:
 
 
 def _objective(name: str | None, metrics: dict[str, float], world: World) -> float | None:
-    """What a sweeper is told, by every rank the same: a metric that isn't summed over ranks is the first rank's."""
+    """Metric for a sweeper, equal on all ranks: one that isn't reduced over ranks is the first rank's."""
     if name is not None and name not in metrics:
         raise UserError(f"optimized_metric={name}: no such metric; {suggest(name, metrics)}")
     found = [metrics.get(name or "val/loss")]

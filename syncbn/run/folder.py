@@ -1,4 +1,4 @@
-"""A finished run, from its folder alone. Nothing heavy is imported before it is needed."""
+"""Reading and writing of run folders. Heavy imports happen on use."""
 
 import subprocess
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 _CONFIG = Path(".hydra", "config.yaml")
 _CHECKPOINTS = Path("checkpoints")
-_NET = "net."  # where ClassificationTask keeps the network
+_NET = "net."  # prefix of the network in a task
 
 
 def write_config(folder: Path, config: "DictConfig", hydra_config: Any) -> None:
-    """Leave in a run's folder what Hydra would: the config with its interpolations, Hydra's own, and the overrides.
+    """Write what Hydra would to a run's folder: the config with interpolations, Hydra's own, and the overrides.
 
-    Without secrets: an interpolation of an environment variable stays one, and a key that was written out is left out.
+    Without secrets: interpolations of environment variables are kept, and literal keys left out.
     """
     from omegaconf import OmegaConf
 
@@ -30,16 +30,16 @@ def write_config(folder: Path, config: "DictConfig", hydra_config: Any) -> None:
         container = redacted(OmegaConf.to_container(OmegaConf.create(node)))
         OmegaConf.save(OmegaConf.create(container), place / f"{name}.yaml")
     if (sweep := folder.parent / "multirun.yaml").is_file() and redacted(text := sweep.read_text()) != text:
-        sweep.write_text(redacted(text))  # which Hydra has written, for the whole sweep
+        sweep.write_text(redacted(text))  # written by Hydra for the whole sweep
 
 
 def load_run(folder: str | Path) -> tuple["nn.Module", "DictConfig"]:
-    """The trained network of a run, in eval mode on the CPU, and the run's config.
+    """Load the trained network of a run, in eval mode on the CPU, and the run's config.
 
-    It is the best checkpoint by validation loss; the last one where there is no best.
+    It loads the best checkpoint by validation loss, or the last one if there is no best.
 
     Args:
-        folder: a run's folder, wherever it lies now; for a sweep one of its numbered folders.
+        folder: folder of a run, possibly moved; for a sweep one of its numbered folders.
 
     Raises:
         ValueError: the folder isn't one of a run, its config isn't one of ours, or its checkpoint is damaged.
@@ -57,15 +57,15 @@ def load_run(folder: str | Path) -> tuple["nn.Module", "DictConfig"]:
 def load_config(
     folder: Path, overrides: list[str] | None = None, groups: Mapping[str, Any] | None = None
 ) -> "DictConfig":
-    """The config of a run, with the folder's present place in it, checked as a command line's is.
+    """Load the config of a run with the folder's current path, checked like a command line's.
 
     Args:
-        folder: the run's.
-        overrides: `key.key=value`, over what the run was trained with.
-        groups: whole groups to put in the place of the run's, by name.
+        folder: folder of the run.
+        overrides: overrides `key.key=value` of the run's config.
+        groups: groups that replace the run's, by name.
 
     Raises:
-        ValueError: there is none, or it holds what isn't allowed.
+        ValueError: there is no config, or it is invalid.
     """
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -101,7 +101,7 @@ def load_config(
 
 
 def checkpoint_of(folder: Path) -> Path:
-    """The best checkpoint of a run, else its last.
+    """Path of a run's best checkpoint, else its last.
 
     Raises:
         ValueError: there is neither.
@@ -113,10 +113,10 @@ def checkpoint_of(folder: Path) -> Path:
 
 
 def load_weights(net: "nn.Module", checkpoint: Path) -> None:
-    """Put the weights of a task's checkpoint into its network.
+    """Load the weights of a task's checkpoint into its network.
 
     Raises:
-        ValueError: the checkpoint is damaged, or another network's.
+        ValueError: the checkpoint is damaged, or of another network.
     """
     from syncbn.training.checkpoint import load_checkpoint
 
@@ -134,7 +134,7 @@ def _others(folder: Path) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the repository that this code, or else the user, is in; None where neither is in one."""
+    """Commit of the repository that contains this code or, otherwise, the current folder; None if neither is in one."""
     for place in (Path(__file__).parent, Path.cwd()):
         try:
             answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=place, capture_output=True, text=True, check=True)

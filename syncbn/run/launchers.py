@@ -1,4 +1,4 @@
-"""`launcher=slurm` and `launcher=local`: jobs that run elsewhere than in the process that goes through a sweep."""
+"""`launcher=slurm` and `launcher=local`: jobs that run outside the sweep's process."""
 
 import signal
 import sys
@@ -22,14 +22,14 @@ from syncbn.run.options import LAUNCHERS
 
 
 def submitted_world(hydra: DictConfig, world: World) -> World | None:
-    """The ranks that a sweep's launcher will start for each job; None where jobs run in this process.
+    """Ranks that a sweep's launcher will start for each job; None if jobs run in this process.
 
     Args:
         hydra: Hydra's own config.
-        world: this process among those of its own launcher.
+        world: rank of this process and number of ranks under its own launcher.
 
     Raises:
-        UserError: a launcher under a launcher, or a setting of it that isn't allowed.
+        UserError: a launcher under a launcher, or an invalid setting.
     """
     node = OmegaConf.to_container(hydra.launcher, resolve=True)
     assert isinstance(node, dict)
@@ -47,8 +47,8 @@ def submitted_world(hydra: DictConfig, world: World) -> World | None:
 
 @contextmanager
 def waiting(submitted: World, jobs: int) -> Iterator[None]:
-    """For the process that hands the jobs over and waits for them: Ctrl-C ends the waiting only."""
-    stop.restore()  # this process has nothing to save
+    """Wait for submitted jobs: Ctrl-C ends only the waiting."""
+    stop.restore()  # there is nothing to save here
     ranks = f"{submitted.world_size} rank(s) each" if submitted.world_size > 1 else "one rank each"
     print(f"{submitted.launcher}: {jobs} job(s) of {ranks}; this command waits for them", flush=True)
     try:
@@ -60,22 +60,22 @@ def waiting(submitted: World, jobs: int) -> Iterator[None]:
 
 @contextmanager
 def submitted_job() -> Iterator[None]:
-    """For a rank of a job: signals and the exit code as in a run of its own, and an error also where somebody waits.
+    """Run a rank of a submitted job with its own signals and exit code, and report errors to the waiting process, too.
 
-    Hydra and submitit would hand an exception over by pickle, without its traceback, and end with exit code 0.
+    Hydra and submitit would pass an exception by pickle, without its traceback, and exit with code 0.
     """
     guard_the_screen()
     log = Path(HydraConfig.get().launcher.submitit_folder).parent
     if current_world().launcher == "submitit":
         from submitit.helpers import TorchDistributedEnvironment
 
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)  # where the ranks meet
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)  # rendezvous of the ranks
     try:
         with ends_at_once():
             stop.install()
             yield
     except Stopped as stopped:
-        if current_world().launcher == "srun":  # the job may be queued again: no result yet
+        if current_world().launcher == "srun":  # the job may be requeued: no result yet
             raise
         raise CompactHydraException(f"stopped by {signal.Signals(stopped.signum).name}") from stopped
     except SystemExit as end:

@@ -1,4 +1,4 @@
-"""The top of a composed config."""
+"""Top level of a composed config."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -10,16 +10,16 @@ Node = dict[str, Any]
 
 @dataclass
 class Paths:
-    """Where a run writes to."""
+    """Folders that a run writes to."""
 
     output_dir: str = required("the run's folder")
 
 
 @dataclass
 class Main:
-    """The keys beside the groups, and the groups, each of which is checked by its `name` or `_target_`.
+    """Top-level keys, and the groups, each checked by its `name` or `_target_`.
 
-    `conf/train.yaml` has the values. The keys with a default are younger than the first run folders.
+    `conf/train.yaml` has the values. Keys with a default are missing in the oldest run folders.
     """
 
     norm: Node = required("a group")

@@ -1,6 +1,6 @@
-"""Options of others: those of torch's, Lightning's and submitit's classes that `conf/` names, as these have them.
+"""Options of the classes of torch, Lightning and submitit that `conf/` names.
 
-Ours stand beside what they are options of. Here a test compares the defaults with the signatures.
+Options of our own classes are next to them. A test compares these defaults with the signatures.
 """
 
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ class Trainer:
 
 @dataclass
 class EarlyStopping:
-    """Ends a training that gets no better."""
+    """Stops training when a metric stops improving."""
 
     monitor: str = required("the metric")
     mode: Literal["min", "max"] = option("min", "which way is better")
@@ -124,7 +124,7 @@ class ModelCheckpoint:
 
 @dataclass
 class LocalLauncher:
-    """Jobs on this machine, each in processes of its own."""
+    """Runs jobs on this machine, each in its own processes."""
 
     _target_: str = required("the launcher")
     name: str = required("of the jobs")
@@ -140,7 +140,7 @@ class LocalLauncher:
 
 @dataclass
 class SlurmLauncher(LocalLauncher):
-    """Jobs that are given to SLURM."""
+    """Submits jobs to SLURM."""
 
     nodes: Count = option(1, "of a job")  # type: ignore[assignment]
     partition: str | None = option(None, "SLURM's")
@@ -170,7 +170,7 @@ OPTIONS: dict[str, type] = {
     "lightning.pytorch.callbacks.ModelCheckpoint": ModelCheckpoint,
 }
 _SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
-LAUNCHERS: dict[str, type] = {  # where `hydra.launcher` runs jobs elsewhere than in the sweep's own process
+LAUNCHERS: dict[str, type] = {  # launchers that run jobs outside the sweep's process
     f"{_SUBMITIT}.LocalLauncher": LocalLauncher,
     f"{_SUBMITIT}.SlurmLauncher": SlurmLauncher,
 }

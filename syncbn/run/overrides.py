@@ -1,4 +1,4 @@
-"""Overrides of a command line, read as Hydra reads them: what each says, and the jobs that a sweep of them makes."""
+"""Overrides of a command line by Hydra's grammar, and the jobs of a sweep."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -13,10 +13,10 @@ from syncbn.run.errors import UserError
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
-    """Overrides by Hydra's grammar.
+    """Parse overrides by Hydra's grammar.
 
     Raises:
-        UserError: one that it doesn't have, with the way to write it.
+        UserError: an invalid override, with the correct form.
     """
     parsed = []
     for override in overrides:
@@ -40,22 +40,22 @@ def _unreadable(override: str, error: Exception) -> str:
 
 
 def is_hydras(override: Override) -> bool:
-    """Whether an override is of Hydra's own config."""
+    """Whether an override belongs to Hydra's own config."""
     return override.key_or_group.startswith(("hydra.", "hydra/"))
 
 
 def values(override: Override) -> list[Any]:
-    """Every value that an override gives; none where only its sweeper knows them."""
+    """Values of an override; none if only its sweeper knows them."""
     if override.is_discrete_sweep():
         return [text.strip("'\"") for text in override.sweep_string_iterator()]
     return [] if override.is_sweep_override() else [override.value()]
 
 
 def refuse_sweeps(overrides: Iterable[Override]) -> None:
-    """Refuse several values of one key, outside of a sweep.
+    """Refuse several values of one key outside a sweep.
 
     Raises:
-        UserError: there are.
+        UserError: a key has several values.
     """
     for override in overrides:
         if override.is_sweep_override():
@@ -63,11 +63,11 @@ def refuse_sweeps(overrides: Iterable[Override]) -> None:
 
 
 def job_lists(overrides: list[Override], *, each_alone: bool = False) -> list[list[str]]:
-    """Each job's overrides; what only another sweeper understands (`interval(0, 1)`) is checked when its job starts.
+    """Overrides of each job; those for other sweepers (`interval(0, 1)`) are checked when their job starts.
 
     Args:
-        overrides: of ours.
-        each_alone: for a sweeper that doesn't go through the product: every value once, beside the others' first.
+        overrides: overrides of our config.
+        each_alone: for a sweeper without the product of values: each value once, with the first values of the others.
     """
     plain = [o for o in overrides if o.is_discrete_sweep() or not o.is_sweep_override()]
     if each_alone:
@@ -86,9 +86,9 @@ def _texts(override: Override) -> list[str]:
 
 
 def literal(value: Any) -> str:
-    """A value as Hydra's grammar reads it back."""
+    """Format a value for Hydra's grammar."""
     if isinstance(value, str):
-        # A backslash counts as one unless it stands before a quote, where it is doubled.
+        # A backslash is literal unless it precedes a quote, where it is doubled.
         return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), value) + "'"
     if isinstance(value, dict):
         return f"{{{','.join(f'{key}:{literal(item)}' for key, item in value.items())}}}"

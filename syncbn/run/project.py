@@ -1,10 +1,10 @@
-"""The user's own project: the folder whose `pyproject.toml` has a table `[tool.syncbn]`.
+"""The user's project: the folder whose `pyproject.toml` has a table `[tool.syncbn]`.
 
     [tool.syncbn]
     packages = ["my_project"]  # what configs may name
 
-Its `conf/` stands beside ours, and its packages are imported from the folder, installed or not. It is the nearest such
-folder at or above the one where a command is started; `SYNCBN_PROJECT=<folder>` names another.
+Its `conf/` is used together with ours, and its packages are imported from the folder, installed or not. It is the
+nearest such folder at or above the current one; `SYNCBN_PROJECT=<folder>` selects another.
 """
 
 import importlib.util
@@ -26,11 +26,11 @@ _OTHERS = {"syncbn", "torch", "lightning", "hydra", "omegaconf", "numpy"} | sys.
 
 @dataclass(frozen=True)
 class Project:
-    """A project that was found.
+    """A user's project.
 
     Attributes:
-        root: its folder.
-        packages: the packages that a config's `_target_` may come from.
+        root: folder of the project.
+        packages: packages that a config's `_target_` may come from.
     """
 
     root: Path
@@ -38,15 +38,15 @@ class Project:
 
     @property
     def conf(self) -> Path | None:
-        """Its folder of configs; None where it has none."""
+        """Folder of its configs; None if it has none."""
         folder = self.root / "conf"
         return folder if folder.is_dir() else None
 
     def make_importable(self) -> None:
-        """Let its packages be imported, here and in what this process starts, from the folder or from its `src/`.
+        """Make its packages importable, here and in child processes, from the folder or from its `src/`.
 
         Raises:
-            ValueError: a package is in neither, and isn't installed.
+            ValueError: a package is in neither and isn't installed.
         """
         for package in self.packages:
             top = package.partition(".")[0]
@@ -65,13 +65,13 @@ class Project:
 
 
 def find_project(environ: Mapping[str, str] = os.environ) -> Project | None:
-    """The project that a command is started in; None outside of any.
+    """Find the project of the current folder; None outside any.
 
-    A run folder, which somebody else may have made, is none and holds none. Nor is a folder above this one whose
-    pyproject.toml belongs to another user: anybody can write one to /tmp.
+    Run folders, which may be untrusted, are never projects and contain none. Neither is a parent folder whose
+    pyproject.toml belongs to another user: anyone can write one to /tmp.
 
     Raises:
-        ValueError: `SYNCBN_PROJECT` names a folder that is none, or `[tool.syncbn]` says something that isn't allowed.
+        ValueError: `SYNCBN_PROJECT` isn't a project's folder, or `[tool.syncbn]` is invalid.
     """
     if named := environ.get(VARIABLE):
         table = _table(Path(named) / _FILE)
@@ -118,7 +118,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _table(file: Path) -> Mapping[str, Any] | None:
-    """`[tool.syncbn]` of a pyproject.toml; None where it has none, or can't be trusted."""
+    """Table `[tool.syncbn]` of a pyproject.toml; None if it has none or isn't trusted."""
     try:
         text = file.read_text()
     except (OSError, UnicodeDecodeError):
@@ -135,7 +135,7 @@ def _table(file: Path) -> Mapping[str, Any] | None:
 
 
 def _is_trusted(file: Path) -> bool:
-    """Whether it belongs to this user, to root, or to whom the present folder belongs, where the user has gone."""
+    """Whether its owner is this user, root, or the owner of the current folder, which the user chose to enter."""
     if not hasattr(os, "getuid"):
         return True
     return file.stat().st_uid in (os.getuid(), 0, Path.cwd().stat().st_uid)

@@ -1,4 +1,4 @@
-"""`resume=auto|<path>|null`: the checkpoint that a run goes on from."""
+"""`resume=auto|<path>|null`: the checkpoint that a run resumes from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,16 +10,15 @@ LAST = Path("checkpoints", "last.ckpt")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read once and is whole.
+    """A checkpoint that was read once and is complete.
 
     Attributes:
-        path: where it is.
+        path: path of the file.
         step: optimizer steps before it.
-        logged_steps: the first step that is still to be logged; less than `step` where a batch has a step of each of
-            several optimizers.
-        instead_of: why it isn't the one that was asked for.
-        world_size: the ranks that saved it.
-        global_batch_size: the samples of all of them in a step; None where the data didn't say.
+        logged_steps: first step that isn't logged yet; less than `step` with several optimizers per batch.
+        instead_of: why it isn't the requested one.
+        world_size: number of ranks that saved it.
+        global_batch_size: samples of all ranks in a step; None if unknown.
     """
 
     path: Path
@@ -31,15 +30,14 @@ class Checkpoint:
 
 
 def resume_from(resume: str | None, folder: Path) -> Checkpoint | None:
-    """The checkpoint to go on from, or None to start from nothing.
+    """Find the checkpoint to resume from, or None to start a new run.
 
     Args:
-        resume: "auto" for this run's last checkpoint, where there is one, or the one before it, where it is damaged; a
-            path; or None.
-        folder: the run folder.
+        resume: "auto" for this run's last checkpoint, if any, or the one before if it is damaged; a path; or None.
+        folder: folder of the run.
 
     Raises:
-        ValueError: the path is no checkpoint, or is damaged; or `resume` is None in a folder that holds a run already,
+        ValueError: the path isn't a checkpoint, or is damaged; or `resume` is None in the folder of an existing run,
             which a new one would overwrite.
     """
     last = folder / LAST
@@ -88,6 +86,6 @@ def _readable(path: Path) -> Checkpoint:
 
 
 def _logged_steps(loop: Mapping[str, Any]) -> int:
-    """Lightning counts the step of a batch when all that follows the batch is done, after checkpoints are saved."""
+    """Number of logged steps: Lightning counts a batch's step only after checkpoints are saved."""
     epochs = loop["epoch_progress"]["total"]
     return int(loop["epoch_loop.state_dict"]["_batches_that_stepped"]) + (epochs["processed"] < epochs["started"])

@@ -1,4 +1,4 @@
-"""What a run says on the screen, and which messages of other packages it leaves out."""
+"""Screen output of a run, and suppression of other packages' messages."""
 
 import logging
 import warnings
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
     from syncbn.run.resume import Checkpoint
 
-# Each is about a choice that is made on purpose; the text begins as Lightning's or torch's does.
+# Each is about a deliberate choice; the text is the beginning of Lightning's or torch's message.
 _KNOWN = (
-    "When using the `ThroughputMonitor`, you need to define a `flops_per_batch`",  # samples a second are enough
+    "When using the `ThroughputMonitor`, you need to define a `flops_per_batch`",  # samples per second are enough
     ".*does not have many workers which may be a bottleneck",  # images in memory need no workers
-    "Using `DistributedSampler` with the dataloaders",  # our sampler pads nothing
+    "Using `DistributedSampler` with the dataloaders",  # our sampler doesn't pad
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # between Lightning and torch
     "The `srun` command is available on your system but is not used",  # on a cluster's login node
     "Checkpoint directory .* exists and is not empty",  # a resumed run
 )
-# Lightning's remarks on devices, ranks, checkpoints and its products. Warnings, and what a callback or a profiler was
-# asked to print, come through other loggers.
+# Lightning's remarks on devices, ranks, checkpoints and its products. Warnings and requested output of callbacks or
+# profilers use other loggers.
 _REMARKS = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.rank_zero",
@@ -32,7 +32,7 @@ _REMARKS = (
 
 
 def quiet() -> None:
-    """Leave out the warnings and remarks that say nothing about this run."""
+    """Suppress warnings and remarks that don't concern this run."""
     for start in _KNOWN:
         warnings.filterwarnings("ignore", message=start)
     for name in _REMARKS:
@@ -47,7 +47,7 @@ def print_start(
     checkpoint: "Checkpoint | None",
     weights: str | None,
 ) -> None:
-    """What is about to be trained, on how many processes, and where it will be found."""
+    """Print what will be trained, on how many processes, and the run's folder."""
     parameters = sum(parameter.numel() for parameter in net.parameters())
     name = config.model._target_.rpartition(".")[2]
     print(f"network:       {name}, {parameters:,} parameters, norm={config.norm.name}")
@@ -68,7 +68,7 @@ def print_start(
 
 
 def print_results(metrics: Mapping[str, Any], folder: Path, training: str | None = None) -> None:
-    """How the training went, the test accuracy, the run folder and its plots."""
+    """Print the outcome of the training, the test accuracy, the run's folder and its plots."""
     print()
     if training:
         print(f"training:      {training}")
@@ -86,11 +86,11 @@ def print_results(metrics: Mapping[str, Any], folder: Path, training: str | None
 
 
 def describe_training(trainer: "Trainer", seconds: float, first_step: int) -> str:
-    """Epochs, the steps since `first_step` and their time, and why it ended early where it did."""
+    """Describe epochs, steps since `first_step`, their time, and the reason of an early end."""
     from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
-        return f"{seconds:.1f} s, the start of the ranks included"  # this process doesn't know their steps
+        return f"{seconds:.1f} s, the start of the ranks included"  # this process doesn't know the ranks' steps
     epochs = str(trainer.current_epoch)
     if trainer.max_epochs is not None and trainer.current_epoch < trainer.max_epochs:
         epochs += f" of {trainer.max_epochs}"
@@ -102,6 +102,6 @@ def describe_training(trainer: "Trainer", seconds: float, first_step: int) -> st
 
 
 def _shown(folder: Path) -> str:
-    """Relative to where the user is, when the folder is below it."""
+    """Path relative to the current folder, if it is below it."""
     here = Path.cwd()
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)

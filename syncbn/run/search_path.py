@@ -1,4 +1,4 @@
-"""Where Hydra looks for configs: in the project's `conf/`, where there is a project, and then in ours."""
+"""Hydra's search path: the project's `conf/`, if there is a project, then ours."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from syncbn.run.project import find_project
 
 
 def conf_dirs() -> list[Path]:
-    """The folders of configs, the first one first: what the project has under a name of ours takes its place."""
+    """Config folders in search order: a project's config replaces ours of the same name."""
     project = find_project()
     return [*([project.conf] if project and project.conf else []), conf_dir()]
 
 
 class ProjectConf(SearchPathPlugin):
-    """Puts the project's `conf/` before ours, and leaves other programs that use Hydra alone."""
+    """Adds the project's `conf/` before ours; has no effect on other programs that use Hydra."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         if any(element.path.removeprefix("file://") == str(conf_dir()) for element in search_path.get_path()):

@@ -1,4 +1,4 @@
-"""A fit or a test that a signal may break off."""
+"""Fits and tests that a signal may interrupt."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,10 +16,9 @@ from syncbn.training import watch
 
 @contextmanager
 def stoppable(trainer: Trainer) -> Iterator[None]:
-    """What ends inside because of a signal ends as `Stopped`, however it ended.
+    """Raise `Stopped` for any failure inside that follows a signal.
 
-    A rank may lose its peer or its data before it comes to the end of a batch; then the run goes on from the checkpoint
-    before.
+    A rank may lose its peer or its data before the end of the batch; the run then resumes from the previous checkpoint.
     """
     launcher = trainer.strategy.launcher
     try:
@@ -34,9 +33,9 @@ def stoppable(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def _passed_on(launcher: _MultiProcessingLauncher) -> Iterator[None]:
-    """For the process that spawns the ranks of trainer=ddp_sim: they get its signals, and it ends as they do."""
+    """Forward signals to the ranks spawned by trainer=ddp_sim, and end as they do."""
     stop.defer(forward=launcher.kill)
-    resource_tracker.ensure_running()  # its start, which the first rank's would bring about, ends `held`
+    resource_tracker.ensure_running()  # otherwise started with the first rank, which would end `held`
     try:
         with stop.held():
             yield
@@ -45,7 +44,7 @@ def _passed_on(launcher: _MultiProcessingLauncher) -> Iterator[None]:
             raise SystemExit(watch.EXIT_CODE) from None
         if ended.exit_code not in [128 + signum for signum in stop.SIGNALS]:
             raise
-        raise Stopped(ended.exit_code - 128) from None  # the rank has said so
+        raise Stopped(ended.exit_code - 128) from None  # reported by the rank
     if signum := stop.requested():
         stop.say("after training", signum)
         raise Stopped(signum)

@@ -1,9 +1,9 @@
-"""What Hydra composes beside the files of `conf/`: the declared options of all that a config may name.
+"""Hydra's ConfigStore: the declared options of all that a config may name.
 
 `conf/norm/group.yaml` begins with `defaults: [/hydra/options/norm/group@_here_, _self_]`: the options of
 `syncbn/norm/group_options.py`, with their defaults; `conf/model/vit.yaml` names `/hydra/options/syncbn.models.vit.vit`.
-They are a group of `hydra/`, which `--help` doesn't list. A norm without a file there, of another package say, is a
-choice of `norm=` by itself.
+They are in the group `hydra/`, which `--help` doesn't list. A norm without a file in `conf/`, such as another
+package's, is a choice of `norm=` automatically.
 """
 
 import re
@@ -17,13 +17,13 @@ from syncbn.run.check import conf_dir
 from syncbn.run.described import described_targets
 
 _HIDDEN = "hydra/options"
-_MISSING = "???"  # what the config, or the user, must say
+_MISSING = "???"  # must be set by the config or the user
 
 
 def store_options() -> None:
-    """Let Hydra find every option; `syncbn.run.compose` does so when it is imported, and when guests have been."""
+    """Store all options for Hydra; called when `syncbn.run.compose` is imported, and after users' packages are."""
     for name, options in known_options().items():
-        if not re.fullmatch(r"[\w-]+", name):  # for code alone: Hydra couldn't be told it
+        if not re.fullmatch(r"[\w-]+", name):  # usable only from code: not a valid name in Hydra
             continue
         _store(f"{_HIDDEN}/norm", name, options, name=name)
         if not (conf_dir() / "norm" / f"{name}.yaml").is_file():

@@ -1,7 +1,6 @@
-"""What a `_target_` of a config may name: what its place expects, from the allowed packages.
+"""Check of a config's `_target_`: it must be what its place expects, from the allowed packages.
 
-A config may be part of a run folder that a stranger made, so that a name alone proves nothing: what it leads to is
-looked at before it is called.
+A config may come from an untrusted run folder, so the named object is checked before it is called.
 """
 
 import functools
@@ -23,13 +22,13 @@ ALLOWED_VARIABLE = "SYNCBN_ALLOWED_PACKAGES"
 
 @dataclass(frozen=True)
 class Kind:
-    """What a place of the config expects.
+    """Kind of object that a place of the config expects.
 
     Attributes:
-        what: in words.
-        bases: dotted names of classes, of which it must be a subclass, or return one.
-        packages: where it may come from, beside those that the user has allowed.
-        built_later: it is built by what receives it, an optimizer by the task say, and comes as a partial.
+        what: description.
+        bases: dotted names of classes; the target must be a subclass, or return one.
+        packages: allowed packages, besides those that the user has allowed.
+        built_later: whether the receiver builds it from a partial, such as an optimizer in a task.
     """
 
     what: str
@@ -85,11 +84,11 @@ _ADVICE = (
     'packages of your own: start in a folder whose pyproject.toml has packages = ["name"] under [tool.syncbn], or '
     f"export {ALLOWED_VARIABLE}=name,name"
 )
-_NAMED = {"callbacks", "logger"}  # groups whose keys are names, each with a target of its own
+_NAMED = {"callbacks", "logger"}  # groups whose keys are names, each with its own target
 
 
 def kind_at(where: str) -> Kind:
-    """What the place with a dotted name expects: "model", "callbacks.ema", "model.activation"."""
+    """Kind expected at a dotted name: "model", "callbacks.ema", "model.activation"."""
     group, _, rest = where.partition(".")
     if group in _NAMED and rest and "." not in rest and "[" not in rest:
         return KINDS[group]
@@ -97,7 +96,7 @@ def kind_at(where: str) -> Kind:
 
 
 def targets(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every mapping with a `_target_`, however deep, also in lists, and its dotted name."""
+    """Find all mappings with a `_target_`, at any depth, also in lists, with their dotted names."""
     if isinstance(node, Mapping):
         if "_target_" in node:
             yield where, node
@@ -109,9 +108,9 @@ def targets(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]
 
 
 def users_packages() -> tuple[str, ...]:
-    """The packages that the user's project and environment allow.
+    """Packages that the user's project and environment allow.
 
-    A config doesn't name them itself: it may be part of a run folder that somebody else made.
+    A config can't allow packages itself: it may come from an untrusted run folder.
     """
     project = find_project()
     named = os.environ.get(ALLOWED_VARIABLE, "")
@@ -119,7 +118,7 @@ def users_packages() -> tuple[str, ...]:
 
 
 def target_mistakes(where: str, node: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a `_target_` by its name alone: found without importing anything."""
+    """Check the name of a `_target_`, without importing anything."""
     target, kind = node["_target_"], kind_at(where)
     if not isinstance(target, str):
         return [f"{where}._target_: expected the dotted name of {kind.what}, got {target!r}"]
@@ -133,14 +132,14 @@ def target_mistakes(where: str, node: Mapping[str, Any]) -> list[str]:
 
 
 def checked_object(where: str, target: str) -> Any:
-    """What a `_target_` leads to, if it is what its place expects.
+    """Resolve a `_target_` and check that it is what its place expects.
 
-    A class must be a subclass of what is expected. A function must say by its annotation that it returns one; a
-    function of the user's own packages may say nothing, and is judged by what it returns. What an allowed package
-    only imports, `torch.nn.functional.warnings.sys.exit` say, isn't allowed for it.
+    A class must be a subclass of an expected class. A function must return one by its annotation; functions of the
+    user's packages may lack an annotation, and are judged by their result. Objects that an allowed package only
+    imports, such as `torch.nn.functional.warnings.sys.exit`, aren't allowed.
 
     Raises:
-        ValueError: it isn't; or there is nothing of that name.
+        ValueError: it isn't, or doesn't exist.
     """
     kind = kind_at(where)
     found = resolve(target)
@@ -150,17 +149,17 @@ def checked_object(where: str, target: str) -> Any:
 
 
 def check_made(where: str, made: Any) -> None:
-    """Raise `ValueError` where what was built isn't what its place expects: a function without annotation may do so."""
+    """Raise `ValueError` if a built object isn't what its place expects, for functions without annotation."""
     kind = kind_at(where)
     if kind is not PART and not isinstance(made, _classes(kind)):
         raise ValueError(f"{where}._target_ returned a {type(made).__name__}; expected {kind.what}")
 
 
 def resolve(target: str) -> Any:
-    """The object with a dotted name, of which a part is a module.
+    """Find an object by its dotted name, which begins with a module.
 
     Raises:
-        ValueError: there is none; the message says where the name ends.
+        ValueError: it doesn't exist; the message says up to where the name is valid.
     """
     if (project := find_project()) is not None and _is_in(target, project.packages):
         project.make_importable()
@@ -198,14 +197,14 @@ def _no_such_name(target: str, above: str, name: str, found: Any) -> str:
 
 
 def _told(error: Exception) -> str:
-    """An error of an import with the line that raised it."""
+    """Describe an import error with the line that raised it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = "" if isinstance(error, SyntaxError) else f" ({last.filename}, line {last.lineno})"
     return f"{type(error).__name__}: {error}{place}"
 
 
 def _refusal(found: Any, kind: Kind) -> str | None:
-    """Why an object isn't what is expected; None where it is."""
+    """Why an object isn't what is expected; None if it is."""
     if isinstance(found, functools.partial):
         return _refusal(found.func, kind)
     if not callable(found):
@@ -228,7 +227,7 @@ def _refusal(found: Any, kind: Kind) -> str | None:
 
 
 def _homes(kind: Kind) -> tuple[str, ...]:
-    """Where classes of the packages' public names are defined: the Trainer is in a module of its own."""
+    """Packages where the classes with public names are defined: the Trainer is in a separate package."""
     return tuple("lightning.pytorch.trainer" if name == "lightning.pytorch.Trainer" else name for name in kind.packages)
 
 
@@ -237,10 +236,10 @@ def _classes(kind: Kind) -> tuple[type, ...]:
 
 
 def _returned(function: Any) -> list[type] | None:
-    """The classes that a function's annotation says it returns; None where it says nothing that can be read."""
+    """Classes in a function's return annotation; None without a readable one."""
     try:
         hint = get_type_hints(inspect.unwrap(function)).get("return", Any)
-    except Exception:  # a name that only type checkers know
+    except Exception:  # a type-checking import
         return None
     if get_origin(hint) in (Union, types.UnionType):
         hints = [one for one in get_args(hint) if one is not type(None)]
