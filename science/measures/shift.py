@@ -10,7 +10,7 @@ from science.measures.evaluation import accuracy, in_one_process
 from science.measures.training import trained
 from science.runs import Setting
 from syncbn.norm.core.options import suggest
-from syncbn.policy.adapt import Tent
+from syncbn.policy import Tent
 from syncbn.run import build
 
 

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from torch import nn
-from torch.utils.hooks import RemovableHandle
+import torch
+from torch import Tensor, nn
 
 from syncbn.norm.core import compat
 from syncbn.norm.surgery.select import Globs, select_layers
+from syncbn.policy.acting import Acting, acting_on, others_on
 from syncbn.policy.layers import has_statistics, is_batch_norm, is_norm
 
 
@@ -34,7 +35,7 @@ def freeze(
 
     Raises:
         ValueError: a glob that matches no normalization layer; no layer to freeze; a layer without running statistics,
-            which would continue to normalize by the batch.
+            or one that `adapt` told to normalize by the batch.
     """
     if stats:
         layers = _selected(model, is_batch_norm, include, exclude)
@@ -43,6 +44,11 @@ def freeze(
                 raise ValueError(
                     f"{path or 'the layer'} has no running statistics to freeze (track_running_stats=False): leave it "
                     "out with exclude=, or build it with track_running_stats=True and recalibrate it first"
+                )
+            for other in others_on(layer, _Frozen):
+                raise ValueError(
+                    f"{path or 'the layer'} normalizes by the batch it gets (syncbn.adapt, or use_batch_statistics): "
+                    f"{other.undone_by} first"
                 )
         for _, layer in layers:
             _frozen(layer).freeze_statistics(layer)
@@ -83,31 +89,88 @@ def has_frozen_statistics(layer: nn.Module) -> bool:
     return hook is not None and hook.stats
 
 
-class _Frozen:
-    """Frozen state of a layer, as a pair of hooks, which follow the layer's hooks to copies and conversions.
+def is_frozen_by(hook: Any) -> bool:
+    """Whether a layer's hook is one that `freeze` left."""
+    return isinstance(getattr(hook, "__self__", None), _Frozen)
 
-    The layer's `training` is as the user set it, except while the layer runs.
+
+class _Frozen(Acting):
+    """What of a layer is frozen.
+
+    The layer's `training` is what its user set it to, except while it runs. A reset of the statistics to 0 and 1, as by
+    `torch.optim.swa_utils.update_bn` and Lightning's weight averaging, which expect a layer in training to measure
+    them anew, is undone before the layer runs or is saved. Other values, of a checkpoint say, are the frozen ones then.
     """
+
+    undone_by = "syncbn.unfreeze(model)"
 
     def __init__(self, layer: nn.Module) -> None:
         self.stats = False
         self.requires_grad: dict[str, bool] = {}  # original values of frozen parameters
         self._training = layer.training
-        self._handles: list[RemovableHandle] = [
-            layer.register_forward_pre_hook(self.before_forward),
-            layer.register_forward_hook(self.after_forward, always_call=True),
+        self._values: list[Tensor] = []  # of the frozen statistics
+        self._seen: list[tuple[Tensor, int]] = []  # the buffers that had these values, and their versions then
+        super().__init__(layer)
+        self._handles += [
+            layer.register_state_dict_pre_hook(self.before_saving),
+            layer.register_load_state_dict_post_hook(self.after_loading),
         ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: buffers that changed since are looked at again, and others aren't."""
+        seen = self._seen if self._as_seen([buffer for buffer, _ in self._seen]) else []
+        return {**vars(self), "_seen": seen}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({"_values": [], "_seen": []} | state)  # a model pickled by version 0.1 has neither
+        self._seen = [(buffer, compat.version_of(buffer)) for buffer, _ in self._seen]
 
     def before_forward(self, layer: nn.Module, args: Any) -> None:
         self._training = layer.training
         if self.stats:
+            if not (torch.compiler.is_compiling() or compat.in_dispatch_mode()):  # these see every operation
+                self._undo_reset(layer)
             layer.training = False
 
     def after_forward(self, layer: nn.Module, args: Any, output: Any) -> None:
         layer.training = self._training
 
+    def before_saving(self, layer: nn.Module, prefix: str, keep_vars: bool) -> None:
+        """Before `state_dict`."""
+        if self.stats:
+            self._undo_reset(layer)
+
+    def after_loading(self, layer: nn.Module, incompatible_keys: Any) -> None:
+        """After `load_state_dict`."""
+        if self.stats:
+            self.freeze_statistics(layer)
+
     def freeze_statistics(self, layer: nn.Module) -> None:
         self.stats = True
+        self._values = []
+        self._undo_reset(layer)
+
+    @torch.no_grad()
+    def _undo_reset(self, layer: Any) -> None:
+        buffers = [layer.running_mean, layer.running_var]
+        if any(buffer is None or buffer.is_meta for buffer in buffers) or self._as_seen(buffers):
+            return
+        if len(self._values) == len(buffers) and all(
+            value.shape == buffer.shape and value.device == buffer.device
+            for value, buffer in zip(self._values, buffers, strict=True)
+        ):
+            mean, var = buffers
+            was_reset = (mean == 0).all() & (var == 1).all()  # a GPU isn't waited for
+            for buffer, value in zip(buffers, self._values, strict=True):
+                buffer.copy_(torch.where(was_reset, value.to(buffer.dtype), buffer))
+        self._values = [buffer.detach().clone() for buffer in buffers]
+        self._seen = [(buffer, compat.version_of(buffer)) for buffer in buffers]
+
+    def _as_seen(self, buffers: list[Tensor]) -> bool:
+        return len(self._seen) == len(buffers) and all(
+            seen is buffer and version == compat.version_of(buffer)
+            for (seen, version), buffer in zip(self._seen, buffers, strict=True)
+        )
 
     def freeze_affine(self, layer: nn.Module) -> None:
         for name, parameter in layer.named_parameters(recurse=False):
@@ -123,8 +186,7 @@ class _Frozen:
                 if name in self.requires_grad:
                     parameter.requires_grad_(self.requires_grad.pop(name))
         if not self.stats and not self.requires_grad:
-            for handle in self._handles:
-                handle.remove()
+            self.remove()
 
 
 def _frozen(layer: nn.Module) -> _Frozen:
@@ -132,8 +194,7 @@ def _frozen(layer: nn.Module) -> _Frozen:
 
 
 def _find(layer: nn.Module) -> _Frozen | None:
-    owners = (getattr(hook, "__self__", None) for hook in compat.forward_pre_hooks(layer))
-    return next((owner for owner in owners if isinstance(owner, _Frozen)), None)
+    return acting_on(layer, _Frozen)
 
 
 def _selected(model: nn.Module, is_layer: Any, include: Globs, exclude: Globs) -> list[tuple[str, nn.Module]]:

@@ -12,7 +12,10 @@ from syncbn.norm.surgery.feeding import layer_before, other_use, weight_and_bias
 from syncbn.norm.surgery.forward import Example, Forward, copied
 from syncbn.norm.surgery.graph import Call, Graph, Operation, View, is_whole, storages
 from syncbn.norm.surgery.record import record
+from syncbn.policy.acting import acting_on
+from syncbn.policy.batch_statistics import BatchStatistics
 from syncbn.policy.fold import Rest, fold, folded, remainder, replace_everywhere, takes_bias
+from syncbn.policy.freeze import is_frozen_by
 from syncbn.policy.layers import has_statistics, is_batch_norm, refuse_wrapped
 from syncbn.policy.proof import prove_fusion
 
@@ -137,7 +140,9 @@ class _Search:
         formula = (
             f"the evaluation of {type(self.layer).__name__} isn't γ·(x - running_mean) / sqrt(running_var + eps) + β"
         )
-        if compat.has_hooks(self.layer):
+        if (adapted := acting_on(self.layer, BatchStatistics)) is not None:
+            return f"it normalizes by the batch it gets (syncbn.adapt): {adapted.undone_by} first"
+        if not all(is_frozen_by(hook) for hook in compat.hooks_of(self.layer)):  # a frozen layer evaluates as others
             return f"{formula} alone: it has hooks"
         if len(call.inputs) != 1 or len(call.outputs) != 1:
             return f"{formula} of one tensor"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,9 @@ from syncbn.norm.core.capabilities import synchronizes, tracks_batch
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, biased_var, pool
 from syncbn.norm.surgery.feeding import layer_before, other_use
-from syncbn.norm.surgery.forward import modes_kept
+from syncbn.norm.surgery.forward import Forward, modes_kept
 from syncbn.norm.surgery.record import record
-from syncbn.policy.batches import device_of, generators_kept, in_step, inputs_of, unwrapped
+from syncbn.policy.batches import call, device_of, generators_kept, in_step, on_device, unwrapped
 from syncbn.policy.diagnose import Facts, diagnose
 from syncbn.policy.freeze import has_frozen_statistics
 from syncbn.policy.layers import has_statistics
@@ -35,6 +36,7 @@ def inspect(
     reference: Iterable[Any] | None = None,
     max_batches: int | None = None,
     steps: int | None = None,
+    forward: Forward | None = None,
     process_group: ProcessGroup | None = None,
 ) -> NormReport:
     """Measure each batch normalization layer with running statistics, and warn about common problems.
@@ -45,19 +47,21 @@ def inspect(
     identifier and a page of that name in docs/warnings.
 
     Args:
-        model: any model with batch normalization layers of torch or of this package, ready for use.
-        batches: inputs (N, ...), or tuples (inputs, ...), as in training; the same number on every rank.
-        reference: batches of the training domain, to measure the drift of `batches` from it.
+        model: any model with batch normalization layers of torch or of this package, as it is about to be used.
+        batches: inputs (N, ...), tuples (inputs, ...), or dicts of the model's keyword arguments, as in training; the
+            same number of them on every rank.
+        reference: batches of the domain that the model was trained on, to measure the drift of `batches` from it.
         max_batches: use the first ones only. All when None.
-        steps: optimizer steps of the training, to judge the momentum.
+        steps: optimizer steps of the training, to judge the momentum by.
+        forward: how to call the model, `forward(model, batch)`; the batch is on the model's device.
         process_group: the ranks that inspect together; the default group when None.
 
     Returns:
         `.rows`, `.warnings`, `.to_markdown()`, `.plot(path)`, `.to_rich()` and `.to_wandb()`.
 
     Raises:
-        ValueError: no layer with running statistics; no batches, or different numbers of them on the ranks.
-        TypeError: a batch that isn't a tensor or a tuple that begins with one.
+        ValueError: no layer with running statistics; no batches, or another number of them on another rank.
+        TypeError: a batch that the model can't be called with, without `forward`.
     """
     group = communicating_group(process_group)
     probes = probes_of(model, group)
@@ -67,15 +71,15 @@ def inspect(
     wrong_mode = {layer for layer in moving if layer.training and not model.training}
     biases: dict[nn.Module, str] = {}
     if reference is not None:
-        _measure(model, probes, reference, max_batches, group)
+        _measure(model, probes, reference, max_batches, group, forward)
         for probe in probes:
             probe.becomes_reference()
     if batches is not None:
         iterator = iter(batches)
         first = list(islice(iterator, 1))
         if first:
-            biases = _redundant_biases(model, inputs_of(first[0], device_of(model)))
-        _measure(model, probes, chain(first, iterator), max_batches, group)
+            biases = _redundant_biases(model, first[0], forward)
+        _measure(model, probes, chain(first, iterator), max_batches, group, forward)
     facts = [
         Facts(
             row=probe.row(),
@@ -189,31 +193,33 @@ def _measure(
     batches: Iterable[Any],
     max_batches: int | None,
     group: ProcessGroup | None,
+    forward: Forward | None,
 ) -> None:
     device, net = device_of(model), unwrapped(model)
     handles = [p.layer.register_forward_pre_hook(p.add, with_kwargs=True) for p in probes]
     try:
         with modes_kept(model), generators_kept(device), torch.no_grad():
             model.eval()
-            for inputs in in_step(batches, max_batches, device, group):
-                net(inputs)
+            for batch in in_step(batches, max_batches, device, group, forward):
+                call(net, batch, forward)
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _redundant_biases(model: nn.Module, inputs: Tensor) -> dict[nn.Module, str]:
-    """Convolutions with a redundant bias, by the layer that they feed."""
-    graph = record(unwrapped(model), inputs)
+def _redundant_biases(model: nn.Module, batch: Any, forward: Forward | None) -> dict[nn.Module, str]:
+    """The convolution with a bias that feeds a layer, by layer."""
+    batch = on_device(batch, device_of(model))
+    graph = record(unwrapped(model), batch, forward=partial(call, forward=forward))
     names = {module: name for name, module in model.named_modules()}
     found = {}
-    for call in graph.calls:
-        if _is_inspected(call.module) and call.inputs:
-            before = layer_before(graph, call)
-            if not isinstance(before, str) and not other_use(graph, before[1], call):
+    for norm in graph.calls:
+        if _is_inspected(norm.module) and norm.inputs:
+            before = layer_before(graph, norm)
+            if not isinstance(before, str) and not other_use(graph, before[1], norm):
                 caller: Any = before[0]
                 if caller.module.bias is not None:
-                    found[call.module] = names[caller.module]
+                    found[norm.module] = names[caller.module]
     return found
 
 

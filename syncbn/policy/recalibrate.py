@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +13,17 @@ from torch import Tensor, nn
 from syncbn.norm.core.capabilities import clear_window, synchronizes
 from syncbn.norm.core.exchange import communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, pool, unbiased_var
-from syncbn.norm.surgery.forward import modes_kept
+from syncbn.norm.surgery.forward import Forward, modes_kept
 from syncbn.norm.surgery.select import Globs, select_layers
-from syncbn.policy.batches import device_of, generators_kept, in_step, unwrapped
+from syncbn.policy.batches import (
+    call,
+    device_of,
+    generators_kept,
+    in_step,
+    num_samples,
+    single_samples_skipped,
+    unwrapped,
+)
 from syncbn.policy.freeze import has_frozen_statistics
 from syncbn.policy.layers import buffers_of, has_statistics
 
@@ -27,6 +36,7 @@ def recalibrate(
     batches: Iterable[Any],
     *,
     max_batches: int | None = None,
+    forward: Forward | None = None,
     process_group: ProcessGroup | None = None,
     include: Globs = None,
     exclude: Globs = None,
@@ -47,8 +57,11 @@ def recalibrate(
 
     Args:
         model: any model with batch normalization layers of torch or of this package, wrapped by DDP or not.
-        batches: inputs (N, ...), or tuples (inputs, ...), of any sizes; the same number on every rank.
+        batches: inputs (N, ...), tuples (inputs, ...), or dicts of the model's keyword arguments, of any sizes; the
+            same number of them on every rank. One of a single sample, where a layer can take no statistics of it, is
+            skipped with a warning.
         max_batches: use the first ones only. All when None.
+        forward: how to call the model, `forward(model, batch)`; the batch is on the model's device.
         process_group: the ranks to pool over; the default group when None.
         include: globs of module names. All when None.
         exclude: globs of module names whose statistics aren't changed.
@@ -57,10 +70,10 @@ def recalibrate(
         `model`.
 
     Raises:
-        ValueError: no batches, or different numbers of them on the ranks; no layer to recalibrate; fewer than two
-            samples of a channel; statistics that aren't finite; a layer whose statistics aren't one number per channel.
-            Running statistics are unchanged then.
-        TypeError: a batch that isn't a tensor or a tuple that begins with one.
+        ValueError: no batches, or another number of them on another rank; no layer to recalibrate; fewer than two
+            samples of a channel; statistics that aren't finite; a layer whose statistics aren't one number a channel.
+            The running statistics are then as before.
+        TypeError: a batch that the model can't be called with, without `forward`.
 
     Source:
         Wu & Johnson, Rethinking "Batch" in BatchNorm, 2021, https://arxiv.org/abs/2105.07576, section 3 ("precise
@@ -78,10 +91,13 @@ def recalibrate(
         synchronized = any(synchronizes(layer) for layer in sums)
         count = 0
         try:
-            for inputs in in_step(batches, max_batches, device, group):
+            for batch in in_step(batches, max_batches, device, group, forward):
                 count += 1
-                if len(inputs) or synchronized:  # torch's layers reject an empty batch
-                    net(inputs)
+                if num_samples(batch) == 0 and not synchronized:  # torch's layers refuse an empty batch
+                    continue
+                before = {each: each.moments for each in sums.values()}
+                with single_samples_skipped(batch, partial(_restore, before)):
+                    call(net, batch, forward)
         finally:
             for handle in handles:
                 handle.remove()
@@ -103,6 +119,11 @@ def _layers(model: nn.Module, include: Globs, exclude: Globs) -> list[tuple[str,
     return moving
 
 
+def _restore(moments: dict[_Sum, Moments]) -> None:
+    for each, value in moments.items():
+        each.moments = value
+
+
 class _Sum:
     """Accumulated moments of one layer's input."""
 
@@ -114,14 +135,15 @@ class _Sum:
                 f"{self.path} normalizes by more than a mean and a variance ({', '.join(sorted(others))}), which only "
                 "training measures: leave it out with exclude="
             )
+        self.shape = layer.running_mean.shape  # while the layer normalizes by its batch alone it has no running mean
         self.moments = _nothing(layer.running_mean)
 
     def add(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = (args[0] if args else kwargs["input"]).detach()
         mask = args[1] if len(args) > 1 else kwargs.get("mask")
-        if layer.running_mean.dim() != 1 or x.dim() < 2 or x.shape[1] != len(layer.running_mean):
+        if len(self.shape) != 1 or x.dim() < 2 or x.shape[1] != self.shape[0]:
             raise ValueError(
-                f"{self.path} has running statistics of shape {tuple(layer.running_mean.shape)} for an input of shape "
+                f"{self.path} has running statistics of shape {tuple(self.shape)} for an input of shape "
                 f"{tuple(x.shape)}: leave it out with exclude="
             )
         if mask is not None:

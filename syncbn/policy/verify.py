@@ -6,9 +6,10 @@ import copy
 import pickle
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from syncbn.norm.core import compat
 from syncbn.norm.core.capabilities import synchronizes
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import mean_over_ranks
-from syncbn.norm.surgery.forward import tensors_in
-from syncbn.policy.batches import inputs_of
+from syncbn.norm.surgery.forward import Forward, tensors_in
+from syncbn.policy.batches import call
 from syncbn.policy.layers import is_batch_norm
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -77,6 +78,7 @@ def verify(
     ranks: int = 2,
     *,
     loss: Loss | None = None,
+    forward: Forward | None = None,
     tolerance: float = 1e-8,
     timeout_s: float = 120.0,
 ) -> VerifyReport:
@@ -88,13 +90,17 @@ def verify(
     In a script, call it under `if __name__ == "__main__":`, because the processes import the script.
 
     Args:
-        model: a model ready for DDP, for example after `syncbn.convert(model, "sync")`. Its process groups are replaced
-            by that of the new ranks.
-        batch: a tensor (N, ...), or nested tuples, lists and dicts of tensors with the same N.
+        model: as it is about to be wrapped by DDP, for example after `syncbn.convert(model, "sync")`. Its process
+            groups are replaced by that of the new ranks.
+        batch: a tensor (N, ...), nested tuples, lists and dicts of tensors with the same N, or lists of N samples each,
+            such as images of several sizes and their targets. The model is called as by `recalibrate`.
         ranks: number of processes; at least 2, and fewer than N.
-        loss: importable function from (model, batch) to the training loss. By default, the mean squared distance of the
-            outputs for the first tensor in the batch from fixed numbers, over all ranks' samples.
-        tolerance: largest difference, relative to a tensor's largest value, that counts as rounding.
+        loss: from (model, batch) to the loss that your training minimizes; a function that can be imported. Without
+            it, the mean square of the outputs' distance from fixed numbers over all ranks' samples, of the first
+            tensor in the batch.
+        forward: how to call the model where there is no `loss`, `forward(model, batch)`; a function that can be
+            imported.
+        tolerance: differences up to this part of a tensor's largest value are rounding.
         timeout_s: seconds to wait for the ranks.
 
     Returns:
@@ -112,19 +118,21 @@ def verify(
     if count <= ranks:
         raise ValueError(f"{ranks} ranks need a batch of more than {ranks} samples to split unevenly, got {count}")
     model = _prepared(model)
-    loss = loss or mean_square
+    if loss is not None and forward is not None:
+        raise ValueError("give loss= or forward=: a loss calls the model itself")
+    loss = loss or partial(mean_square, forward=forward)
     single = _step(copy.deepcopy(model), batch, loss)
     sizes = _uneven(count, ranks)
     steps = _on_ranks(model, batch, loss, sizes, timeout_s)
     return _compare(model, single, steps, sizes, tolerance)
 
 
-def mean_square(model: nn.Module, batch: Any) -> Tensor:
-    """Mean squared distance of the outputs from fixed numbers, over all ranks' samples.
+def mean_square(model: nn.Module, batch: Any, forward: Forward | None = None) -> Tensor:
+    """The mean square of the outputs' distance from fixed numbers, over all ranks' samples.
 
     The plain mean square of a normalized output is constant, and so has no gradient.
     """
-    found = [t.flatten(1) for t in tensors_in(model(inputs_of(batch, torch.device("cpu")))) if t.dim() > 1]
+    found = [t.flatten(1) for t in tensors_in(call(model, batch, forward)) if t.dim() > 1]
     outputs = torch.cat(found, dim=1)
     numbers = torch.arange(outputs.shape[1], dtype=outputs.dtype).sin()
     return mean_over_ranks((outputs - numbers).square().mean(dim=1))
@@ -234,10 +242,26 @@ def _in_float64(tensor: Tensor) -> Tensor:
 
 
 def _count(batch: Any) -> int:
-    counts = {len(t) for t in tensors_in(batch) if t.dim()}
-    if len(counts) != 1:
-        raise ValueError(f"a batch must have tensors of one number of samples, got {sorted(counts) or 'no tensor'}")
+    if _holds_samples(batch):
+        return len(batch[0])
+    if len(counts := _sizes(batch)) != 1:
+        raise ValueError(
+            f"a batch must have tensors of one number of samples, got {sorted(counts) or 'no tensor'}; or lists of "
+            "samples, (images, targets), of one length"
+        )
     return counts.pop()
+
+
+def _sizes(batch: Any) -> set[int]:
+    return {len(t) for t in tensors_in(batch) if t.dim()}
+
+
+def _holds_samples(batch: Any) -> bool:
+    """Whether a batch is (images, targets, ...), each a list with one entry a sample."""
+    if not (isinstance(batch, tuple | list) and batch and all(isinstance(part, tuple | list) for part in batch)):
+        return False
+    targets = any(isinstance(entry, Mapping) for part in batch for entry in part)
+    return len({len(part) for part in batch}) == 1 and (targets or len(_sizes(batch)) > 1)
 
 
 def _uneven(count: int, ranks: int) -> list[int]:
@@ -267,6 +291,8 @@ def _on_ranks(model: nn.Module, batch: Any, loss: Loss, sizes: list[int], timeou
 
 
 def _share(batch: Any, start: int, size: int) -> Any:
+    if _holds_samples(batch):
+        return type(batch)(part[start : start + size] for part in batch)
     return compat.pytree.tree_map_only(Tensor, lambda t: t[start : start + size] if t.dim() else t, batch)
 
 

@@ -159,7 +159,7 @@ def test_the_window_of_cross_iteration_norms_is_empty_afterwards() -> None:
         ([images(4)], {"max_batches": 0}, ValueError, "max_batches must be at least 1"),
         ([images(4), images(4) * torch.nan], {}, ValueError, r"stem\.1 has seen values that aren't finite"),
         ([images(4), images(4)[:, :1]], {}, RuntimeError, "channels"),
-        ([images(4), {"image": images(4)}], {}, TypeError, "a batch must be a tensor"),
+        ([images(4), {"image": images(4)}], {}, TypeError, "TwoStages takes x; the batch has 'image': give forward="),
     ],
     ids=["none", "no samples", "max", "nan", "channels", "mapping"],
 )

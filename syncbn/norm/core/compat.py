@@ -200,8 +200,14 @@ def has_output_hooks(module: nn.Module) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a module has any hooks that see inputs or outputs, forward or backward."""
-    return has_output_hooks(module) or bool(module._forward_pre_hooks)
+    """Whether a module has hooks around its forward or backward pass."""
+    return bool(hooks_of(module))
+
+
+def hooks_of(module: nn.Module) -> list[Callable[..., Any]]:
+    """Hooks around a module's forward and backward passes."""
+    around = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return [hook for hooks in around for hook in hooks.values()]
 
 
 def share_hooks(source: nn.Module, target: nn.Module) -> None:
