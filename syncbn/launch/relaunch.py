@@ -57,9 +57,7 @@ def run_under_torchrun(ranks: int, words: Sequence[str]) -> NoReturn:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_cores() // ranks)))
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
-    os.environ.setdefault(
-        "PET_SHUTDOWN_TIMEOUT", "110"
-    )  # seconds for saving; torchrun's default of 30 may interrupt a large save
+    os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", "110")  # seconds to save; torchrun's 30 may interrupt a large save
     try:
         with stop.held():
             run(parse_args([f"--nproc-per-node={ranks}", "--no-python", *_python(), *words]))

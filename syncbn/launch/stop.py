@@ -53,9 +53,7 @@ class _Signals:
 
     def listen(self, read: int) -> None:
         while signums := os.read(read, 1):
-            if (
-                signal.getsignal(signums[0]) is _leave_it_to_the_thread
-            ):  # otherwise torchrun's agent has installed its own
+            if signal.getsignal(signums[0]) is _leave_it_to_the_thread:  # otherwise torchrun's agent has its own
                 self.take(signums[0])
         os.close(read)
 

@@ -1,4 +1,4 @@
-"""The Lightning side: a plugin, tasks and callbacks. `pip install syncbn[lightning]` is enough to import it."""
+"""Lightning integration: plugin, tasks and callbacks. Importing it needs only `pip install syncbn[lightning]`."""
 
 from typing import TYPE_CHECKING
 

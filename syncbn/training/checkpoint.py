@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and that can't run code when they are read."""
+"""Checkpoints that are written atomically and read without running code."""
 
 import os
 import pickle
@@ -15,15 +15,15 @@ from syncbn.norm.core.messages import first_line
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to disk and renames; reads tensors and plain types alone.
+    """Writes to a temporary file, flushes to disk and renames; reads only tensors and plain types.
 
-    Lightning writes to the system's temporary folder and moves the file, which is a copy when that is another file
-    system, and a job killed in the middle of it leaves half a checkpoint under the good name. Here the old file stays
-    until the new one is complete, and longer where `previous_of` names it.
+    Lightning writes to the system's temporary folder and moves the file. Between file systems this is a copy, and a job
+    killed in the middle leaves half a checkpoint under the final name. Here the old file stays until the new one is
+    complete, and longer if `previous_of` names it.
 
     Args:
-        previous_of: names of files whose last version but one is kept, last.ckpt as last.previous.ckpt: for a disk that
-            damages what was written well.
+        previous_of: names of files whose previous version is kept (last.ckpt as last.previous.ckpt), for disks that
+            damage written data.
     """
 
     def __init__(self, previous_of: Sequence[str] = ()) -> None:
@@ -31,10 +31,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.previous_of = previous_of
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to the local file `path`, all of it or nothing.
+        """Write `checkpoint` to the local file `path` atomically.
 
         Raises:
-            OSError: the disk is full, read-only or broken; the file is what it was before.
+            OSError: the disk is full, read-only or broken; the file is unchanged.
         """
         if storage_options is not None:
             raise TypeError(f"storage_options has no meaning for a local file, got {storage_options!r}; leave it out")
@@ -46,7 +46,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates private files
             if path.name in self.previous_of and path.exists():
                 _keep(path)
             os.replace(temporary, path)
@@ -61,16 +61,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint, `weights_only` whatever the caller asks."""
+        """Read a checkpoint, always with `weights_only`."""
         return load_checkpoint(path, map_location)
 
 
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """A checkpoint as a dict of tensors and plain types; nothing in the file is executed.
+    """Read a checkpoint as a dict of tensors and plain types; nothing in the file is executed.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, damaged or no checkpoint, or holds Python objects.
+        FileNotFoundError: the file doesn't exist.
+        ValueError: the file is truncated, damaged or no checkpoint, or contains Python objects.
     """
     path = Path(path)
     if not path.is_file():
@@ -99,17 +99,17 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
 
 def _of_the_disk(error: BaseException) -> OSError | None:
-    """What the system said of the disk; torch says something else on top of it."""
+    """The system's error about the disk, which torch wraps in another one."""
     return next((found for found in (error, error.__context__) if isinstance(found, OSError)), None)
 
 
 def previous(path: Path) -> Path:
-    """Where the last version but one of a checkpoint is kept."""
+    """Path of a checkpoint's previous version."""
     return path.with_suffix(f".previous{path.suffix}")
 
 
 def _keep(path: Path) -> None:
-    """Give the file a second name, under which it stays when the first one is given to another."""
+    """Link the file under a second name, under which it stays when the first is replaced."""
     link = path.with_name(f".{path.name}.link")
     link.unlink(missing_ok=True)
     os.link(path, link)
@@ -117,11 +117,11 @@ def _keep(path: Path) -> None:
 
 
 def _damage(path: Path) -> str | None:
-    """What isn't as it was written, by the CRC-32 of each part of the file, which torch writes and doesn't read."""
+    """Find damage by the CRC-32 of each part of the file, which torch writes but doesn't check."""
     try:
         with zipfile.ZipFile(path) as file:
             part = file.testzip()
-    except Exception as error:  # damage to the file's own tables: zipfile raises of everything then
+    except Exception as error:  # damaged tables of the file: zipfile may raise anything
         return first_line(error)
     return f"the checksum of {part} is wrong" if part else None
 
@@ -138,7 +138,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut."""
+    """Flush the folder, so that the rename survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

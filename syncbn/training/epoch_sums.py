@@ -1,4 +1,4 @@
-"""What `self.log` has gathered since the epoch began: Lightning keeps it in no checkpoint, nor in public."""
+"""Values gathered by `self.log` in the current epoch, which Lightning's checkpoints lack."""
 
 from dataclasses import fields
 from typing import Any
@@ -11,10 +11,10 @@ _PLAIN = tuple(field.name for field in fields(_Metadata) if field.name not in ("
 
 
 def save(trainer: L.Trainer) -> list[dict[str, Any]]:
-    """A dict of plain values and tensors for each logged name of the training epoch, in order.
+    """Save a dict of plain values and tensors for each logged name of the training epoch, in order.
 
-    A logged `Metric` is there by the name of its attribute only: its own state is its module's business. What is
-    reduced over a group of the user's has no name that a later process would know, and is left out.
+    A logged `Metric` is saved only by the name of its attribute: its state belongs to its module. Values reduced over a
+    user's group are left out, since a later process couldn't identify the group.
     """
     return [
         {
@@ -31,10 +31,10 @@ def save(trainer: L.Trainer) -> list[dict[str, Any]]:
 
 
 def load(trainer: L.Trainer, saved: list[dict[str, Any]]) -> None:
-    """Let the training epoch go on with what `save` returned."""
+    """Restore the result of `save` to the training epoch."""
     module = trainer.lightning_module
     if saved:
-        trainer._logger_connector._first_loop_iter = True  # the next batch isn't the first, at which sums begin anew
+        trainer._logger_connector._first_loop_iter = True  # True would reset the sums at the next batch
     for entry in saved:
         meta = _Metadata(**entry["meta"], reduce_fx=entry["reduce"])
         meta.sync = _Sync(

@@ -1,4 +1,4 @@
-"""The loggers that need more than Lightning's arguments: one folder for a run, and W&B without an account."""
+"""Loggers that write to the run folder, and W&B without an account."""
 
 import csv
 import netrc
@@ -19,7 +19,7 @@ from syncbn.training.loggers_options import WandbOptions as Options
 
 
 class _Appending(ExperimentWriter):
-    """Goes on with the metrics.csv it finds, where Lightning's deletes it."""
+    """CSV writer that continues an existing metrics.csv instead of deleting it."""
 
     def _check_log_dir_exists(self) -> None:
         if Path(self.metrics_file_path).is_file():
@@ -28,10 +28,10 @@ class _Appending(ExperimentWriter):
 
 
 class RunFolderCSVLogger(CSVLogger):
-    """`metrics.csv` right in the run folder, row by row, so that a killed run has lost none; a resumed run adds to it.
+    """Logs to `metrics.csv` in the run folder, row by row, so that a killed run loses none; resumed runs append.
 
     Args:
-        save_dir: the run folder.
+        save_dir: run folder.
     """
 
     def __init__(self, save_dir: str) -> None:
@@ -40,14 +40,14 @@ class RunFolderCSVLogger(CSVLogger):
     @property
     @rank_zero_only
     def experiment(self) -> Any:
-        """The writer of metrics.csv; on ranks other than 0 there is none."""
+        """Writer of metrics.csv; only on rank 0."""
         if self._experiment is None:
             self._experiment = _Appending(log_dir=self.log_dir)
         return self._experiment
 
     @rank_zero_only
     def cut_at(self, step: int) -> None:
-        """Drop the rows of `step` and later: the run goes on from a checkpoint before them, and logs them again."""
+        """Drop the rows from `step` on: a resumed run logs them again."""
         path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
         if not path.is_file():
             return
@@ -72,17 +72,17 @@ def wandb_logger(
     log_model: bool | Literal["all"] = Options.log_model,
     init_timeout_s: float = Options.init_timeout_s,
 ) -> WandbLogger:
-    """Lightning's W&B logger for a run of ours: its id is the run's, so that a resumed run goes on.
+    """Make Lightning's W&B logger with the run's id, so that a resumed run continues it.
 
     Args:
-        save_dir: the run folder; W&B's files are in `wandb/` there.
-        run_id: the run's id.
-        project: W&B's project.
-        offline: None follows `WANDB_MODE` and, where that is unset, is offline unless the user is logged in.
-        entity: the user's or team's name; None is the account's default.
-        group: runs to show together.
-        job_type: the kind of run.
-        tags: words to find the run by.
+        save_dir: run folder; W&B's files are in its `wandb/`.
+        run_id: id of the run.
+        project: W&B project.
+        offline: None follows `WANDB_MODE` or, if that is unset, is offline unless the user is logged in.
+        entity: name of the user or team; None for the account's default.
+        group: group of runs to show together.
+        job_type: type of the run.
+        tags: tags of the run.
         log_model: checkpoints as artifacts: False, True (the best and the last) or "all".
         init_timeout_s: seconds to try to reach W&B; then the run is logged offline.
     """
@@ -101,20 +101,20 @@ def wandb_logger(
         job_type=job_type,
         tags=tags,
         log_model=log_model,
-        # quiet: its summary of the metrics would bury ours. What can't be sent when the run is over stays on the disk.
+        # quiet: its summary of the metrics would hide ours. Data that can't be sent at the end stays on the disk.
         settings=wandb.Settings(quiet=True, init_timeout=init_timeout_s, finish_timeout=300),
     )
-    logger._wandb_init.pop("anonymous", None)  # which Lightning always passes on, and W&B warns of
+    logger._wandb_init.pop("anonymous", None)  # always passed by Lightning, and deprecated in W&B
     return logger
 
 
 class _OfflineIfUnreachable(WandbLogger):
-    """W&B's logger, whose run is an offline one where W&B doesn't answer: no reason to end a training."""
+    """W&B logger that continues offline if W&B doesn't respond, instead of ending the training."""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """W&B's run."""
+        """The W&B run."""
         import wandb
 
         try:
@@ -126,13 +126,13 @@ class _OfflineIfUnreachable(WandbLogger):
                 file=sys.stderr,
                 flush=True,
             )
-            wandb.teardown()  # its service holds on to the run's id
+            wandb.teardown()  # its service keeps the run's id
             self._offline, self._wandb_init["mode"] = True, "offline"
             return super().experiment
 
 
 def is_offline() -> bool:
-    """Whether W&B should keep its files to itself: `WANDB_MODE` says so or, without it, nobody is logged in."""
+    """Whether W&B runs offline: by `WANDB_MODE` or, without it, if the user isn't logged in."""
     if mode := os.environ.get("WANDB_MODE"):
         return mode not in ("online", "shared")
     return not (os.environ.get("WANDB_API_KEY") or _has_netrc_entry())
@@ -148,13 +148,13 @@ def _has_netrc_entry() -> bool:
 
 
 def log_config(logger: Logger, config: dict[str, Any], commit: str | None) -> None:
-    """Send the run's config and git commit to a logger; beside metrics.csv the config lies in .hydra already."""
+    """Log the run's config and git commit; not to the CSV logger, since the run folder has .hydra."""
     if not isinstance(logger, CSVLogger):
         logger.log_hyperparams({**config, "git_commit": commit})
 
 
 def finish(loggers: Iterable[Logger]) -> None:
-    """End W&B's run, which would otherwise take in the next job of a sweep."""
+    """Finish W&B's run, which would otherwise include the next job of a sweep."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()

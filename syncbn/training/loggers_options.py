@@ -1,4 +1,4 @@
-"""The options of the loggers."""
+"""Options of the loggers."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +15,7 @@ class CSVOptions:
 
 @dataclass
 class WandbOptions:
-    """Weights & Biases; a resumed run goes on under its id."""
+    """Weights & Biases; a resumed run keeps its id."""
 
     save_dir: str = required("the run folder; W&B's files are in wandb/ there")
     run_id: str = required("the run's id")

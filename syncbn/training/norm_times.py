@@ -1,4 +1,4 @@
-"""How long each norm layer computes and communicates, by the ranges of a trace."""
+"""Compute and communication time of each norm layer, from the ranges of a trace."""
 
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
@@ -6,14 +6,14 @@ from typing import Any
 
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # public, and not in __all__
 
-FORWARD, BACKWARD = "norm forward: ", "norm backward: "  # names of ranges, before that of the layer
-# Of torch's events: the call, and the work it waits for; and of ours.
+FORWARD, BACKWARD = "norm forward: ", "norm backward: "  # prefixes of range names, before the layer's name
+# Prefixes of torch's events (the call, and the work it waits for) and of ours.
 _COMMUNICATION = ("c10d::", "gloo:", "nccl", "mpi:", "syncbn::one_shot")
 
 
 @dataclass
 class NormTime:
-    """Of one layer, in all traced steps together; milliseconds on the host's clock."""
+    """Times of one layer over all traced steps, in milliseconds on the host's clock."""
 
     layer: str
     calls: int = 0
@@ -24,14 +24,14 @@ class NormTime:
 
 
 def norm_times(events: Iterable[Any]) -> list[NormTime]:
-    """A row for each layer that has a range among a profiler's events, in the order of their forward passes.
+    """Compute a row for each layer with a range in a profiler's events, in the order of forward passes.
 
-    What begins inside of a layer's range is the layer's, so that DDP's own messages, which go on beside it, aren't.
+    Events that start inside a layer's range belong to the layer; DDP's concurrent messages don't.
     """
     events = list(events)
     messages = [event.time_range for event in events if event.name.startswith(_COMMUNICATION)]
     times: dict[str, NormTime] = {}
-    # On a GPU the same range comes once more, as the device's.
+    # On a GPU the range appears again as the device's.
     ranges = [e for e in events if e.name.startswith((FORWARD, BACKWARD)) and e.device_type == DeviceType.CPU]
     for event in sorted(ranges, key=lambda event: (event.name.startswith(BACKWARD), event.time_range.start)):
         forward = event.name.startswith(FORWARD)
@@ -51,7 +51,7 @@ def norm_times(events: Iterable[Any]) -> list[NormTime]:
 
 
 def table(rows: Iterable[NormTime]) -> str:
-    """Milliseconds a call, and the sum over layers of a call of each."""
+    """Format milliseconds per call, and their sum over layers."""
     rows = list(rows)
     width = max(len(name) for name in ("norm layer, ms a call", *(row.layer for row in rows)))
     lines = [f"{'norm layer, ms a call':<{width}}  forward: compute  communication  backward: compute  communication"]
@@ -69,7 +69,7 @@ def _layer_row(name: str, width: int, values: Iterable[float]) -> str:
 
 
 def _union_us(intervals: list[tuple[float, float]]) -> float:
-    """The time that is in any of the intervals: a call and its work overlap."""
+    """Length of the union of intervals, since a call and its work overlap."""
     total, reached = 0.0, float("-inf")
     for begin, end in sorted(intervals):
         total += max(0.0, end - max(begin, reached))

@@ -1,4 +1,4 @@
-"""Which parameters decay."""
+"""Parameter groups for weight decay."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ from torch import nn
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Two groups of the trainable parameters: the optimizer's weight decay, and none for biases and norm parameters.
+    """Split the trainable parameters into two groups: with weight decay, and without for biases and norm parameters.
 
-    Biases and the scales and shifts of norms are what has at most one dimension. Decay there doesn't shrink the
-    function: a norm undoes the size of the weights before it, and its own scale is meant to be free.
+    Biases and norms' scales and shifts are recognized by having at most one dimension. Decay there doesn't regularize
+    the function: a norm cancels the scale of the preceding weights, and its own scale should be free.
 
     Source: He et al., Bag of Tricks for Image Classification, CVPR 2019, https://arxiv.org/abs/1812.01187, section 3.1.
 
     Raises:
-        ValueError: nothing is trainable.
+        ValueError: there are no trainable parameters.
     """
     trainable = [p for p in module.parameters() if p.requires_grad]
     if not trainable:

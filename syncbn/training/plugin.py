@@ -1,4 +1,4 @@
-"""`Trainer(plugins=[SyncBatchNormPlugin()])`: the norms of any LightningModule synchronized for the time of a fit."""
+"""`Trainer(plugins=[SyncBatchNormPlugin()])`: synchronizes the norms of any LightningModule during a fit."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,21 +14,20 @@ from syncbn.norm.core.shared_options import Size
 class SyncBatchNormPlugin(LayerSync):
     """Converts the batch norms of the user's LightningModule before DDP wraps it, and reverts them after the fit.
 
-    `Trainer(strategy="ddp", plugins=[SyncBatchNormPlugin()])` stands where `Trainer(sync_batchnorm=True)` would, on
-    CPU too. It is `syncbn.convert` and `syncbn.revert`, so parameters, statistics, hooks and checkpoints are kept, and
-    after the fit the module has its original classes. A strategy of one device has no ranks to synchronize and does
-    not call it.
+    `Trainer(strategy="ddp", plugins=[SyncBatchNormPlugin()])` replaces `Trainer(sync_batchnorm=True)`, also on CPU. It
+    uses `syncbn.convert` and `syncbn.revert`, so parameters, statistics, hooks and checkpoints are kept, and after the
+    fit the module has its original classes. Single-device strategies don't call it.
 
     Args:
-        norm: what the batch norms become, one of `syncbn.available_norms()`.
+        norm: norm to convert to, one of `syncbn.available_norms()`.
         include: globs of module names to convert, for example ["net.layer4.*"]; all when None.
-        exclude: globs of module names to leave alone.
-        sync_group: which ranks synchronize with each other: "node", a number of them, or "world" for all; see
+        exclude: globs of module names not to convert.
+        sync_group: ranks that synchronize with each other: "node", a number of ranks, or "world" for all; see
             `syncbn.sync_group`.
         options: arguments of the norm, for example `momentum=0.01`.
 
     Raises:
-        ValueError: an unknown norm or option; groups for a norm that doesn't synchronize; when the fit starts, a
+        ValueError: an unknown norm or option; groups for a norm that doesn't synchronize; at the start of the fit, a
             number that doesn't divide the ranks.
     """
 
@@ -41,7 +40,7 @@ class SyncBatchNormPlugin(LayerSync):
         **options: Any,
     ) -> None:
         group = {} if sync_group == "world" else {"process_group": None}
-        norm_layer(norm, **options, **group)  # a misspelt norm is answered here, not after the data is loaded
+        norm_layer(norm, **options, **group)  # report a misspelt norm now instead of after loading the data
         self.norm = norm
         self.include = include
         self.exclude = exclude
@@ -49,14 +48,14 @@ class SyncBatchNormPlugin(LayerSync):
         self.options = options
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """The model with its batch norms converted in place."""
+        """Convert the model's batch norms in place."""
         group = groups.sync_group(self.sync_group)
         return convert(
             model, self.norm, include=self.include, exclude=self.exclude, process_group=group, **self.options
         )
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """The model with the classes it had before `apply`."""
+        """Restore the classes from before `apply`."""
         return revert(model)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the optimizer step."""
+"""Learning rate schedules over optimizer steps."""
 
 import math
 
@@ -15,19 +15,19 @@ def cosine_with_warmup(
     warmup_fraction: float = Options.warmup_fraction,
     final_fraction: float = Options.final_fraction,
 ) -> LambdaLR:
-    """A linear rise to each group's learning rate, then half a cosine down; step it after every optimizer step.
+    """Linear warm-up to each group's learning rate, then cosine decay; step it after every optimizer step.
 
     With w = round(warmup_fraction·total_steps), the factor at step t is (t+1)/(w+1) for t < w, and afterwards
     f + (1-f)·(1 + cos(π·(t-w)/(total_steps-w)))/2 with f = `final_fraction`.
 
     Args:
-        optimizer: its groups' `lr` is the peak.
-        total_steps: optimizer steps of the whole training; `ClassificationTask` asks the trainer.
-        warmup_fraction: part of the steps that rises, from 0 up to below 1.
-        final_fraction: the last learning rate over the peak, from 0 to 1.
+        optimizer: optimizer whose groups' `lr` is the peak.
+        total_steps: optimizer steps of the whole training; `ClassificationTask` gets it from the trainer.
+        warmup_fraction: share of the steps in the warm-up, at least 0 and below 1.
+        final_fraction: last learning rate relative to the peak, from 0 to 1.
 
     Raises:
-        ValueError: a fraction out of its range, or fewer than one step.
+        ValueError: a fraction out of range, or fewer than one step.
 
     Source: Loshchilov & Hutter, SGDR, ICLR 2017, https://arxiv.org/abs/1608.03983; warm-up: Goyal et al. 2017,
     https://arxiv.org/abs/1706.02677.

@@ -1,4 +1,4 @@
-"""The options of the learning rate's schedule."""
+"""Options of the learning rate's schedule."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from syncbn.norm.core.options import BelowOne, Fraction, Partial, option
 
 @dataclass
 class CosineOptions(Partial):
-    """A linear rise, then half a cosine down, per optimizer step."""
+    """Linear warm-up, then cosine decay, per optimizer step."""
 
     warmup_fraction: BelowOne = option(
         0.1, "part of the steps that rises", refusal="warmup_fraction must be at least 0 and below 1, got {value}"

@@ -1,4 +1,4 @@
-"""DistributedDataParallel as this project wants it."""
+"""DistributedDataParallel strategy with this project's settings."""
 
 import subprocess
 from datetime import timedelta
@@ -25,27 +25,27 @@ def ddp(
     gradient_as_bucket_view: bool = Options.gradient_as_bucket_view,
     **options: Any,
 ) -> DDPStrategy:
-    """Lightning's `DDPStrategy`, with buffers sent once, at the start, and a time-out of minutes.
+    """Make Lightning's `DDPStrategy` with one broadcast of buffers, at the start, and a timeout of minutes.
 
     DDP's default overwrites every rank's buffers by rank 0's at each forward. Synchronized statistics are equal without
-    it, and what a rank holds of its own would be lost.
+    it, and a rank's own state would be lost.
 
     Args:
-        timeout_s: seconds after which a collective without an answer raises. A rank that dies is noticed at once,
-            by the closed connection; this is for a network that falls silent.
-        process_group_backend: "gloo" or "nccl"; None is nccl on GPUs and gloo on CPU.
-        start_method: "popen" starts the script again for each device; torchrun and srun, where they launched us, start
-            the ranks themselves; "spawn" starts the ranks from within the process, as a notebook needs.
-        unequal_batches: where ranks have unequal numbers of training batches: "fail" at once, or, where the numbers
-            aren't known, at the first batch that isn't there on every rank; or "train" on, with empty batches for the
-            ranks that have none left, which takes a loss like `syncbn.mean_over_ranks`.
-        batch_scheduling: whether ranks that talk by gloo run under Linux's SCHED_BATCH, which makes their messages
-            several times faster, and slower where other programs or workers of the loader want the same processors.
-        gradient_as_bucket_view: whether gradients are views of DDP's buckets, and not copied into them.
-        options: further arguments of `torch.nn.parallel.DistributedDataParallel`, `find_unused_parameters=True` say.
+        timeout_s: seconds after which a collective without a response raises. A dead rank is noticed at once, by the
+            closed connection; this is for an unresponsive network.
+        process_group_backend: "gloo" or "nccl"; None for nccl on GPUs and gloo on CPU.
+        start_method: "popen" starts the script again for each device, unless torchrun or srun have started the ranks;
+            "spawn" starts the ranks from within the process, as notebooks need.
+        unequal_batches: for ranks with unequal numbers of training batches: "fail" at once or, if the numbers are
+            unknown, at the first batch that some rank lacks; or "train" with empty batches on ranks that have none
+            left, which requires a loss like `syncbn.mean_over_ranks`.
+        batch_scheduling: whether gloo ranks run under Linux's SCHED_BATCH, which makes their messages several times
+            faster, but slower if other programs or the loader's workers compete for the processors.
+        gradient_as_bucket_view: whether gradients are views of DDP's buckets instead of copies.
+        options: further arguments of `torch.nn.parallel.DistributedDataParallel`, as `find_unused_parameters=True`.
 
     Raises:
-        ValueError: a time-out that isn't positive, or an unknown word for unequal batches.
+        ValueError: a timeout that isn't positive, or an unknown value of unequal_batches.
     """
     check_arguments(Options, locals())
     return _DDPStrategy(
@@ -60,12 +60,12 @@ def ddp(
 
 
 class _DDPStrategy(DDPStrategy):
-    """Leaves no rank behind: when the script that started copies of itself ("popen") raises, they go too.
+    """DDP strategy that leaves no rank behind: when a script that started copies of itself ("popen") raises, they end.
 
-    Spawned ranks are ended by torch, and those of torchrun and srun by their launcher.
+    torch ends spawned ranks, and torchrun and srun end theirs.
     """
 
-    grace_s = 5.0  # a rank that lost its peers raises by itself within 2 seconds; its own message is worth the wait
+    grace_s = 5.0  # wait for messages of ranks that lost their peers, which raise within 2 seconds
 
     def __init__(self, unequal_batches: Policy, batch_scheduling: bool, **options: Any) -> None:
         super().__init__(**options)
@@ -78,13 +78,13 @@ class _DDPStrategy(DDPStrategy):
             self._launcher = _SpawnedRanks(self, start_method=self._start_method)
 
     def setup_distributed(self) -> None:
-        """gloo's threads are started here."""
+        """Set the scheduling policy before gloo's threads start."""
         if self.batch_scheduling and self._get_process_group_backend() == "gloo":
             let_threads_finish()
         super().setup_distributed()
 
     def configure_ddp(self) -> None:
-        """A module that optimizes by hand, a GAN's say, leaves out parts of its parameters in each backward pass."""
+        """Find unused parameters with manual optimization, such as a GAN's, whose backward passes use only some."""
         if self.lightning_module is not None and not self.lightning_module.automatic_optimization:
             self._ddp_kwargs["find_unused_parameters"] = True
         assert self.model is not None
@@ -92,7 +92,7 @@ class _DDPStrategy(DDPStrategy):
         super().configure_ddp()
 
     def process_dataloader(self, dataloader: object) -> object:
-        """Let the training batches end on all ranks together."""
+        """Make the training batches end on all ranks together."""
         assert self.lightning_module is not None
         trainer: Any = self.lightning_module.trainer
         loop = trainer.fit_loop
@@ -111,7 +111,7 @@ class _DDPStrategy(DDPStrategy):
 
 
 class _SpawnedRanks(_MultiProcessingLauncher):
-    """Spawned ranks that end as those of scripts do."""
+    """Launcher of spawned ranks that end like those of scripts."""
 
     def _wrapping_function(self, *args: Any, **kwargs: Any) -> None:
         with ends_at_once():

@@ -1,4 +1,4 @@
-"""The options of DistributedDataParallel."""
+"""Options of DistributedDataParallel."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ Policy = Literal["fail", "train"]
 
 @dataclass
 class DDPOptions:
-    """DistributedDataParallel, with buffers sent once and a time-out of minutes."""
+    """DistributedDataParallel, with one broadcast of buffers and a timeout of minutes."""
 
     timeout_s: Positive = option(
         300.0,

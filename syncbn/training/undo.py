@@ -1,4 +1,4 @@
-"""Take back what a batch has done to a network beside its gradients."""
+"""Undoing a batch's changes to a network besides gradients."""
 
 import copy
 from typing import Any
@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 
 class Undo:
-    """The buffers, the extra state and the metrics of a network as they are now, to return to after a batch.
+    """Snapshot of a network's buffers, extra state and metrics, to restore after a batch.
 
     Running statistics are buffers, the window of a cross-iteration norm is extra state.
     """
@@ -29,7 +29,7 @@ class Undo:
         ]
 
     def layers(self) -> None:
-        """Give the layers back what they had."""
+        """Restore the layers' state."""
         with torch.no_grad():
             for name, buffer in self._buffers.items():
                 self._module.get_buffer(name).copy_(buffer)
@@ -37,7 +37,7 @@ class Undo:
             layer.set_extra_state(state)
 
     def metrics(self) -> None:
-        """Give the metrics back what they had."""
+        """Restore the metrics."""
         for metric, state, count in self._metrics:
             for name, value in state.items():
                 setattr(metric, name, value)

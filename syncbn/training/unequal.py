@@ -1,4 +1,4 @@
-"""Ranks with unequal numbers of training batches."""
+"""Training with unequal numbers of batches on the ranks."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from syncbn.training.strategy_options import Policy
 
 
 class UnequalBatches(Fault, ValueError):
-    """A rank has no batch where another one has."""
+    """A rank has no batch while another one has."""
 
 
 def over_ranks(loader: Any, policy: Policy) -> Any:
-    """The loader itself where all ranks' have the same length; else one that ends on all ranks together.
+    """Return the loader if it has the same length on all ranks; else one that ends on all ranks together.
 
-    Called by all ranks at the same place.
+    All ranks must call it at the same place.
 
     Raises:
         UnequalBatches: the lengths differ, and `policy` is "fail".
@@ -41,20 +41,19 @@ def over_ranks(loader: Any, policy: Policy) -> Any:
 
 
 class Together:
-    """This rank's batches and then empty ones, as long as another rank has any.
+    """Loader of this rank's batches, then empty ones as long as another rank has any.
 
-    Before each batch the ranks sum up one number, how many of them have one; at 0 all of them end. An empty batch is
-    the rank's last one with 0 samples. It takes part in every collective and adds nothing where the loss is
-    `syncbn.mean_over_ranks`, a sum times world size over the samples of all ranks: so the training is that of one
-    process on the batches of all ranks put together.
+    Before each batch the ranks sum how many of them have one; at 0 all of them end. An empty batch is the rank's last
+    one with 0 samples. It takes part in every collective and contributes nothing if the loss is
+    `syncbn.mean_over_ranks`, so the training equals that of one process on the combined batches of all ranks.
 
     Args:
-        loader: this rank's batches, nested tuples, lists and dicts of tensors (N, *).
-        policy: "train", or "fail" to raise at the first batch that isn't there on every rank.
-        length: the largest number of batches of a rank; None where it isn't known.
+        loader: loader of this rank's batches, nested tuples, lists and dicts of tensors (N, *).
+        policy: "train", or "fail" to raise at the first batch that some rank lacks.
+        length: largest number of batches of a rank; None if unknown.
 
     Raises:
-        UnequalBatches: as said above; or a rank has no batch at all, which could be made empty.
+        UnequalBatches: as above; or a rank has no batch at all from which to make an empty one.
     """
 
     def __init__(self, loader: Any, policy: Policy, length: int | None) -> None:
@@ -66,13 +65,13 @@ class Together:
         return self.length
 
     def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # a copy is being made
+        if name == "loader":  # while a copy is created
             raise AttributeError(name)
         return getattr(self.loader, name)
 
     @property
     def worker_init_fn(self) -> Any:
-        """The loader's, which Lightning sets to seed the workers."""
+        """The wrapped loader's, which Lightning sets to seed the workers."""
         return self.loader.worker_init_fn
 
     @worker_init_fn.setter

@@ -1,4 +1,4 @@
-"""A thread of each rank that sees when nothing moves any more, finds out which rank it waits for, and ends it."""
+"""Watchdog thread of each rank: detects a hang, finds the responsible rank, and ends the process."""
 
 import itertools
 import json
@@ -16,20 +16,20 @@ import torch.distributed as dist
 from syncbn.norm.core import compat
 from syncbn.training.whereabouts import place_of
 
-EXIT_CODE = 124  # timeout(1)'s
+EXIT_CODE = 124  # as timeout(1)
 _starts = itertools.count()
 
 
 class Rank(NamedTuple):
-    """What a rank tells the others of itself.
+    """Status that a rank publishes to the others.
 
     Attributes:
-        tick: grows as long as the process runs at all.
-        still_s: seconds since a batch began or ended, or the like.
-        limit_s: how many it may be.
+        tick: counter that increases while the process runs.
+        still_s: seconds since the last progress, such as the start or end of a batch.
+        limit_s: limit of `still_s`.
         waits: whether it waits for other ranks.
-        place: where it is, for a sentence.
-        batch: the epoch and batch it is at.
+        place: its position, as part of a sentence.
+        batch: its epoch and batch.
         ended: whether its training or test is over.
     """
 
@@ -43,16 +43,16 @@ class Rank(NamedTuple):
 
     @property
     def late(self) -> bool:
-        """Whether it stands still for longer than it may."""
+        """Whether it has exceeded its limit."""
         return self.still_s > self.limit_s
 
 
 class Watch(threading.Thread):
-    """Looks at this rank, tells the others where it is, and asks them where they are when it stands still.
+    """Observes this rank, publishes its status, and reads the others' when it hangs.
 
     Attributes:
-        moves: the training's thread counts up when it gets on.
-        in_step: whether it is in a step, which has the shorter limit.
+        moves: counter that the training's thread increments on progress.
+        in_step: whether training is in a step, which has the shorter limit.
     """
 
     def __init__(self, trainer: L.Trainer, model: L.LightningModule, timeout_s: float, slow_timeout_s: float) -> None:
@@ -65,10 +65,10 @@ class Watch(threading.Thread):
         self._ended = threading.Event()
         self._rank, self._world_size = trainer.global_rank, trainer.world_size
         self._store = _store(self._interval_s) if dist.is_initialized() and self._world_size > 1 else None
-        self._silence = dict.fromkeys(range(self._world_size), (-1, 0.0))  # a rank's last tick, and its age
+        self._silence = dict.fromkeys(range(self._world_size), (-1, 0.0))  # last tick of each rank, and its age
 
     def end(self) -> None:
-        """Watch no longer: a thread that speaks to the store while Python ends aborts the process."""
+        """Stop watching: a thread that uses the store while Python exits would abort the process."""
         self._ended.set()
         self.join(timeout=5.0)
 
@@ -84,7 +84,7 @@ class Watch(threading.Thread):
                 self._end_all(message)
             self._ended.wait(self._interval_s)
             now = time.monotonic()
-            passed = min(now - before, 2 * self._interval_s)  # a process that is stopped for a while hasn't stood still
+            passed = min(now - before, 2 * self._interval_s)  # a suspended process hasn't hung
             still_s = still_s + passed if self.moves == seen else 0.0
             seen, before = self.moves, now
 
@@ -100,11 +100,11 @@ class Watch(threading.Thread):
         if self._store is not None:
             try:
                 self._store.set(str(self._rank), json.dumps(own))
-            except RuntimeError:  # the rank that holds the store has gone
+            except RuntimeError:  # the rank with the store is gone
                 self._store = None
 
     def _exchange(self, own: Rank) -> dict[int, Rank]:
-        """Tell the others, end with them if they end, and ask them if this rank stands still."""
+        """Publish the status, end if the others end, and read their status if this rank hangs."""
         self._tell(own)
         ranks = {self._rank: own}
         if self._store is None:
@@ -121,7 +121,7 @@ class Watch(threading.Thread):
         return ranks
 
     def _heard(self, rank: int, told: Rank) -> Rank:
-        """What a rank has told, as long as it tells it anew."""
+        """Status of a rank, as long as it is updated."""
         tick, age = self._silence[rank]
         age = age + self._interval_s if tick == told.tick else 0.0
         self._silence[rank] = told.tick, age
@@ -131,7 +131,7 @@ class Watch(threading.Thread):
         return told._replace(still_s=age + self._timeout_s / 2, limit_s=self._timeout_s, waits=False, place=place)
 
     def _end_all(self, message: str | None) -> None:
-        """Print the message, on one rank, and end when all ranks are about to."""
+        """Print the message on one rank, and end once all ranks are about to."""
         try:
             if self._store is not None:
                 if message and self._store.add("speakers", 1) > 1:
@@ -142,7 +142,7 @@ class Watch(threading.Thread):
             self._store = None
         if message:
             print(f"\n{message}", file=sys.stderr, flush=True)
-        deadline = time.monotonic() + 2 * self._interval_s + 8  # the others may be short of processors
+        deadline = time.monotonic() + 2 * self._interval_s + 8  # the others may be slow
         while self._store is not None and time.monotonic() < deadline:
             try:
                 if self._store.add("leaving", 0) >= self._world_size:
@@ -155,11 +155,11 @@ class Watch(threading.Thread):
 
 
 def verdict(ranks: Mapping[int, Rank], own: int) -> str | None:
-    """Why the run has to end; None while it may go on.
+    """Why the run must end; None while it may continue.
 
     Args:
-        ranks: what is known of each; all that a rank without a store knows is itself.
-        own: the rank that asks.
+        ranks: known status of each rank; without a store, only the own one.
+        own: this rank.
     """
     culprits = [rank for rank, state in ranks.items() if state.late and not state.waits]
     if culprits:
@@ -184,7 +184,7 @@ def _named(ranks: list[int]) -> str:
 
 
 def _store(timeout_s: float) -> Any:
-    """A connection of this thread's own to the store by which the ranks found each other."""
+    """This thread's own connection to the store of the default group."""
     store = compat.store_of_default_group().clone()
     store.set_timeout(timedelta(seconds=max(10.0, timeout_s)))
     return dist.PrefixStore(f"syncbn-watchdog-{next(_starts)}", store)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Where a thread of this process is, from its Python stack: in which layer, and whether it waits for other ranks."""
+"""Position of a thread from its Python stack: its layer, and whether it waits for other ranks."""
 
 import sys
 from collections.abc import Iterator
@@ -28,13 +28,13 @@ _DEBUGGERS = ("/bdb.py", "/pdb.py")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a thread is.
+    """Position of a thread.
 
     Attributes:
-        text: for a sentence that begins with "rank 1".
+        text: continuation of a sentence that begins with "rank 1".
         waits: whether it waits for other ranks.
-        slow: whether what it does may well take minutes: to load a batch, to save a checkpoint, to compile.
-        debugged: whether somebody looks at it in a debugger.
+        slow: whether its activity may take minutes: loading a batch, saving a checkpoint, compiling.
+        debugged: whether it is in a debugger.
     """
 
     text: str
@@ -44,9 +44,9 @@ class Place:
 
 
 def place_of(thread: int, model: nn.Module) -> Place:
-    """Where the thread with this identifier is; layers are called as `model` calls them.
+    """Find the position of a thread by its identifier; layers have their names in `model`.
 
-    Nothing is recorded while the model runs: all is read off the stack, when somebody asks.
+    Nothing is recorded while the model runs: everything is read from the stack on demand.
     """
     frames = list(_frames(sys._current_frames().get(thread)))
     files = [frame.f_code.co_filename for frame in frames]
@@ -69,7 +69,7 @@ def place_of(thread: int, model: nn.Module) -> Place:
 
 
 def _frames(frame: FrameType | None) -> Iterator[FrameType]:
-    """From the innermost to the outermost, without those in which Python calls an operator."""
+    """Frames from innermost to outermost, without those in which Python calls an operator."""
     while frame is not None:
         if frame.f_code.co_filename != _OPERATORS:
             yield frame
@@ -77,9 +77,9 @@ def _frames(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _collective(frames: list[FrameType]) -> str | None:
-    """What the innermost frame waits for, where that is other ranks."""
+    """Collective that the innermost frame waits for, if any."""
     innermost = frames[0]
-    if innermost.f_code.co_filename == _ENGINE:  # C++ is at work below
+    if innermost.f_code.co_filename == _ENGINE:  # C++ runs below
         return "a backward pass, for DDP's reduction of the gradients"
     if innermost.f_code.co_filename == _DDP:
         return "DDP, before a forward pass"
@@ -94,13 +94,13 @@ def _collective(frames: list[FrameType]) -> str | None:
 
 
 def _has_work(frame: FrameType) -> bool:
-    """Whether the frame holds an asynchronous collective, for which it waits in C++."""
+    """Whether the frame has an asynchronous collective that it waits for in C++."""
     values = [*frame.f_locals.values(), *getattr(frame.f_locals.get("self"), "__dict__", {}).values()]
     return any(isinstance(value, dist.Work) for value in values)
 
 
 def _layer(frames: list[FrameType], model: nn.Module) -> str | None:
-    """The innermost layer whose forward or backward pass the frames are in."""
+    """Innermost layer whose forward or backward pass the frames are in."""
     names = {id(module): (name, module) for name, module in model.named_modules() if name}
     for frame in frames:
         owner = frame.f_locals.get("self")
@@ -115,7 +115,7 @@ def _layer(frames: list[FrameType], model: nn.Module) -> str | None:
 
 
 def _owner_of_parameters(node: Any, model: nn.Module) -> str | None:
-    """The layer whose parameters an autograd node takes, as they are or in another dtype."""
+    """Layer whose parameters, possibly in another dtype, are inputs of an autograd node."""
     owners = {
         id(parameter): f"{name} ({type(module).__name__})"
         for name, module in model.named_modules()
@@ -128,7 +128,7 @@ def _owner_of_parameters(node: Any, model: nn.Module) -> str | None:
 
 
 def _own_line(frames: list[FrameType]) -> str:
-    """The innermost line that isn't PyTorch's or Lightning's."""
+    """Innermost line that isn't PyTorch's or Lightning's."""
     for frame in frames:
         if not frame.f_code.co_filename.startswith((_TORCH, _LIGHTNING, "<")):
             return f", at {_code(frame)}"

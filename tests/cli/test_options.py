@@ -25,7 +25,7 @@ def test_a_choices_values_are_shown_beside_the_defaults() -> None:
     said = listing(["model=resnet18", "callbacks=default"])
     assert "width=16 " in said
     assert "default 64)" in said
-    assert "callbacks.watchdog: Ends all ranks" in said
+    assert "callbacks.watchdog: Stops all ranks" in said
     assert "syncbn.training" not in said
 
 

@@ -1,4 +1,4 @@
-"""Callbacks that Lightning doesn't have."""
+"""Callbacks in addition to Lightning's."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Progress for a file: a line for each epoch where there is no terminal to draw a bar in."""
+"""Progress output for files: one line per epoch instead of a progress bar."""
 
 import time
 
@@ -7,9 +7,9 @@ from lightning.pytorch.callbacks import ProgressBar
 
 
 class EpochLines(ProgressBar):
-    """Prints epoch, metrics and seconds after each epoch, on rank 0, in place of Lightning's progress bar.
+    """Prints epoch, metrics and seconds after each epoch, on rank 0, instead of Lightning's progress bar.
 
-    A bar redraws itself; in a log file or a pipe that is either nothing until the end or thousands of pieces.
+    A progress bar redraws itself, which in a log file or a pipe gives no output until the end, or thousands of pieces.
     """
 
     def __init__(self) -> None:
@@ -18,24 +18,24 @@ class EpochLines(ProgressBar):
         self._started = 0.0
 
     def disable(self) -> None:
-        """Print nothing: Lightning asks it of ranks other than 0."""
+        """Stop printing; Lightning calls it on ranks other than 0."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Print again."""
+        """Start printing again."""
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the time: a run that goes on in the middle of an epoch starts none."""
+        """Start the clock, for runs resumed in the middle of an epoch."""
         self._started = time.monotonic()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the time."""
+        """Start the clock."""
         self._started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's line."""
-        metrics = trainer.callback_metrics  # on every rank: it may sum over them
+        metrics = trainer.callback_metrics  # on every rank: it may reduce over ranks
         if not self._enabled:
             return
         shown = [

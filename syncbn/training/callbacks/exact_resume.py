@@ -1,4 +1,4 @@
-"""What Lightning's checkpoint leaves out: without it a resumed run is another run."""
+"""Exact resuming: state that Lightning's checkpoints lack."""
 
 import hashlib
 import io
@@ -20,17 +20,16 @@ _KEY = "ranks"
 
 
 class ExactResume(L.Callback):
-    """Adds each rank's own state to every checkpoint, so that a resumed run equals one that never stopped, bit for bit.
+    """Adds each rank's state to every checkpoint, so that a resumed run is bitwise equal to an uninterrupted one.
 
-    Lightning saves what rank 0 has of the weights, the optimizer, the schedule, the loops and the callbacks. A rank has
-    more, which it finds here at the same place in the epoch:
+    Lightning saves rank 0's weights, optimizer, schedule, loops and callbacks. This callback adds, for each rank:
 
-    - the states of PyTorch's, NumPy's and Python's random generators, which dropout draws from;
-    - the sums of the epoch's metrics so far, and what `self.log` has gathered;
-    - buffers and extra state (the window of a cross-iteration norm, say) that differ from rank 0's.
+    - the states of PyTorch's, NumPy's and Python's random generators, used by dropout;
+    - the epoch's metric sums so far, and the values gathered by `self.log`;
+    - buffers and extra state (such as the window of a cross-iteration norm) that differ from rank 0's.
 
-    The states of all ranks go through rank 0's memory. Data must be a function of seed, epoch and place, as that of
-    `GlobalBatchSampler` is. On another number of ranks than saved it, a run goes on with new random numbers and sums.
+    The states of all ranks pass through rank 0's memory. Data must be a function of seed, epoch and position, as with
+    `GlobalBatchSampler`. On a different number of ranks, a run resumes with new random numbers and sums.
     """
 
     def __init__(self) -> None:
@@ -40,7 +39,7 @@ class ExactResume(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Gather the states of all ranks."""
         epoch = trainer.fit_loop.epoch_progress.total
-        in_epoch = epoch.processed < epoch.started  # type: ignore[attr-defined]  # else its sums are of no more use
+        in_epoch = epoch.processed < epoch.started  # type: ignore[attr-defined]  # else the sums are obsolete
         state = self._before_validation or _of_this_place(pl_module)
         state = {
             "random": state["random"],
@@ -53,11 +52,11 @@ class ExactResume(L.Callback):
             checkpoint["global_batch_size"] = batch_size * trainer.world_size
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the states until the training starts."""
+        """Store the states until the training starts."""
         self._loaded = checkpoint.get(_KEY)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take up this rank's state: later than DDP sends rank 0's buffers, and than anything draws random numbers."""
+        """Restore this rank's state, after DDP's broadcast of rank 0's buffers, and after any use of random numbers."""
         states, self._loaded = self._loaded, None
         if states is None:
             return
@@ -74,11 +73,11 @@ class ExactResume(L.Callback):
         _set_rng_states(state["random"] | {"numpy": _numpy_state(state["random"]["numpy"])})
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the state: a validation that is broken off is repeated from its start."""
+        """Store the state: an interrupted validation is repeated from its start."""
         self._before_validation = _of_this_place(pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the state from before the validation; checkpoint callbacks come later."""
+        """Discard the state from before the validation; checkpoint callbacks run later."""
         self._before_validation = None
 
 
@@ -99,7 +98,7 @@ def _numpy_state(state: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    """A metric's state, whose values are tensors or lists of them."""
+    """Copy a metric's state, whose values are tensors or lists of tensors."""
     return {
         name: value.clone() if isinstance(value, Tensor) else [item.clone() for item in value]
         for name, value in state.items()
@@ -120,7 +119,7 @@ def _on(device: torch.device, value: Tensor | list[Tensor]) -> Tensor | list[Ten
 
 
 def _unlike_rank_0(module: nn.Module) -> dict[str, Any]:
-    """Buffers and extra state in which this rank differs from rank 0; none on rank 0."""
+    """Buffers and extra state that differ from rank 0's; empty on rank 0."""
     own = _state_of_layers(module)
     if (group := host_group()) is None:
         return {}
@@ -157,7 +156,7 @@ def load_layers(module: nn.Module, layers: dict[str, Any]) -> None:
 
 
 def _gathered(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """The states of all ranks, on rank 0; elsewhere this rank's, which nobody writes."""
+    """States of all ranks on rank 0; on other ranks only their own, which isn't written."""
     if (group := host_group()) is None:
         return [state]
     states: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None

@@ -1,4 +1,4 @@
-"""How a run's ranks sum, in its folder and in its checkpoints."""
+"""Record of the exchange that a run uses, in its folder and its checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ _KEY = "exchange"
 
 
 class ExchangeRecord(L.Callback):
-    """Records the exchange that norms sum over ranks by, and says so when a resumed run has another.
+    """Records the exchange by which norms sum over ranks, and warns when a resumed run has another.
 
-    One adds in the order of the ranks, the other along a ring: on three ranks or more the last bits of a sum may
-    differ, and with them those of a resumed run. `exchange.csv` in the run folder has a row for each start, of its step
-    and its exchange. Nothing is recorded where nothing is summed, as on one rank.
+    One exchange adds in rank order, the other along a ring: on three or more ranks the last bits of a sum, and so of a
+    resumed run, may differ. `exchange.csv` in the run folder has a row for each start, with its step and exchange.
+    Without sums, as on one rank, nothing is recorded.
     """
 
     def __init__(self) -> None:
@@ -25,16 +25,16 @@ class ExchangeRecord(L.Callback):
         self._recorded = False
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep what the run summed by."""
+        """Store the exchange of the checkpoint's run."""
         self._before = checkpoint.get(_KEY)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at this fit alone."""
+        """Reset for this fit."""
         USED.clear()
         self._recorded = False
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        """Write what the first batch was summed by, and compare."""
+        """Record the first batch's exchange, and compare."""
         if self._recorded or not USED:
             return
         self._recorded = True
@@ -51,10 +51,10 @@ class ExchangeRecord(L.Callback):
             )
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep it in the checkpoint."""
+        """Save the exchange in the checkpoint."""
         checkpoint[_KEY] = _name() or self._before
 
 
 def _name() -> str | None:
-    """The exchange, or both where groups have different ones."""
+    """Name of the exchange, or of both if groups differ."""
     return " and ".join(sorted(USED)) or None

@@ -1,4 +1,4 @@
-"""The figures of a run: each function draws one file from plain data."""
+"""Figures of a run: each function draws one file from plain data."""
 
 import csv
 import math
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-TRAIN, VALIDATION, TEST = "#4477aa", "#ee6677", "#228833"  # Paul Tol's "bright": colour-blind readers tell them apart
+TRAIN, VALIDATION, TEST = "#4477aa", "#ee6677", "#228833"  # Paul Tol's "bright", safe for colour-blind readers
 
 Series = list[tuple[int, float]]
 
 
 def read_metrics(path: Path) -> dict[str, Series]:
-    """Metric -> [(step, value), ...] of a metrics.csv; of the steps that a resumed run repeats, the last value."""
+    """Read metric -> [(step, value), ...] from a metrics.csv; steps repeated by a resumed run have the last value."""
     series: dict[str, dict[int, float]] = defaultdict(dict)
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -30,7 +30,7 @@ def read_metrics(path: Path) -> dict[str, Series]:
 
 
 def draw_loss(metrics: dict[str, Series], path: Path) -> None:
-    """Training and validation loss over optimizer steps, on a logarithmic axis where they span much."""
+    """Draw training and validation loss over optimizer steps, on a logarithmic axis if their range is large."""
     figure, axes = _axes()
     _curves(axes, metrics, "loss", scale=1.0, unit="")
     values = [value for name in ("train/loss", "val/loss") for _, value in metrics.get(name, []) if value > 0]
@@ -41,7 +41,7 @@ def draw_loss(metrics: dict[str, Series], path: Path) -> None:
 
 
 def draw_accuracy(metrics: dict[str, Series], path: Path) -> None:
-    """Training and validation accuracy over optimizer steps, and the test accuracy as a line when there is one."""
+    """Draw training and validation accuracy over optimizer steps, and the test accuracy, if any, as a line."""
     figure, axes = _axes()
     _curves(axes, metrics, "acc", scale=100.0, unit=" %")
     axes.set(title="Accuracy", ylabel="right answers (%)")
@@ -49,7 +49,7 @@ def draw_accuracy(metrics: dict[str, Series], path: Path) -> None:
 
 
 def draw_confusion_matrix(counts: "Tensor", names: Sequence[str], path: Path) -> None:
-    """Counts (classes, classes), rows true and columns predicted; colour is the share of the true class."""
+    """Draw counts (classes, classes), rows true and columns predicted; colour is the share of the true class."""
     figure, axes = _axes(size=(6.4, 5.6))
     shares = counts.float() / counts.sum(dim=1, keepdim=True).clamp(min=1)
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
@@ -71,7 +71,7 @@ def draw_confusion_matrix(counts: "Tensor", names: Sequence[str], path: Path) ->
 
 
 def draw_norm_statistics(rows: Iterable[dict[str, str]], path: Path) -> None:
-    """Each norm layer's running mean and variance, averaged over its channels, over optimizer steps."""
+    """Draw each norm layer's running mean and variance, averaged over channels, over optimizer steps."""
     import matplotlib as mpl
 
     layers: dict[str, list[dict[str, str]]] = defaultdict(list)
@@ -81,7 +81,7 @@ def draw_norm_statistics(rows: Iterable[dict[str, str]], path: Path) -> None:
     colours = mpl.colormaps["viridis"].resampled(max(2, len(layers)))
     for i, (layer, points) in enumerate(layers.items()):
         steps = [int(point["step"]) for point in points]
-        # The deviation over channels: the mean over channels is near 0 whatever happens, signs cancel.
+        # The standard deviation over channels: their mean is always near 0, since signs cancel.
         left.plot(steps, [float(p["mean_std"]) for p in points], color=colours(i), linewidth=1.3, label=layer)
         right.plot(steps, [float(p["var_mean"]) for p in points], color=colours(i), linewidth=1.3, label=layer)
     left.set(title="Running mean of each norm layer", xlabel="optimizer step", ylabel="deviation over channels")
@@ -114,7 +114,7 @@ def _curves(axes: "Axes", metrics: dict[str, Series], name: str, scale: float, u
 
 
 def _log_scale(axes: "Axes") -> None:
-    """A logarithmic axis with plain numbers: 0.5, 1, 2, 5, not powers of ten."""
+    """Set a logarithmic axis with plain numbers: 0.5, 1, 2, 5 instead of powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_yscale("log")
@@ -127,7 +127,7 @@ def _axes(columns: int = 1, size: tuple[float, float] = (7, 4.4)) -> tuple["Figu
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # A Figure of its own, not pyplot's: neither a display nor the user's open figures are touched.
+    # A Figure without pyplot needs no display and doesn't affect the user's open figures.
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, columns)

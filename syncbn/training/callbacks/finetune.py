@@ -1,4 +1,4 @@
-"""Fine-tuning policies: which layers learn, and whether their norms' statistics move."""
+"""Fine-tuning policies: which layers learn, and whether norms' statistics are updated."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,19 +18,19 @@ from syncbn.training.callbacks.finetune_options import FreezeNormOptions, Gradua
 
 
 class FreezeNorm(L.Callback):
-    """Freezes norms for the time of a fit, by `syncbn.freeze`, and proves at its end that nothing of them has moved.
+    """Freezes norms during a fit, by `syncbn.freeze`, and verifies at its end that they haven't changed.
 
-    It freezes before the optimizer is made, so that frozen γ and β aren't in its groups, and unfreezes after the fit.
+    It freezes before the optimizer is created, so frozen γ and β aren't in its groups, and unfreezes after the fit.
 
     Args:
         stats: freeze running statistics.
         affine: freeze γ and β.
         include: globs of module names in the LightningModule, for example ["net.layer1.*"]; all when None.
-        exclude: globs of module names to leave as they are.
+        exclude: globs of module names to leave unchanged.
 
     Raises:
         MisconfigurationException: a glob that matches no norm, or a norm without running statistics to freeze.
-        RuntimeError: at the end of the fit, a frozen buffer or parameter isn't bit for bit what it was.
+        RuntimeError: at the end of the fit, a frozen buffer or parameter isn't bitwise equal to its start.
     """
 
     def __init__(
@@ -44,23 +44,23 @@ class FreezeNorm(L.Callback):
         self._before: dict[str, Tensor] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Freeze."""
+        """Freeze the norms."""
         if stage == "fit":
             with _refusing():
                 freeze(pl_module, stats=self.stats, affine=self.affine, include=self.include, exclude=self.exclude)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember what is frozen; a checkpoint has been loaded by now."""
+        """Record the frozen values, after a checkpoint has been loaded."""
         self._before = {name: tensor.detach().clone() for name, tensor in self._frozen(pl_module)}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare, bit for bit."""
+        """Compare the frozen values bitwise."""
         moved = [name for name, tensor in self._frozen(pl_module) if not torch.equal(tensor, self._before[name])]
         if moved:
             raise RuntimeError(f"frozen by FreezeNorm, and changed during the fit: {', '.join(moved)}")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Unfreeze."""
+        """Unfreeze the norms."""
         if stage == "fit":
             unfreeze(pl_module, stats=self.stats, affine=self.affine, include=self.include, exclude=self.exclude)
 
@@ -73,11 +73,11 @@ class FreezeNorm(L.Callback):
 
 
 class TrainOnly(L.Callback):
-    """Trains the norms' γ and β, or named layers, or both; everything else has no gradient and isn't in the optimizer.
+    """Trains only norms' γ and β, named layers, or both; all other parameters have no gradient and no optimizer group.
 
     Args:
         layers: globs of parameter names in the LightningModule, for example ["net.fc.*"].
-        norms: train γ and β of every norm, too.
+        norms: also train γ and β of every norm.
 
     Raises:
         ValueError: nothing to train.
@@ -91,7 +91,7 @@ class TrainOnly(L.Callback):
         self._was_trainable: list[nn.Parameter] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave out the others, before the optimizer is made."""
+        """Freeze the other parameters, before the optimizer is created."""
         if stage != "fit":
             return
         with _refusing():
@@ -103,23 +103,23 @@ class TrainOnly(L.Callback):
             parameter.requires_grad_(parameter in chosen)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Make everything trainable again that was."""
+        """Restore which parameters are trainable."""
         for parameter in self._was_trainable:
             parameter.requires_grad_(True)
         self._was_trainable = []
 
 
 class GradualUnfreezing(L.Callback):
-    """Trains the first stage alone, then one stage more every n epochs; keeps statistics still in the last epochs.
+    """Trains the first stage, then one more stage every n epochs; freezes statistics in the last epochs.
 
-    Parameters whose turn hasn't come get their gradients taken away before the optimizer's step, so that it leaves them
-    alone, weight decay and momentum included. The optimizer has all of them from the start, and DDP needs no option.
+    Gradients of later stages are removed before the optimizer's step, which then doesn't change these parameters, by
+    weight decay and momentum included. The optimizer has all parameters from the start, and DDP needs no option.
 
     Args:
         stages: globs of parameter names in the LightningModule, in order, for example ["net.fc.*", "net.layer4.*"].
-            What none of them matches is trained after the last.
+            Parameters that match none of them are trained after the last.
         every_n_epochs: epochs between two stages.
-        frozen_stats_epochs: the last epochs of the fit, in which running statistics don't move.
+        frozen_stats_epochs: number of last epochs in which running statistics are frozen.
 
     Raises:
         ValueError: a number out of range.
@@ -143,7 +143,7 @@ class GradualUnfreezing(L.Callback):
         self._waiting: list[nn.Parameter] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Look whether every stage is there."""
+        """Check that every stage exists."""
         with _refusing():
             for glob in self.stages:
                 matching(pl_module, glob)
@@ -151,11 +151,11 @@ class GradualUnfreezing(L.Callback):
             raise MisconfigurationException("frozen_stats_epochs counts from the end: give the trainer max_epochs")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The same for a fit that goes on in the middle of an epoch, which has no start of that epoch."""
+        """Set the stage of a fit that resumes in the middle of an epoch, without that epoch's start."""
         self._take_in(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the next stage in; freeze statistics when it is time."""
+        """Add the next stage, and freeze statistics in the last epochs."""
         self._take_in(trainer, pl_module)
 
     def _take_in(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -167,18 +167,18 @@ class GradualUnfreezing(L.Callback):
             freeze(pl_module)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """Take the gradients of those that wait."""
+        """Remove the gradients of later stages."""
         for parameter in self._waiting:
             parameter.grad = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let statistics move again."""
+        """Unfreeze statistics."""
         if self.frozen_stats_epochs:
             unfreeze(pl_module, affine=False)
 
 
 def matching(module: nn.Module, glob: str) -> list[nn.Parameter]:
-    """The parameters that a glob names; ValueError where there is none."""
+    """Parameters that a glob matches; `ValueError` if there are none."""
     named = list(module.named_parameters())
     found = [parameter for name, parameter in named if fnmatchcase(name, glob)]
     if not found:
@@ -189,7 +189,7 @@ def matching(module: nn.Module, glob: str) -> list[nn.Parameter]:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """What a fit can't start with is told as Lightning tells it, so that the command line answers it in one line."""
+    """Convert errors at the start of a fit to Lightning's type, which commands print in one line."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The options of fine-tuning."""
+"""Options of fine-tuning."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from syncbn.norm.core.options import Count, Natural, option, required
 
 @dataclass
 class FreezeNormOptions:
-    """Norms that stay what they are."""
+    """Freezes norms."""
 
     stats: bool = option(True, "whether running statistics are frozen")
     affine: bool = option(False, "whether γ and β are frozen")
@@ -17,7 +17,7 @@ class FreezeNormOptions:
 
 @dataclass
 class TrainOnlyOptions:
-    """A part of the parameters is trained."""
+    """Trains only some of the parameters."""
 
     layers: list[str] = option([], "globs of names of parameters, as net.fc.*")
     norms: bool = option(False, "whether γ and β of every norm are trained too")
@@ -25,7 +25,7 @@ class TrainOnlyOptions:
 
 @dataclass
 class GradualUnfreezingOptions:
-    """Stages of the network are trained one after the other."""
+    """Unfreezes the stages of a network one after the other."""
 
     stages: list[str] = required("globs of names of parameters, in order, as net.fc.*")
     every_n_epochs: Count = option(1, "epochs between two stages")

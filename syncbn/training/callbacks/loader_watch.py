@@ -1,4 +1,4 @@
-"""Whether the network waits for its data."""
+"""Measurement of the time that training waits for data."""
 
 import time
 from typing import Any
@@ -11,15 +11,15 @@ from syncbn.training.callbacks.loader_watch_options import LoaderWatchOptions as
 
 
 class LoaderWatch(L.Callback):
-    """Logs the share of each epoch's time that training waited for batches, and warns once when it is too large.
+    """Logs the share of each epoch's time that training waits for batches, and warns once if it is too large.
 
     `loader/wait_share` is (time between the end of a step and the next batch) / (that + the steps' time), of rank 0,
-    without the first batch, which waits for workers to start. On a GPU the host runs ahead of the device, so that a
-    share above 0 can be free of cost there; a share near 1 never is.
+    without the first batch, which waits for workers to start. On a GPU the host runs ahead of the device, so a small
+    share may cost nothing, but a share near 1 always does.
 
     Args:
-        max_share: warn above this part of the time.
-        min_batches: epochs with fewer batches say nothing.
+        max_share: share of the time above which to warn.
+        min_batches: smallest number of batches of an epoch to log.
 
     Raises:
         ValueError: max_share outside of (0, 1), or min_batches below 1.
@@ -38,23 +38,23 @@ class LoaderWatch(L.Callback):
         self._ended: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start to count: a fit that goes on in the middle of an epoch has no start of that epoch."""
+        """Start measuring, for a fit that resumes in the middle of an epoch."""
         self._start_to_count()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start to count anew."""
+        """Restart measuring."""
         self._start_to_count()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """The batch is there."""
+        """Record that the batch has arrived."""
         self._began = time.perf_counter()
         if self._ended is not None:
             self._waited += self._began - self._ended
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        """The step is done."""
+        """Record the end of the step."""
         now = time.perf_counter()
         if self._ended is not None:
             self._worked += now - self._began
@@ -62,7 +62,7 @@ class LoaderWatch(L.Callback):
         self._ended = now
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log, and warn the first time."""
+        """Log the share, and warn once."""
         if self._batches < self.min_batches:
             return
         share = self._waited / (self._waited + self._worked)

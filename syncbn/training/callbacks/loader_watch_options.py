@@ -1,4 +1,4 @@
-"""The options of `LoaderWatch`."""
+"""Options of `LoaderWatch`."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from syncbn.norm.core.options import Count, Share, option
 
 @dataclass
 class LoaderWatchOptions:
-    """The part of the time that training waits for batches; a warning where it is too large."""
+    """Logs the share of time that training waits for batches, and warns if it is too large."""
 
     max_share: Share = option(0.5, "part of the time above which it warns")
     min_batches: Count = option(10, "batches of an epoch below which it says nothing")

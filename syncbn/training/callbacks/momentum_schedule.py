@@ -1,4 +1,4 @@
-"""The momentum of running statistics, from one value to another in the course of a training."""
+"""Schedule of the momentum of running statistics."""
 
 import math
 from typing import Any, Literal
@@ -11,24 +11,23 @@ from syncbn.training.callbacks.momentum_schedule_options import MomentumSchedule
 
 
 class MomentumSchedule(L.Callback):
-    """Moves the momentum of every layer with running statistics from `start` to `end`, then leaves it there.
+    """Changes the momentum of every layer with running statistics from `start` to `end`, then keeps it.
 
     At optimizer step s of S = `fraction` of all steps, with t = min(s / S, 1):
 
         linear: start + (end - start)·t        cosine: end + (start - end)·(1 + cos πt) / 2
 
-    A large momentum early follows weights that change fast, a small one late averages more batches of weights that
-    hardly do. The value depends on the step alone, so a resumed run goes on with the right one. Logged as
-    `norm/momentum`.
+    A large momentum early follows fast-changing weights; a small one late averages more batches of nearly constant
+    weights. The value depends only on the step, so a resumed run continues correctly. Logged as `norm/momentum`.
 
     Args:
-        start: the first momentum, in [0, 1], as torch counts it (see `syncbn.norm.core.momentum`).
-        end: the last.
+        start: first momentum, in [0, 1], in torch's convention (see `syncbn.norm.core.momentum`).
+        end: last momentum.
         shape: "linear" or "cosine".
-        fraction: part of the training's steps in which it gets there, in (0, 1].
+        fraction: share of the training's steps until `end` is reached, in (0, 1].
 
     Raises:
-        ValueError: an argument out of its range; in `fit`, a training without a known number of steps, or a network
+        ValueError: an argument out of range; in `fit`, a training without a known number of steps, or a network
             without running statistics.
     """
 
@@ -44,14 +43,14 @@ class MomentumSchedule(L.Callback):
         self._steps = 1.0
 
     def momentum_at(self, part: float) -> float:
-        """The momentum where `part` of the way is done."""
+        """Momentum after the share `part` of the schedule."""
         t = min(part, 1.0)
         if self.shape == "linear":
             return self.start + (self.end - self.start) * t
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * t)) / 2
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find out how long the training is."""
+        """Determine the length of the training."""
         steps = trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise ValueError("a momentum schedule needs an end: set trainer.max_epochs or trainer.max_steps")

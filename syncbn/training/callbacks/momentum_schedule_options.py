@@ -1,4 +1,4 @@
-"""The options of `MomentumSchedule`."""
+"""Options of `MomentumSchedule`."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ _MOMENTUM = "momentum must be in [0, 1], got {value}"
 
 @dataclass
 class MomentumScheduleOptions:
-    """The momentum of running statistics, from one value to another."""
+    """Changes the momentum of running statistics from one value to another."""
 
     start: Fraction = option(0.1, "the first momentum, as torch counts it; Keras's 0.9", refusal=_MOMENTUM)
     end: Fraction = option(0.01, "the last momentum", refusal=_MOMENTUM)

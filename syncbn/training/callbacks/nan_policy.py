@@ -1,4 +1,4 @@
-"""What becomes of a run whose loss isn't finite."""
+"""Handling of a loss that isn't finite."""
 
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,32 +23,32 @@ _NEVER = 2**62
 
 
 class NonFiniteLoss(Fault, FloatingPointError):
-    """The loss wasn't finite, and the run doesn't go on."""
+    """The loss wasn't finite, and the run stops."""
 
 
 class NanPolicy(L.Callback):
-    """Decides, on all ranks together, what becomes of a step in which the loss of one of them is NaN or infinite.
+    """Handles, jointly on all ranks, a step in which any rank's loss is NaN or infinite.
 
-    - "stop": all ranks raise `NonFiniteLoss`, before anything is saved that such a step has touched.
-    - "skip": the step is left out. Parameters, the optimizer's state, running statistics, windows of cross-iteration
-      norms and the metrics of the epoch are what they were before its batch, or its batches where gradients are
-      accumulated. The schedule and the count of steps go on.
-    - "rewind": parameters, the optimizer's state and the layers' go back to the last checkpoint, or to the start where
-      there is none. The run goes on with the next batch; those since the checkpoint aren't repeated. Averages of the
-      weights (Lightning's `WeightAveraging`) aren't taken back.
+    - "stop": all ranks raise `NonFiniteLoss`, before anything affected by such a step is saved.
+    - "skip": the step is undone. Parameters, the optimizer's state, running statistics, windows of cross-iteration
+      norms and the epoch's metrics are restored to before its batch, or its batches under gradient accumulation. The
+      schedule and the step count advance.
+    - "rewind": the states of parameters, optimizer and layers are restored from the last checkpoint, or from the start
+      if there is none. The run continues with the next batch; batches since the checkpoint aren't repeated. Averages of
+      the weights (Lightning's `WeightAveraging`) aren't restored.
 
-    To skip and to rewind, the ranks agree before each step of an optimizer, by one number, for which the host waits for
-    the device; gradients that aren't finite count like a loss, unless a `GradScaler` looks at them. To stop, they
-    agree every `log_every_n_steps` steps, before each validation and checkpoint, and at the end of an epoch.
+    For "skip" and "rewind" the ranks agree before each optimizer step, by one number, for which the host waits for the
+    device; non-finite gradients count like a loss, unless a `GradScaler` checks them. For "stop" they agree every
+    `log_every_n_steps` steps, before each validation and checkpoint, and at the end of an epoch.
 
     Args:
         policy: "stop", "skip" or "rewind".
-        checkpoint: the file to go back to, for "rewind".
-        patience: so many steps in a row may be left out; one more stops the run.
+        checkpoint: checkpoint to restore, for "rewind".
+        patience: largest number of consecutive steps to skip; one more stops the run.
 
     Raises:
-        ValueError: another policy, a patience below 1, or "rewind" without a checkpoint.
-        NonFiniteLoss: in a fit, as said above.
+        ValueError: an unknown policy, a patience below 1, or "rewind" without a checkpoint.
+        NonFiniteLoss: in a fit, as above.
     """
 
     def __init__(self, policy: Policy = "stop", checkpoint: str | Path | None = None, patience: int = 10) -> None:
@@ -66,7 +66,7 @@ class NanPolicy(L.Callback):
         self._undo: Undo | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Have something to go back to."""
+        """Store the initial state to rewind to."""
         self._first = self._undo = None
         if self.policy == "rewind" and not self._is_there(trainer, self.checkpoint):
             trainer.save_checkpoint(_start_beside(self.checkpoint), weights_only=False)
@@ -74,18 +74,18 @@ class NanPolicy(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep what the batch will change, unless it adds to the gradients of the one before."""
+        """Store the state that the batch will change, unless it accumulates gradients."""
         if self.policy != "stop" and (self._undo is None or not pl_module.automatic_optimization):
             self._undo = Undo(pl_module)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Note the batch if this rank's loss isn't finite. The host doesn't wait for it."""
+        """Record the batch if this rank's loss isn't finite. The host doesn't wait."""
         place = trainer.fit_loop.batch_idx * trainer.world_size + trainer.global_rank
         here = torch.where(loss.detach().isfinite().all(), _NEVER, place)
         self._first = here if self._first is None else torch.minimum(self._first, here)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """Leave the step out, go back, or stop, if the loss of a rank wasn't finite."""
+        """Skip, rewind or stop, if the loss of a rank wasn't finite."""
         if self.policy == "stop":
             if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
                 self._stop_if_found(trainer)
@@ -100,16 +100,16 @@ class NanPolicy(L.Callback):
         self._undo = None if pl_module.automatic_optimization else Undo(pl_module)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look before the weights are judged."""
+        """Check before the weights are evaluated."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._stop_if_found(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look before the metrics of the epoch are."""
+        """Check before the epoch's metrics are evaluated."""
         self._stop_if_found(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Look before the weights are saved over good ones."""
+        """Check before the weights overwrite good ones."""
         self._stop_if_found(trainer)
 
     def _stop_if_found(self, trainer: L.Trainer) -> None:
@@ -117,7 +117,7 @@ class NanPolicy(L.Callback):
             raise NonFiniteLoss(f"{found}, and the run ends (nan_policy=stop); checkpoints are of before. {_ADVICE}")
 
     def _found(self, trainer: L.Trainer) -> str | None:
-        """The first batch and rank since the last call whose loss wasn't finite, in words; the same on all ranks."""
+        """Describe the first batch and rank since the last call with a non-finite loss; the same on all ranks."""
         first = torch.tensor(_NEVER if self._first is None else int(self._first))
         self._first = None
         if (group := host_group()) is not None:
@@ -135,7 +135,7 @@ class NanPolicy(L.Callback):
             self.on_before_backward(trainer, trainer.lightning_module, get_total_norm(grads))
 
     def _leave_out(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Optimizer, found: str) -> None:
-        optimizer.zero_grad(set_to_none=True)  # an optimizer passes parameters without gradients by
+        optimizer.zero_grad(set_to_none=True)  # optimizers skip parameters without gradients
         assert self._undo is not None
         self._undo.metrics()
         if self.policy == "skip":
@@ -149,7 +149,7 @@ class NanPolicy(L.Callback):
             settings = [{k: v for k, v in group.items() if k != "params"} for group in loaded.param_groups]
             loaded.load_state_dict(state)
             for group, setting in zip(loaded.param_groups, settings, strict=True):
-                group.update(setting)  # the schedule goes on
+                group.update(setting)  # the schedule advances
         if len(states := checkpoint.get("ranks", [])) == trainer.world_size:
             load_layers(module, states[trainer.global_rank]["layers"])
         where = f"{path.name}, step {checkpoint['global_step']}"

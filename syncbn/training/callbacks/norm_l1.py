@@ -1,4 +1,4 @@
-"""An L1 penalty on the scales of norms, which tells the channels that aren't needed."""
+"""L1 penalty on the scales of norms, which identifies unneeded channels."""
 
 import lightning.pytorch as L
 import torch
@@ -10,13 +10,13 @@ from syncbn.training.callbacks.norm_l1_options import NormL1Options as Options
 
 
 class NormL1(L.Callback):
-    """Adds `strength`·Σ|γ| over all batch norms to what is minimized: its gradient, strength·sign(γ), to that of γ.
+    """Adds the penalty `strength`·Σ|γ| over all batch norms, by adding its gradient strength·sign(γ) to that of γ.
 
-    Scales of channels that don't help go to 0, so that `syncbn.prune` can remove them. The logged loss is without the
-    penalty. γ should have no weight decay beside it (`ClassificationTask` gives it none).
+    Scales of unneeded channels go to 0, so that `syncbn.prune` can remove them. The logged loss doesn't include the
+    penalty. γ should have no weight decay in addition (`ClassificationTask` gives it none).
 
     Args:
-        strength: greater than 0; 1e-4 is the paper's, for 160 epochs.
+        strength: weight of the penalty, greater than 0; the paper's is 1e-4, for 160 epochs.
 
     Raises:
         ValueError: a strength that isn't greater than 0.

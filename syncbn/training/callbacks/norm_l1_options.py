@@ -1,4 +1,4 @@
-"""The options of `NormL1`."""
+"""Options of `NormL1`."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from syncbn.norm.core.options import Positive, option
 
 @dataclass
 class NormL1Options:
-    """An L1 penalty on the scales of batch norms, before `syncbn.prune` (Liu et al. 2017)."""
+    """L1 penalty on the scales of batch norms, before `syncbn.prune` (Liu et al. 2017)."""
 
     strength: Positive = option(1e-4, "of the penalty; the paper's, for 160 epochs")
 

@@ -1,4 +1,4 @@
-"""What `syncbn.inspect` measures, during training."""
+"""Measurements of `syncbn.inspect` during training."""
 
 from typing import Any
 
@@ -15,19 +15,19 @@ from syncbn.policy.report import NormReport, NormRow
 from syncbn.training.callbacks.norm_monitor_options import NormMonitorOptions as Options
 
 _LOGGED = ("mean_distance", "std_ratio", "gap", "dead", "exploding", "rank_difference")
-# What the statistics of one batch can tell; running statistics lag behind while the network learns.
+# Warnings that one batch can justify; running statistics lag behind while the network learns.
 _WARNED = ("few-samples", "dead-channels", "exploding-channels", "rank-divergence", "slow-momentum")
 
 
 class NormMonitor(L.Callback):
-    """Measures every batch norm with running statistics on every n-th training batch, and warns once of each trouble.
+    """Measures every batch norm with running statistics on every n-th training batch, and warns once of each problem.
 
-    Logged, for each layer, as `norm/<layer>/<measure>`: mean_distance and std_ratio of the running statistics from the
-    batch, gap between training and evaluation, numbers of dead and exploding channels, and on several ranks how far
-    they differ; see `syncbn.policy.NormRow`. Pages in docs/warnings explain the warnings. W&B gets the last measurement
-    as a table, `norm_report`.
+    It logs for each layer, as `norm/<layer>/<measure>`: mean_distance and std_ratio between running and batch
+    statistics, gap between training and evaluation, numbers of dead and exploding channels, and the difference between
+    ranks; see `syncbn.policy.NormRow`. Pages in docs/warnings explain the warnings. W&B gets the last measurement as a
+    table, `norm_report`.
 
-    A measured step of ResNet-18 of width 16 took 1.3 times as long on a CPU: 0.3 % of the training time at the default.
+    A measured step of ResNet-18 of width 16 takes 1.3 times as long on a CPU: 0.3 % of the training time by default.
 
     Args:
         every_n_steps: optimizer steps between measurements.
@@ -48,16 +48,16 @@ class NormMonitor(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Listen to the layers, at every n-th step."""
+        """Register hooks at every n-th step."""
         step = trainer.global_step
-        if step % self.every_n_steps or step == self._measured_step:  # a step may accumulate several batches
+        if step % self.every_n_steps or step == self._measured_step:  # a step may have several batches
             return
         self._measured_step = step
         self._probes = probes_of(pl_module, communicating_group(None))
         self._handles = [p.layer.register_forward_pre_hook(p.add, with_kwargs=True) for p in self._probes]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        """Log what the layers saw."""
+        """Log the measurements."""
         if not self._handles:
             return
         for handle in self._handles:
@@ -75,7 +75,7 @@ class NormMonitor(L.Callback):
                 rank_zero_warn(f"{warning} (docs/warnings/{warning.identifier}.md)")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Give W&B the last measurement as a table."""
+        """Log the last measurement to W&B as a table."""
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and trainer.is_global_zero and self.report is not None:
                 table = self.report.to_wandb()

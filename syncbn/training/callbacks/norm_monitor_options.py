@@ -1,4 +1,4 @@
-"""The options of `NormMonitor`."""
+"""Options of `NormMonitor`."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from syncbn.norm.core.options import Count, option
 
 @dataclass
 class NormMonitorOptions:
-    """Distances of running statistics, gaps between train and eval, and dead channels of each norm, with warnings."""
+    """Monitors each norm's running statistics, train/eval gap and dead channels, with warnings."""
 
     every_n_steps: Count = option(100, "optimizer steps between measurements")
 

@@ -1,4 +1,4 @@
-"""Where the norms' time goes: ranges with their names in a profiler's trace, and a table."""
+"""Profile of the norms: named ranges in a profiler's trace, and a table."""
 
 import csv
 from collections.abc import Iterator
@@ -24,20 +24,20 @@ FILENAME = "norm_times.csv"
 
 
 class NormProfiler(L.Callback):
-    """Puts a range around each norm's forward and backward pass, and takes compute and communication from the trace.
+    """Adds a range for each norm's forward and backward pass, and derives compute and communication times.
 
-    The trace is that of `Trainer(profiler=PyTorchProfiler(...))`: by its default, steps 3 to 5. The table, of rank 0,
-    is printed at the end of the fit and saved as norm_times.csv. Time is the host's; on a GPU it is waited for at both
-    ends of each range, so that the host's time is the GPU's and the step is slower. Communication is what torch records
-    of collectives, waiting for other ranks included. Without this callback nothing of it is in the network.
+    The trace is that of `Trainer(profiler=PyTorchProfiler(...))`: by default, steps 3 to 5. Rank 0's table is printed
+    at the end of the fit and saved as norm_times.csv. Times are the host's; a GPU is synchronized at both ends of each
+    range, so they include the GPU's time, and steps are slower. Communication is the time of collectives that torch
+    records, including waiting for other ranks.
 
-    Norms that `torch.compile` has compiled aren't seen.
+    Norms compiled by `torch.compile` aren't measured.
 
     Args:
-        folder: gets norm_times.csv; the trainer's `default_root_dir` when None.
+        folder: folder for norm_times.csv; the trainer's `default_root_dir` when None.
 
     Raises:
-        ValueError: when the fit starts, the trainer has another profiler.
+        ValueError: at the start of the fit, if the trainer has a different profiler.
     """
 
     def __init__(self, folder: str | Path | None = Options.folder) -> None:
@@ -47,7 +47,7 @@ class NormProfiler(L.Callback):
         self._open: list[record_function] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Look for the profiler."""
+        """Check the profiler."""
         if stage == "fit" and not isinstance(_profiler(trainer), PyTorchProfiler):
             raise ValueError(
                 "NormProfiler reads the trace of Lightning's PyTorchProfiler: Trainer(profiler=PyTorchProfiler(...)), "
@@ -55,10 +55,10 @@ class NormProfiler(L.Callback):
             )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen to the layers."""
+        """Register hooks on the layers."""
         for name, layer in pl_module.named_modules():
             if is_norm(layer):
-                # Inside of the ranges that Lightning puts around every module.
+                # Inside the ranges that Lightning adds to every module.
                 self._handles.append(layer.register_forward_pre_hook(partial(self._before, name)))
                 self._handles.append(layer.register_forward_hook(partial(self._after, name), prepend=True))
 
@@ -102,7 +102,7 @@ class NormProfiler(L.Callback):
 
 
 def _profiler(trainer: L.Trainer) -> Any:
-    return trainer.profiler  # type: ignore[attr-defined]  # set by one of Lightning's connectors
+    return trainer.profiler  # type: ignore[attr-defined]  # set by a Lightning connector
 
 
 def _events(profiler: PyTorchProfiler) -> list[Any]:
@@ -110,12 +110,12 @@ def _events(profiler: PyTorchProfiler) -> list[Any]:
     assert isinstance(trace, torch.profiler.profile)
     try:
         return list(trace.events())
-    except (AssertionError, RuntimeError):  # torch's answers before the end of a schedule
+    except (AssertionError, RuntimeError):  # raised by torch before the end of a schedule
         return []
 
 
 def _nodes_between(inputs: Any, outputs: Any) -> Iterator[Node]:
-    """What autograd will run from the outputs' gradients to the inputs', without either end's own producers."""
+    """Autograd nodes between the outputs' gradients and the inputs', without those that produced the inputs."""
     seen = {tensor.grad_fn for tensor in _tensors(inputs)}
     ahead = [tensor.grad_fn for tensor in _tensors(outputs)]
     while ahead:

@@ -1,4 +1,4 @@
-"""The options of `NormProfiler`."""
+"""Options of `NormProfiler`."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from syncbn.norm.core.options import option
 
 @dataclass
 class NormProfilerOptions:
-    """Each norm's time in compute and in communication."""
+    """Each norm's compute and communication time."""
 
     folder: str | None = option(None, "where norm_times.csv is written; null: the trainer's own")
 

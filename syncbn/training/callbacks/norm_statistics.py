@@ -1,4 +1,4 @@
-"""How each norm's running statistics move during training, as a table in the run folder."""
+"""Record of each norm's running statistics during training, as a table in the run folder."""
 
 import csv
 from collections.abc import Iterator
@@ -17,15 +17,15 @@ FIELDS = ("step", "layer", "mean_mean", "mean_std", "var_mean", "var_std")
 
 
 class NormStatisticsRecorder(L.Callback):
-    """Writes, every n steps, each norm layer's running mean and variance: their mean and deviation over the channels.
+    """Writes, every n steps, mean and deviation over channels of each norm layer's running mean and variance.
 
-    One row a step and layer in `norm_statistics.csv`: step, layer, mean_mean, mean_std, var_mean, var_std. Rank 0
-    writes its own, which synchronized layers share. A layer without running statistics (group norm and its kin) has no
-    row. A resumed run goes on in the same file, from the step it resumes at.
+    One row per step and layer in `norm_statistics.csv`: step, layer, mean_mean, mean_std, var_mean, var_std. Rank 0
+    writes its own statistics, which are equal on all ranks for synchronized layers. Layers without running statistics,
+    such as group norm, have no row. A resumed run continues in the same file, from the step it resumes at.
 
     Args:
         every_n_steps: optimizer steps between rows; the last step is always recorded.
-        folder: where to write; the trainer's `default_root_dir` when None.
+        folder: folder to write to; the trainer's `default_root_dir` when None.
 
     Raises:
         ValueError: every_n_steps below 1.
@@ -39,7 +39,7 @@ class NormStatisticsRecorder(L.Callback):
         self._pending: list[tuple[int, list[str], Tensor]] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open a new table, or cut the old one at the step that a resumed run starts from."""
+        """Open a new table, or cut the old one at the step that a resumed run starts at."""
         if not trainer.is_global_zero:
             return
         self.path = Path(self.folder or trainer.default_root_dir) / FILENAME
@@ -53,7 +53,7 @@ class NormStatisticsRecorder(L.Callback):
         self._record(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write what a run that goes on from here won't record again."""
+        """Write the rows that a run resumed from this checkpoint won't record again."""
         self._write()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
@@ -62,7 +62,7 @@ class NormStatisticsRecorder(L.Callback):
             self._record(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write what the epoch recorded."""
+        """Write the epoch's rows."""
         self._write()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -91,7 +91,7 @@ class NormStatisticsRecorder(L.Callback):
 
 
 def running_statistics(module: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, running mean (C) and running variance (C) of every layer that has both, in the order of the network."""
+    """Name, running mean (C) and running variance (C) of every layer that has both, in network order."""
     for name, layer in module.named_modules():
         mean, var = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
         if isinstance(mean, Tensor) and isinstance(var, Tensor):
@@ -99,7 +99,7 @@ def running_statistics(module: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]
 
 
 def read_statistics(path: Path) -> list[dict[str, str]]:
-    """The rows of a recorded table; none when there is no file."""
+    """Read the rows of a recorded table; empty if there is no file."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:

@@ -1,4 +1,4 @@
-"""The options of `NormStatisticsRecorder`."""
+"""Options of `NormStatisticsRecorder`."""
 
 from dataclasses import dataclass
 

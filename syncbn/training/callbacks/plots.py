@@ -1,4 +1,4 @@
-"""Pictures of a finished run, in its own folder."""
+"""Plots of a finished run, in its folder."""
 
 from pathlib import Path
 
@@ -10,15 +10,14 @@ from syncbn.training.callbacks.plots_options import PlotsOptions as Options
 
 
 class Plots(L.Callback):
-    """After fit and after test: plots/{loss,accuracy,norm_statistics,confusion_matrix}.png, from what the run wrote.
+    """Draws plots/{loss,accuracy,norm_statistics,confusion_matrix}.png after fit and test, from the run's records.
 
-    The curves come from the CSV logger's metrics.csv, the norms from `NormStatisticsRecorder`'s table, which must come
-    before this callback, and the confusion matrix from `ClassificationTask` after a test. What a run did not record
-    has no picture. Needs matplotlib (`pip install syncbn[train]`).
+    The curves are from the CSV logger's metrics.csv, the norms from the table of `NormStatisticsRecorder`, which must
+    come before this callback, and the confusion matrix from `ClassificationTask` after a test. Missing records give no
+    plot. Needs matplotlib (`pip install syncbn[train]`).
 
     Args:
-        folder: the run folder, which holds norm_statistics.csv and gets `plots/`; the trainer's `default_root_dir` when
-            None.
+        folder: run folder, with norm_statistics.csv, for `plots/`; the trainer's `default_root_dir` when None.
     """
 
     def __init__(self, folder: str | Path | None = Options.folder) -> None:

@@ -1,4 +1,4 @@
-"""The options of `Plots`."""
+"""Options of `Plots`."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Stop where every rank agrees and a resumed run can go on."""
+"""Graceful stop at a batch that all ranks agree on and from which a run can resume."""
 
 from pathlib import Path
 from typing import Any
@@ -14,37 +14,37 @@ from syncbn.training.host_group import host_group
 
 
 class Preemption(Checkpoint):
-    """On SIGTERM, SIGUSR1 or Ctrl-C: all ranks stop at the same batch, save a checkpoint, and raise `Stopped`.
+    """On SIGTERM, SIGUSR1 or Ctrl-C, stops all ranks at the same batch, saves a checkpoint, and raises `Stopped`.
 
-    A signal leaves a note (`syncbn.launch.stop`). At the end of a batch the ranks take the largest note of all in one
-    all-reduce of one number. It goes on behind the next batch and is read at its end, so that nobody waits for it;
-    hence a run of several ranks stops one batch later. The checkpoint is the last thing of its batch or epoch: this is
+    A signal is recorded (`syncbn.launch.stop`). At the end of a batch the ranks start an all-reduce of one number, the
+    maximum of the recorded signals. It runs during the next batch and is read at its end, so no rank waits for it, and
+    a run of several ranks stops one batch later. The checkpoint is the last action of its batch or epoch: this class is
     a `Checkpoint`, which Lightning calls after all other callbacks. A run stops
 
-    - after a batch with an optimizer step, when nothing else, a validation say, follows before the next batch;
-    - in a validation, which the resumed run repeats from its start. Not while the weights are exchanged for their
-      average (Lightning's `WeightAveraging`), nor after the first of the ranks has no validation batch left;
+    - after a batch with an optimizer step, if nothing else, such as a validation, precedes the next batch;
+    - in a validation, which the resumed run repeats from its start; but not while the weights are replaced by their
+      average (Lightning's `WeightAveraging`), nor after any rank has no validation batch left;
     - after an epoch;
-    - in a test, where there is nothing to save.
+    - in a test, without saving.
 
-    Lightning's own handling is left out: its SIGTERM handler broadcasts wherever a rank happens to be, which can hang,
+    Lightning's own handling is disabled: its SIGTERM handler broadcasts at any point of the training, which can hang,
     and its broadcast before each batch would wait for the GPU.
 
     Args:
-        path: the checkpoint to write.
+        path: path of the checkpoint to write.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
         self._owns_signals = False
         self._ballot: tuple[dist.Work, torch.Tensor] | None = None
-        self._signum = 0  # the ranks have agreed on it, and the checkpoint is written
+        self._signum = 0  # agreed by all ranks, and the checkpoint is written
         self._validation_batches = 0.0
         self._saves_in_validation = False
         self._resumes_in_validation = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Take the signals over, and keep Lightning's hands off them."""
+        """Install our signal handlers, and disable Lightning's."""
         self._owns_signals = stop.install(deferred=True) or self._owns_signals
         stop.defer(forward=getattr(trainer.strategy.launcher, "kill", None))
         trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
@@ -55,7 +55,7 @@ class Preemption(Checkpoint):
         self._give_back()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """The same, where Lightning doesn't tear down."""
+        """Restore the previous signal handlers where Lightning doesn't tear down."""
         self._give_back()
 
     def _give_back(self) -> None:
@@ -64,18 +64,18 @@ class Preemption(Checkpoint):
             self._owns_signals = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count the validation that is repeated once, not twice."""
+        """Count a repeated validation only once."""
         if self._resumes_in_validation:
             total = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
             total.ready, total.started = total.completed, total.completed  # type: ignore[attr-defined]
             self._resumes_in_validation = False
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Leave: what the batch before logs after its end is logged by now."""
+        """Stop here, once everything of the previous batch is logged."""
         self._leave(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Save if a rank was asked to stop and the next thing is another batch."""
+        """Save if a rank was asked to stop and another batch is next."""
         loop = trainer.fit_loop.epoch_loop
         fetcher = trainer.fit_loop._data_fetcher
         assert fetcher is not None
@@ -85,7 +85,7 @@ class Preemption(Checkpoint):
             self._save(trainer, signum)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find out how many of its batches all ranks have."""
+        """Determine the number of validation batches that all ranks have."""
         self._leave(trainer)
         self._validation_batches = self._of_all(float(sum(trainer.num_val_batches)), dist.ReduceOp.MIN)
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -93,7 +93,7 @@ class Preemption(Checkpoint):
             self._validation_batches = 0
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Save and leave if a rank was asked to stop."""
+        """Save and stop if a rank was asked to stop."""
         self._validation_batches -= 1
         if self._validation_batches < 0 or not (signum := self._agreed()):
             return
@@ -109,16 +109,16 @@ class Preemption(Checkpoint):
             self._save(trainer, signum)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave: what the epoch before logs after its end is logged by now."""
+        """Stop here, once everything of the previous epoch is logged."""
         self._leave(trainer)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave if a rank was asked to stop since the training ended."""
+        """Stop if a rank was asked to stop since the training ended."""
         self._signum = int(self._of_all(stop.requested(), dist.ReduceOp.MAX))
         self._leave(trainer)
 
     def on_test_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Leave if this rank was asked to stop: nothing is saved, so that the others need not be at the same batch."""
+        """Stop if this rank was asked to; nothing is saved, so ranks needn't be at the same batch."""
         self._signum = stop.requested()
         self._leave(trainer)
 
@@ -127,11 +127,11 @@ class Preemption(Checkpoint):
         return {"in_validation": self._saves_in_validation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember whether the checkpoint was written in a validation."""
+        """Restore whether the checkpoint was written in a validation."""
         self._resumes_in_validation = state_dict["in_validation"]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let a validation that was broken off look like one that has just begun."""
+        """Save an interrupted validation as one that has just started."""
         if not self._saves_in_validation:
             return
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
@@ -141,7 +141,7 @@ class Preemption(Checkpoint):
         progress["is_last_batch"] = False
 
     def _agreed(self) -> int:
-        """The largest signal that any rank had noted one call ago; alone, the one noted now."""
+        """Largest signal recorded by any rank at the previous call; on one rank, the current one."""
         if (group := host_group()) is None:
             return stop.requested()
         signum = 0
@@ -157,7 +157,7 @@ class Preemption(Checkpoint):
         return signum
 
     def _of_all(self, value: float, op: Any) -> float:
-        """A number over the ranks, waited for."""
+        """Reduce a number over ranks, and wait for it."""
         tensor = torch.tensor(float(value))
         if (group := host_group()) is not None:
             dist.all_reduce(tensor, op, group=group)

@@ -1,4 +1,4 @@
-"""Whether all ranks train the same network in the same way."""
+"""Check that all ranks train the same network in the same way."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -14,26 +14,26 @@ from syncbn.training.host_group import host_group
 
 
 class RanksDisagree(Fault, ValueError):
-    """Ranks hold different things where they should hold the same."""
+    """Ranks differ where they must be equal."""
 
 
 class RanksAgree(L.Callback):
-    """Compares the ranks' settings, layers, parameters and buffers before a fit, and their values between its steps.
+    """Compares the ranks' settings, layers, parameters and buffers before a fit, and optionally values during it.
 
-    Ranks with other layers, channels or settings would wait for each other, or mix up each other's numbers; ranks with
-    other weights would train on, each for itself. Before a fit they exchange a hash of what they are about to train.
-    With `every_n_steps` they also exchange one for each parameter and buffer, which takes a copy of the network through
-    the host: for debugging.
+    Ranks with different layers, channels or settings would hang or mix up their numbers; ranks with different weights
+    would silently train different networks. Before a fit they exchange a hash of what they are about to train. With
+    `every_n_steps` they also exchange a hash of each parameter and buffer, which copies the network to the host: for
+    debugging.
 
-    Running statistics that nobody synchronizes, `norm=batch`'s say, differ by nature, and are told as well.
+    Unsynchronized running statistics, such as those of `norm=batch`, always differ, and are reported as well.
 
     Args:
-        settings: what else must be equal, nested.
-        every_n_steps: batches between two comparisons of the values; None compares no values.
+        settings: nested settings that must be equal, too.
+        every_n_steps: batches between two comparisons of values; None for no comparisons.
 
     Raises:
         ValueError: every_n_steps below 1.
-        RanksDisagree: in a fit, on all ranks alike, with the name of the first that differs.
+        RanksDisagree: in a fit, on all ranks, with the name of the first difference.
     """
 
     def __init__(self, settings: Mapping[str, Any] | None = None, every_n_steps: int | None = None) -> None:
@@ -43,14 +43,14 @@ class RanksAgree(L.Callback):
         self.every_n_steps = every_n_steps
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Compare settings and shapes, before DDP looks at the network."""
+        """Compare settings and shapes, before DDP processes the network."""
         if stage == "fit":
             _compare(dict([*_flat(self.settings), *_shapes(pl_module)]), "")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Compare values, when it is time."""
+        """Compare values every n steps."""
         if self.every_n_steps and (batch_idx + 1) % self.every_n_steps == 0:
             _compare(dict(_values(pl_module)), f" in epoch {trainer.current_epoch + 1} after batch {batch_idx + 1}")
 

@@ -1,4 +1,4 @@
-"""Running statistics measured anew before each validation."""
+"""Recalibration of running statistics before validations."""
 
 import copy
 from collections.abc import Iterable
@@ -13,14 +13,14 @@ from syncbn.training.callbacks.recalibrate_norm_options import RecalibrateNormOp
 
 
 class RecalibrateNorm(L.Callback):
-    """Recalibrates the norms on training batches before every n-th validation, so that it evaluates today's weights.
+    """Recalibrates the norms on training batches before every n-th validation, for statistics of the current weights.
 
-    What validation measures is what a checkpoint after it holds. A training step doesn't read running statistics, so
-    training itself is the same. After Lightning's weight averaging, in the list of callbacks, it is the averaged
-    network that is recalibrated. A fit without validation is recalibrated once, at its end. See `syncbn.recalibrate`.
+    A checkpoint after the validation has the validated statistics. Training steps don't read running statistics, so
+    training isn't changed. If this callback comes after Lightning's weight averaging, the averaged network is
+    recalibrated. A fit without validation is recalibrated once, at its end. See `syncbn.recalibrate`.
 
     Args:
-        every_n_epochs: epochs between two recalibrations; the last epoch always has one.
+        every_n_epochs: epochs between two recalibrations; there is always one in the last epoch.
         max_batches: training batches of each rank to use; all when None.
 
     Raises:
@@ -37,13 +37,13 @@ class RecalibrateNorm(L.Callback):
         self.max_batches = max_batches
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Recalibrate, when it is time."""
+        """Recalibrate every n epochs."""
         epoch = trainer.current_epoch + 1
         if not trainer.sanity_checking and (epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs):
             self._recalibrate(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Recalibrate, where there was no validation."""
+        """Recalibrate if there was no validation."""
         if not trainer.enable_validation:
             self._recalibrate(trainer, pl_module)
 
@@ -57,7 +57,7 @@ class RecalibrateNorm(L.Callback):
 
 
 def _epoch(loader: Any) -> Iterable[Any]:
-    """An epoch's batches from its start, wherever training is in it, or goes on in it after a stop."""
+    """Batches of an epoch from its start, independently of the training's position in it."""
     if isinstance(loader, BatchLoader):
         return loader.batches_from(0)
-    return copy.copy(loader)  # a loader that counts what it delivers goes on counting its own
+    return copy.copy(loader)  # the copy counts its own deliveries

@@ -1,4 +1,4 @@
-"""The options of `RecalibrateNorm`."""
+"""Options of `RecalibrateNorm`."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from syncbn.norm.core.options import Count, option
 
 @dataclass
 class RecalibrateNormOptions:
-    """Running statistics measured anew on training batches before each validation."""
+    """Recalibrates running statistics on training batches before each validation."""
 
     every_n_epochs: Count = option(1, "epochs between two recalibrations; the last epoch always has one")
     max_batches: Count | None = option(

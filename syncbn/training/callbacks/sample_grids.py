@@ -1,4 +1,4 @@
-"""What a generator makes of the same noise, over the epochs."""
+"""Grids of generated images from fixed noise, over the epochs."""
 
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,21 @@ from torch import Tensor
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.training.callbacks.sample_grids_options import SampleGridsOptions as Options
 
-MIN_SIDE = 32  # pixels of one image in a grid; smaller ones would be specks
+MIN_SIDE = 32  # smallest side of an image in a grid, in pixels
 
 
 class SampleGrids(L.Callback):
-    """Saves, every n epochs and at the end, a grid of images that the module makes of noise drawn once.
+    """Saves, every n epochs and at the end, a grid of images that the module generates from fixed noise.
 
-    `samples/epoch_0005.png` and so on in the run folder, the last as `plots/samples.png` too, and `samples` in W&B
-    where the trainer logs there. The module's `forward` must take noise (N, module.net.latent_size) to images (N, C, H,
-    W) in [-1, 1], as `GANTask`'s does; it runs in eval mode, on rank 0 alone. Needs matplotlib (`pip install
-    syncbn[train]`).
+    It writes `samples/epoch_0005.png` and so on to the run folder, the last also as `plots/samples.png`, and logs
+    `samples` to W&B if the trainer does. The module's `forward` must map noise (N, module.net.latent_size) to images
+    (N, C, H, W) in [-1, 1], as in `GANTask`; it runs in eval mode, only on rank 0. Needs matplotlib
+    (`pip install syncbn[train]`).
 
     Args:
         every_n_epochs: epochs between two grids.
-        rows: images in a row, and rows.
-        folder: the run folder; the trainer's `default_root_dir` when None.
+        rows: number of rows and columns.
+        folder: run folder; the trainer's `default_root_dir` when None.
 
     Raises:
         ValueError: a number below 1.
@@ -66,7 +66,7 @@ class SampleGrids(L.Callback):
 
 
 def samples(module: L.LightningModule, rows: int) -> Tensor:
-    """What `module` makes of rows² points of noise, always the same ones, in eval mode, as a `grid`."""
+    """Generate a `grid` of rows² images with `module` in eval mode, always from the same noise."""
     net: Any = module.net
     noise = torch.randn(rows**2, net.latent_size, generator=torch.Generator().manual_seed(0))
     was_training = module.training
@@ -78,9 +78,9 @@ def samples(module: L.LightningModule, rows: int) -> Tensor:
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
-    """Images (N, C, H, W) in [-1, 1], C of 1 or 3, side by side as (H', W', 3) uint8, each enlarged to 32 pixels.
+    """Arrange images (N, C, H, W) in [-1, 1], C of 1 or 3, as (H', W', 3) uint8, each enlarged to 32 pixels.
 
-    N must be a multiple of `columns`; the images of a row are one after the other.
+    N must be a multiple of `columns`; images are in row-major order.
     """
     factor = max(1, -(-MIN_SIDE // max(images.shape[2:])))
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)

@@ -1,4 +1,4 @@
-"""The options of `SampleGrids`."""
+"""Options of `SampleGrids`."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from syncbn.norm.core.options import Count, option
 
 @dataclass
 class SampleGridsOptions:
-    """Images of a generator over the epochs, in samples/ and W&B."""
+    """Grids of a generator's images over the epochs, in samples/ and W&B."""
 
     every_n_epochs: Count = option(10, "epochs between two grids")
     rows: Count = option(8, "images in a row, and rows")

@@ -1,4 +1,4 @@
-"""Lightning's callbacks whose arguments a YAML file can't write."""
+"""Lightning callbacks with arguments that a YAML file can't express."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from syncbn.training.callbacks.throughput_options import ThroughputOptions as Op
 
 
 def throughput_monitor(window_size: int = Options.window_size) -> ThroughputMonitor:
-    """Samples and batches a second, for batches (inputs, labels).
+    """Make a callback that logs samples and batches per second, for batches (inputs, labels).
 
     Args:
-        window_size: batches to average over.
+        window_size: number of batches to average over.
     """
     return ThroughputMonitor(batch_size_fn=_samples, window_size=window_size)
 

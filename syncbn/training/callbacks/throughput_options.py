@@ -1,4 +1,4 @@
-"""The options of `throughput_monitor`."""
+"""Options of `throughput_monitor`."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from syncbn.norm.core.options import Count, option
 
 @dataclass
 class ThroughputOptions:
-    """Samples a second."""
+    """Samples per second."""
 
     window_size: Count = option(100, "batches to average over")
 

@@ -1,4 +1,4 @@
-"""What Lightning's W&B logger doesn't send by itself: sample predictions and the norms' statistics."""
+"""Sample predictions and norm statistics for W&B."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from syncbn.norm.core.arguments import check_arguments
 from syncbn.training.callbacks.norm_statistics import running_statistics
 from syncbn.training.callbacks.wandb_media_options import WandbMediaOptions as Options
 
-MIN_SIDE = 64  # pixels; smaller images would be specks on the page
+MIN_SIDE = 64  # smallest side of an image, in pixels
 
 
 class WandbMedia(L.Callback):
@@ -22,11 +22,11 @@ class WandbMedia(L.Callback):
     After every n-th validation, and after the last: `predictions`, a table with image, label, prediction and
     confidence of the first validation samples of rank 0; and `norm/<layer>/running_mean` and `.../running_var`,
     histograms over the channels. The module's `validation_step` must return the logits (N, num_classes) of its batch
-    (images, labels), as `ClassificationTask`'s does. It does nothing, and says so, without a `WandbLogger`. Needs
-    wandb (`pip install syncbn[train]`).
+    (images, labels), as in `ClassificationTask`. Without a `WandbLogger` it warns and does nothing. Needs wandb
+    (`pip install syncbn[train]`).
 
     Args:
-        num_samples: rows of the table; 0 for no table.
+        num_samples: number of rows of the table; 0 for no table.
         every_n_epochs: epochs between two logs.
         histograms: whether to log the norm statistics.
 
@@ -49,12 +49,12 @@ class WandbMedia(L.Callback):
         self._logged_step = -1
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Say so where there is nothing to log to."""
+        """Warn if there is no W&B logger."""
         if stage == "fit" and _logger(trainer) is None:
             rank_zero_info("WandbMedia: nothing is sent to W&B, the trainer has no WandbLogger (logger=wandb adds one)")
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the samples of the validation before."""
+        """Clear the samples of the previous validation."""
         self._samples.clear()
 
     def on_validation_batch_end(
@@ -66,7 +66,7 @@ class WandbMedia(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the first samples with their logits."""
+        """Store the first samples with their logits."""
         missing = self.num_samples - len(self._samples)
         if missing <= 0 or not trainer.is_global_zero or _logger(trainer) is None:
             return
@@ -85,7 +85,7 @@ class WandbMedia(L.Callback):
             self._log(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the last state, whatever the epoch."""
+        """Log the last state, in any epoch."""
         self._log(trainer, pl_module)
 
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -98,7 +98,7 @@ class WandbMedia(L.Callback):
             media["predictions"] = self._table(getattr(pl_module, "class_names", None))
         if self.histograms:
             media |= _histograms(pl_module)
-        # W&B's own step counts calls; the metrics of Lightning's logger are drawn over this one.
+        # W&B's own step counts calls; Lightning's logger plots metrics over this one.
         logger.experiment.log({**media, "trainer/global_step": trainer.global_step})
 
     def _table(self, names: tuple[str, ...] | None) -> Any:
@@ -128,7 +128,7 @@ def _histograms(pl_module: L.LightningModule) -> dict[str, Any]:
 
 
 def _picture(image: Tensor) -> np.ndarray:
-    """(C, H, W) of any range as (H', W', C) bytes, C of 1 or 3, with whole-number enlargement."""
+    """Convert an image (C, H, W) of any range to (H', W', C) bytes, C of 1 or 3, enlarged by an integer factor."""
     image = image[:3] if len(image) >= 3 else image[:1]
     low, high = image.min(), image.max()
     image = ((image - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""The options of `WandbMedia`."""
+"""Options of `WandbMedia`."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from syncbn.norm.core.options import Count, Natural, option
 
 @dataclass
 class WandbMediaOptions:
-    """Sample predictions as a table of images and norm statistics as histograms, where a run logs to W&B."""
+    """For runs that log to W&B: sample predictions as a table of images, and norm statistics as histograms."""
 
     num_samples: Natural = option(32, "rows of the table; 0: no table")
     every_n_epochs: Count = option(5, "epochs between two logs")

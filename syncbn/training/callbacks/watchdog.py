@@ -1,4 +1,4 @@
-"""A run in which nothing moves any more ends, and says which rank it waits for."""
+"""Watchdog for hanging runs."""
 
 from typing import Any
 
@@ -11,24 +11,23 @@ from syncbn.training.watch import Watch
 
 
 class Watchdog(L.Callback):
-    """Ends all ranks with exit code 124 when one of them stands still, and says which one, where, and who waits for it.
+    """Stops all ranks with exit code 124 when one hangs, and reports which one, where, and which ranks wait for it.
 
-    Every rank has a thread that looks where its training is, by the Python stack, and tells the others, through the
-    store by which they found each other. A rank stands still when, for too long, it has neither begun nor ended a batch
-    and isn't waiting for another rank; or when its process or machine doesn't answer. Where all ranks wait, they wait
-    for each other in different places, which are told.
+    Every rank has a thread that finds the training's position in the Python stack and publishes it in the store of the
+    default group. A rank hangs if, for too long, it has neither started nor ended a batch and isn't waiting for another
+    rank; or if its process or machine doesn't respond. If all ranks wait, they wait for each other at different places,
+    which are reported.
 
-    Nothing is added to a step. On a GPU the host runs ahead, and stands in the step that reads a result. A debugger's
-    prompt isn't standing still.
+    It adds nothing to a step. On a GPU the host runs ahead, and blocks in the step that reads a result. A debugger's
+    prompt doesn't count as hanging.
 
     Args:
-        timeout_s: seconds that a training, validation or test step may take.
-        slow_timeout_s: seconds for all else: between two batches, to load one, to save a checkpoint, to compile a step.
-            A process group has a time-out, too, `trainer.strategy.timeout_s`, for the ranks that wait meanwhile; it
-            should be longer.
+        timeout_s: time limit of a training, validation or test step, in seconds.
+        slow_timeout_s: time limit of everything else: loading a batch, saving a checkpoint, compiling a step. The
+            timeout of the process group, `trainer.strategy.timeout_s`, for ranks that wait meanwhile, should be longer.
 
     Raises:
-        ValueError: a time-out that isn't positive, or a step that may take longer than all else.
+        ValueError: a timeout that isn't positive, or a step's limit above the other one.
     """
 
     def __init__(self, timeout_s: float = Options.timeout_s, slow_timeout_s: float = Options.slow_timeout_s) -> None:
@@ -41,7 +40,7 @@ class Watchdog(L.Callback):
         self._watch: Watch | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Start to watch, before the ranks wait for each other for the first time."""
+        """Start watching, before the ranks wait for each other for the first time."""
         strategy = trainer.strategy
         limit = strategy._timeout if isinstance(strategy, DDPStrategy) else None
         if limit is not None and limit.total_seconds() <= self.slow_timeout_s:
@@ -54,45 +53,45 @@ class Watchdog(L.Callback):
         self._watch.start()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         if self._watch is not None:
             self._watch.end()
             self._watch = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """The same, where Lightning doesn't tear down: the exception says what is wrong."""
+        """Stop watching where Lightning doesn't tear down."""
         self.teardown(trainer, pl_module, "")
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """A step begins."""
+        """Record the start of a step."""
         self._moved(in_step=True)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """A step has ended."""
+        """Record the end of a step."""
         self._moved(in_step=False)
 
     def on_validation_batch_start(self, *_: Any) -> None:
-        """A step begins."""
+        """Record the start of a step."""
         self._moved(in_step=True)
 
     def on_validation_batch_end(self, *_: Any) -> None:
-        """A step has ended."""
+        """Record the end of a step."""
         self._moved(in_step=False)
 
     def on_test_batch_start(self, *_: Any) -> None:
-        """A step begins."""
+        """Record the start of a step."""
         self._moved(in_step=True)
 
     def on_test_batch_end(self, *_: Any) -> None:
-        """A step has ended."""
+        """Record the end of a step."""
         self._moved(in_step=False)
 
     def on_train_epoch_end(self, *_: Any) -> None:
-        """Something was done between two steps."""
+        """Record progress between two steps."""
         self._moved(in_step=False)
 
     def on_save_checkpoint(self, *_: Any) -> None:
-        """Something is done between two steps."""
+        """Record progress between two steps (saving)."""
         self._moved(in_step=False)
 
     def _moved(self, in_step: bool) -> None:

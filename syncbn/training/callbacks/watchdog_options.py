@@ -1,4 +1,4 @@
-"""The options of `Watchdog`."""
+"""Options of `Watchdog`."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from syncbn.norm.core.options import Positive, option
 
 @dataclass
 class WatchdogOptions:
-    """Ends all ranks when one stands still, and says which and where."""
+    """Stops all ranks when one hangs, and reports which one and where."""
 
     timeout_s: Positive = option(120.0, "seconds that a step may take")
     slow_timeout_s: Positive = option(

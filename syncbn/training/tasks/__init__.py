@@ -1,1 +1,1 @@
-"""Training tasks: one LightningModule each."""
+"""Training tasks, one LightningModule per file."""

@@ -1,4 +1,4 @@
-"""Classification as a LightningModule."""
+"""LightningModule for classification."""
 
 from collections.abc import Callable
 
@@ -20,23 +20,23 @@ from syncbn.training.tasks.classification_options import ClassificationOptions a
 class ClassificationTask(L.LightningModule):
     """Trains `net` to classify, by cross-entropy over the samples of all ranks.
 
-    A rank's loss is weighted by its share of the samples, so that DDP's average of the gradients is the gradient of
-    the mean over the global batch when the ranks' batches are unequal or empty. Metrics sum over ranks and count each
-    sample once. Logged per epoch: train/loss, train/acc, val/loss, val/acc, test/loss, test/acc. Each loss is the plain
-    cross-entropy, so that they can be compared; with label smoothing, what is minimized is logged as train/objective.
+    A rank's loss is weighted by its share of the samples, so that DDP's average of gradients is that of the mean over
+    the global batch, even if ranks' batches are unequal or empty. Metrics sum over ranks and count each sample once.
+    Logged per epoch: train/loss, train/acc, val/loss, val/acc, test/loss, test/acc. Losses are the plain cross-entropy,
+    and so comparable; with label smoothing, the training objective is logged as train/objective.
 
     Args:
-        net: from images (N, C, H, W) to logits (N, num_classes).
-        optimizer: from parameter groups to an optimizer, for example `partial(torch.optim.SGD, lr=0.1,
-            weight_decay=1e-4)`; the weight decay leaves biases and norm parameters out.
-        scheduler: from (optimizer, total_steps=...) to a schedule, stepped after each optimizer step, for example
-            `partial(cosine_with_warmup, warmup_fraction=0.1)`; None keeps the learning rate.
+        net: network from images (N, C, H, W) to logits (N, num_classes).
+        optimizer: function from parameter groups to an optimizer, for example `partial(torch.optim.SGD, lr=0.1,
+            weight_decay=1e-4)`; biases and norm parameters get no weight decay.
+        scheduler: function from (optimizer, total_steps=...) to a schedule, stepped after each optimizer step, for
+            example `partial(cosine_with_warmup, warmup_fraction=0.1)`; None for a constant learning rate.
         num_classes: number of logits.
-        label_smoothing: part of the training target that is spread over all classes, in [0, 1).
+        label_smoothing: share of the training target that is spread over all classes, in [0, 1).
         class_names: names for tables and plots; 0, 1, 2, ... when None.
 
     Raises:
-        ValueError: num_classes below 2, smoothing out of range, or another number of names than of classes.
+        ValueError: num_classes below 2, smoothing out of range, or different numbers of names and classes.
     """
 
     def __init__(
@@ -64,35 +64,35 @@ class ClassificationTask(L.LightningModule):
         self.val_metrics = _metrics("val", "loss", "acc")
         self.test_metrics = _metrics("test", "loss", "acc")
         self.test_confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
-        self._logged: set[str | None] = set()  # prefixes of the metrics that the current epochs log
+        self._logged: set[str | None] = set()  # prefixes of metrics logged in the current epochs
 
     @property
     def monitored_names(self) -> list[str]:
-        """The metrics that a fit logs, which a callback can monitor."""
+        """Metrics that a fit logs, for callbacks to monitor."""
         return [str(name) for metrics in (self.train_metrics, self.val_metrics) for name in metrics]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, C, H, W)."""
+        """Compute logits (N, num_classes) of images (N, C, H, W)."""
         return self.net(images)
 
     def on_fit_start(self) -> None:
-        """Logs anew: this trainer may be another one."""
+        """Reset logging, since the trainer may be a new one."""
         self._logged.clear()
 
     def on_train_epoch_start(self) -> None:
-        """Logs the training metrics anew."""
+        """Reset logging of training metrics."""
         self._logged.discard("train/")
 
     def on_validation_epoch_start(self) -> None:
-        """Logs the validation metrics anew."""
+        """Reset logging of validation metrics."""
         self._logged.discard("val/")
 
     def on_test_epoch_start(self) -> None:
-        """Logs the test metrics anew."""
+        """Reset logging of test metrics."""
         self._logged.discard("test/")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss over the samples of all ranks, as far as this rank's gradient is concerned."""
+        """Compute this rank's part of the mean loss over the samples of all ranks."""
         images, labels = batch
         logits = self(images)
         losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
@@ -102,28 +102,28 @@ class ClassificationTask(L.LightningModule):
         return mean_over_ranks(losses)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Adds the batch to val/loss and val/acc; returns the logits, for callbacks that show predictions."""
+        """Add the batch to val/loss and val/acc; returns the logits, for callbacks that show predictions."""
         images, labels = batch
         logits = self(images)
         self._update(self.val_metrics, logits, labels)
         return logits
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Adds the batch to test/loss, test/acc and the confusion matrix; returns the logits."""
+        """Add the batch to test/loss, test/acc and the confusion matrix; returns the logits."""
         images, labels = batch
         logits = self(images)
         self._update(self.test_metrics, logits, labels)
-        if len(labels):  # torchmetrics can't reshape an empty batch, which a rank may have at the end of the data
+        if len(labels):  # torchmetrics can't reshape an empty batch, which may occur at the end of the data
             self.test_confusion.update(logits, labels)
         return logits
 
     def on_test_epoch_end(self) -> None:
-        """Makes `confusion_matrix` (num_classes, num_classes) of all ranks' samples: rows true, columns predicted."""
+        """Compute `confusion_matrix` (num_classes, num_classes) over all ranks: rows true, columns predicted."""
         self.confusion_matrix = self.test_confusion.compute().cpu()
         self.test_confusion.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer over decaying and non-decaying parameters, and the schedule stepped with it."""
+        """Make the optimizer, with and without weight decay, and the schedule stepped with it."""
         optimizer = self.optimizer(parameter_groups(self.net))
         if self.scheduler is None:
             return optimizer
@@ -135,7 +135,7 @@ class ClassificationTask(L.LightningModule):
         logits = logits.detach()
         metrics["loss"].update(F.cross_entropy(logits, labels, reduction="none").float())
         metrics["acc"].update((logits.argmax(dim=1) == labels).float())
-        # Once an epoch will do: what Lightning logs at its end is then computed from the metric. A log takes it 0.3 ms.
+        # Once per epoch is enough, since Lightning logs the metric's value at its end. Each log takes 0.3 ms.
         if metrics.prefix not in self._logged:
             self._logged.add(metrics.prefix)
             for name, metric in metrics.items():
@@ -143,6 +143,6 @@ class ClassificationTask(L.LightningModule):
 
 
 def _metrics(stage: str, *names: str) -> MetricCollection:
-    """Means over samples, so that a sample counts once wherever it is; a NaN is shown, not left out."""
+    """Metrics as means over samples, so that each counts once on any rank; NaN is included."""
     means: dict[str, Metric | MetricCollection] = {name: MeanMetric(nan_strategy="disable") for name in names}
     return MetricCollection(means, prefix=f"{stage}/", compute_groups=False)

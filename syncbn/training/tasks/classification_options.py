@@ -1,4 +1,4 @@
-"""The options of classification."""
+"""Options of classification."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from syncbn.norm.core.options import BelowOne, option
 
 @dataclass
 class ClassificationOptions:
-    """A label for each image, by cross-entropy."""
+    """Classification of images, by cross-entropy."""
 
     label_smoothing: BelowOne = option(
         0.0,

@@ -1,4 +1,4 @@
-"""Generative adversarial training as a LightningModule."""
+"""LightningModule for generative adversarial training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ from syncbn.training.tasks.gan_options import GANOptions as Options
 from syncbn.training.tasks.gan_options import Loss
 from syncbn.training.tasks.gan_quality import GANQuality
 
-DISCRIMINATOR, GENERATOR, PENALTY, TEST = range(4)  # what random numbers are drawn for
+DISCRIMINATOR, GENERATOR, PENALTY, TEST = range(4)  # uses of random numbers
 
 
 class GANTask(L.LightningModule):
@@ -28,34 +28,34 @@ class GANTask(L.LightningModule):
 
     "bce": the discriminator's logits D minimize softplus(-D(x)) + softplus(D(G(z))), the generator softplus(-D(G(z))).
     "wgan_gp": D(G(z)) - D(x) + w·(‖∇D(x̂)‖ - 1)² with x̂ uniformly between x and G(z), and -D(G(z)); the penalty
-    differentiates the discriminator, its norms included, twice. Real and generated images go through the discriminator
-    as batches of their own, so that batch statistics don't mix them.
+    differentiates the discriminator, including its norms, twice. Real and generated images are separate batches of the
+    discriminator, so that batch statistics don't mix them.
 
-    Optimization is manual. Under DDP, `syncbn.training.ddp` looks for the parameters that a backward pass leaves out,
-    the other network's; losses weigh ranks as in `ClassificationTask`. Noise is a function of the seed, the step and
-    the row of the batch, whatever the number of ranks. The trainer's `global_step` counts both optimizers' steps.
+    Optimization is manual. Under DDP, `syncbn.training.ddp` finds the parameters that a backward pass doesn't use (the
+    other network's); losses weight ranks as in `ClassificationTask`. Noise is a function of the seed, the step and the
+    row of the batch, for any number of ranks. The trainer's `global_step` counts both optimizers' steps.
 
     Logged per epoch: train/discriminator_loss, train/generator_loss, val/discriminator_loss. A test compares images of
     the averaged generator with the test set: see `GANQuality`.
 
     Args:
         net: the two networks.
-        optimizer: from parameter groups to an optimizer; called once for each network. The paper's is
+        optimizer: function from parameter groups to an optimizer, called once for each network. The paper's is
             `partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999))`.
-        scheduler: from (optimizer, total_steps=...) to a schedule of each optimizer, stepped with it; None keeps the
-            learning rate.
+        scheduler: function from (optimizer, total_steps=...) to a schedule of each optimizer, stepped with it; None for
+            a constant learning rate.
         loss: "bce" or "wgan_gp".
-        penalty_weight: w.
+        penalty_weight: weight w of the penalty.
         discriminator_steps: batches for each step of the generator; 1 for "bce", 5 in WGAN-GP's paper.
-        quality_samples: images that a test generates.
-        quality_epochs: of the training of the classifier that judges them.
-        seed: of the noise.
-        joint_batches: whether the discriminator's step sees real and generated images as one batch, which norms over
-            the batch tell from two; the paper's practice is two.
+        quality_samples: number of images that a test generates.
+        quality_epochs: training epochs of the classifier that evaluates them.
+        seed: seed of the noise.
+        joint_batches: whether the discriminator sees real and generated images as one batch, which matters for norms
+            over the batch; the paper uses two batches.
 
     Raises:
-        ValueError: an unknown loss, or a number out of its range.
-        TypeError: another network.
+        ValueError: an unknown loss, or a number out of range.
+        TypeError: a network of another type.
 
     Source: Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661; Radford et al. 2016,
     https://arxiv.org/abs/1511.06434; Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028.
@@ -98,11 +98,11 @@ class GANTask(L.LightningModule):
         self.quality: GANQuality | None = None
 
     def forward(self, noise: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [-1, 1] of the averaged generator, from noise (N, latent_size)."""
+        """Generate images (N, C, H, W) in [-1, 1] with the averaged generator from noise (N, latent_size)."""
         return self.net(noise)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """A step of the discriminator and, every `discriminator_steps` batches, one of the generator."""
+        """Do a step of the discriminator and, every `discriminator_steps` batches, one of the generator."""
         images, _ = batch
         optimizers: Any = self.optimizers()
         discriminator, generator = optimizers
@@ -128,7 +128,7 @@ class GANTask(L.LightningModule):
                 schedulers[1].step()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Adds to val/discriminator_loss, without the penalty: how well held-out images are told from samples."""
+        """Add to val/discriminator_loss, without the penalty: how well held-out images are told from samples."""
         images, _ = batch
         fakes = self.net(self.noise(len(images), batch_idx, TEST))
         losses = self._adversarial(self.net.discriminator(images), self.net.discriminator(fakes))
@@ -136,7 +136,7 @@ class GANTask(L.LightningModule):
         self.log("val/discriminator_loss", self.losses["validation"], on_step=False, on_epoch=True)
 
     def on_test_start(self) -> None:
-        """Train the network that judges."""
+        """Train the classifier for the evaluation."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self.quality = GANQuality(data, self.device, self.seed, self.quality_epochs)
 
@@ -154,10 +154,10 @@ class GANTask(L.LightningModule):
             noise = self.noise(min(256, count - start), start, TEST)
             self.quality.add_generated(self.net(noise))
         self.log_dict({f"test/{name}": value for name, value in self.quality.compute().items()}, sync_dist=True)
-        self.quality = None  # its weights don't belong into a checkpoint
+        self.quality = None  # its weights don't belong in a checkpoint
 
     def configure_optimizers(self) -> Any:
-        """The discriminator's optimizer and the generator's, each with its schedule."""
+        """Make the optimizers of discriminator and generator, each with its schedule."""
         networks = (self.net.discriminator, self.net.generator)
         optimizers = [self.optimizer(parameter_groups(network)) for network in networks]
         if self.scheduler is None:
@@ -168,7 +168,7 @@ class GANTask(L.LightningModule):
         return optimizers, [self.scheduler(optimizer, total_steps=count) for optimizer, count in pairs]
 
     def noise(self, rows: int, step: int, purpose: int) -> Tensor:
-        """Standard normal (rows, latent_size) of this rank: every world_size-th row, so that no two ranks share one."""
+        """Standard normal noise (rows, latent_size) of this rank: every world_size-th row, so that ranks share none."""
         generator = np.random.default_rng([self.seed, step, purpose])
         return self._own(lambda size: generator.standard_normal((size, self.net.latent_size)), rows)
 

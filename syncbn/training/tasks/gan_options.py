@@ -1,4 +1,4 @@
-"""The options of a GAN's training."""
+"""Options of a GAN's training."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ Loss = Literal["bce", "wgan_gp"]
 
 @dataclass
 class GANOptions:
-    """A generator against a discriminator, without labels."""
+    """Adversarial training of a generator and a discriminator, without labels."""
 
     loss: Loss = option(
         "bce",

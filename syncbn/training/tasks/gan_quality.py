@@ -1,4 +1,4 @@
-"""How good generated images are, by a classifier trained on the real ones."""
+"""Quality of generated images, by a classifier trained on real ones."""
 
 import copy
 import warnings
@@ -15,21 +15,21 @@ from syncbn.models.common import global_average
 from syncbn.models.resnet import ResNet, resnet18
 from syncbn.norm import norm_layer
 
-CONFIDENT = 0.9  # the probability from which on a generated image counts as clearly of a class
+CONFIDENT = 0.9  # probability from which a generated image counts as clearly of a class
 
 
 class GANQuality(nn.Module):
-    """Compares generated images with real ones, in the features of a classifier trained for it, and counts classes.
+    """Compares generated with real images in a classifier's features, and counts classes.
 
-    The Fréchet and the kernel distance are those of torchmetrics, over the classifier's last features in place of an
-    Inception network's, so they can be compared with each other and not with published ones. Every rank trains the
-    same classifier, on all training images, without touching the global random state.
+    The Fréchet and the kernel distance are those of torchmetrics, over the classifier's last features instead of an
+    Inception network's, so they are comparable with each other, but not with published ones. Every rank trains the
+    same classifier, on all training images, without changing the global random state.
 
     Args:
-        data: with `train_dataloader()` of (images, labels), `num_classes`, `in_channels` and `batch_size`.
-        device: to train and compare on.
-        seed: of the classifier.
-        epochs: of its training.
+        data: data module with `train_dataloader()` of (images, labels), `num_classes`, `in_channels` and `batch_size`.
+        device: device to train and compare on.
+        seed: seed of the classifier.
+        epochs: epochs of its training.
     """
 
     def __init__(self, data: Any, device: torch.device | str = "cpu", seed: int = 0, epochs: int = 30) -> None:
@@ -37,7 +37,7 @@ class GANQuality(nn.Module):
         self.num_classes = data.num_classes
         self.features = Features(train_classifier(data, device, seed, epochs))
         self.frechet = FrechetInceptionDistance(feature=self.features)
-        with warnings.catch_warnings():  # of the memory that all samples' features take
+        with warnings.catch_warnings():  # about the memory of all samples' features
             warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all")
             self.kernel = KernelInceptionDistance(feature=self.features, subsets=50)
         self.right, self.classes, self.confidences = CatMetric(), CatMetric(), CatMetric()
@@ -62,12 +62,12 @@ class GANQuality(nn.Module):
         self.confidences.update(confidences)
 
     def compute(self) -> dict[str, Tensor]:
-        """Over all ranks' images.
+        """Compute the metrics over all ranks' images.
 
-        - `frechet`, `kernel`: the distances; 0 for equal distributions.
-        - `confident`: share of the generated images that one class has a probability of at least 0.9 of.
-        - `rarest_class`: share of generated images of the class with the fewest; 0 if one is never made.
-        - `classifier_acc`: accuracy of the classifier on the real images, which the rest rests on.
+        - `frechet`, `kernel`: distances; 0 for equal distributions.
+        - `confident`: share of generated images with a class probability of at least 0.9.
+        - `rarest_class`: share of generated images of the rarest class; 0 if one is never generated.
+        - `classifier_acc`: accuracy of the classifier on the real images, which the other metrics depend on.
         """
         classes, right = _values(self.classes).long(), _values(self.right)
         self.kernel.subset_size = min(100, len(classes), len(right))
@@ -85,7 +85,7 @@ class GANQuality(nn.Module):
 
 
 class Features(nn.Module):
-    """The last features (N, num_features) of a classifier, in the form that torchmetrics asks for."""
+    """Last features (N, num_features) of a classifier, in the form that torchmetrics requires."""
 
     def __init__(self, classifier: ResNet) -> None:
         super().__init__()
@@ -97,9 +97,9 @@ class Features(nn.Module):
 
 
 def train_classifier(data: Any, device: torch.device | str, seed: int, epochs: int) -> ResNet:
-    """A small ResNet, trained in this process alone on all training images of `data`, in eval mode, not trainable."""
+    """Train a small ResNet in this process on all training images of `data`; returns it frozen, in eval mode."""
     alone = copy.copy(data)
-    alone.trainer = None  # so that its loader gives this process every image, not a rank's part
+    alone.trainer = None  # its loader then gives all images instead of a rank's part
     alone.batch_size = 32
     # Lightning tests in inference mode.
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():

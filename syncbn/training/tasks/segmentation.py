@@ -1,4 +1,4 @@
-"""Semantic segmentation as a LightningModule."""
+"""LightningModule for semantic segmentation."""
 
 from collections.abc import Callable
 
@@ -14,9 +14,9 @@ from syncbn.training.tasks.classification_options import ClassificationOptions a
 class SegmentationTask(ClassificationTask):
     """Trains `net` to classify every pixel, by cross-entropy over the pixels of all ranks.
 
-    As `ClassificationTask`, with labels (N, H, W) and logits (N, num_classes, H, W), so that acc is the share of right
-    pixels. Logged per epoch beside its metrics: val/miou and test/miou, the intersection over union of predicted and
-    true pixels of a class, over all ranks' images, averaged over the classes that occur.
+    As `ClassificationTask`, with labels (N, H, W) and logits (N, num_classes, H, W), so acc is the share of correct
+    pixels. Also logged per epoch: val/miou and test/miou, the intersection over union of predicted and true pixels of a
+    class, over all ranks' images, averaged over the classes that occur.
 
     The arguments are those of `ClassificationTask`.
     """
@@ -36,17 +36,17 @@ class SegmentationTask(ClassificationTask):
 
     @property
     def monitored_names(self) -> list[str]:
-        """The metrics that a fit logs, which a callback can monitor."""
+        """Metrics that a fit logs, for callbacks to monitor."""
         return [*super().monitored_names, "val/miou"]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Adds the batch to val/loss, val/acc and val/miou; returns the logits, for callbacks that show predictions."""
+        """Add the batch to val/loss, val/acc and val/miou; returns the logits, for callbacks that show predictions."""
         logits = super().validation_step(batch, batch_idx)
         self._overlap("val/miou", self.val_miou, logits, batch[1])
         return logits
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Adds the batch to test/loss, test/acc, test/miou and the confusion matrix of pixels."""
+        """Add the batch to test/loss, test/acc, test/miou and the confusion matrix of pixels."""
         logits = super().test_step(batch, batch_idx)
         self._overlap("test/miou", self.test_miou, logits, batch[1])
         return logits

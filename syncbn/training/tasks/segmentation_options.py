@@ -1,4 +1,4 @@
-"""The options of segmentation: those of classification, for every pixel."""
+"""Options of segmentation, which are those of classification."""
 
 from syncbn.training.tasks.classification_options import ClassificationOptions
 
