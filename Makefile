@@ -59,8 +59,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 tables: $(READY)
 	$(BIN)python docs/option_tables.py
 
-# docs/zoo.md: networks of other packages, in an environment of their own, for hours. Those that have a row in
-# docs/zoo.csv stay as they are; make zoo ZOO="name=timm*" does some again, ZOO=jobs=4 more at a time.
+# docs/zoo.md: networks of other packages, in an environment of their own, for hours. What has a cell in docs/zoo.csv
+# isn't done again, unless by make zoo ZOO="name=timm*"; ZOO=jobs=4 does more at a time.
 ZOO ?=
 zoo: .venv-zoo/.installed
 	OMP_NUM_THREADS=1 .venv-zoo/bin/torchrun --nproc-per-node 2 -m tests.zoo.example examples/timm_loop.py

@@ -153,13 +153,19 @@ def inspect(s: Specimen) -> Facts:
 
 
 def verify(s: Specimen) -> Facts:
-    """Two ranks with synchronized norms are one process."""
+    """Two ranks with synchronized norms are one process.
+
+    Of two and four samples: torch's gradients for a batch of one aren't always those of a sample in a larger batch
+    (timm's efficientvit_m0 in float64 is off by 0.7, without any norm of ours).
+    """
     model = _converted(s, "sync").train()
     for module in model.modules():  # each rank would draw other numbers
-        if any(word in type(module).__name__ for word in ("Drop", "StochasticDepth")):
+        if hasattr(module, "drop_rate"):
+            module.drop_rate = 0.0
+        if type(module).__name__ in ("Dropout", "Dropout2d", "DropPath", "StochasticDepth"):
             module.eval()
     with policy():
-        report = syncbn.verify(model, s.x)
+        report = syncbn.verify(model, torch.cat([s.x, -s.x[:2]]), timeout_s=600)
     if not report:
         raise WrongError(str(report))
     return Facts()

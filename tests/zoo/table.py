@@ -22,7 +22,8 @@ LEGEND = """\
 
 **Columns.** Norms: batch norms with running statistics. Folded: by `fuse`, of those that follow a convolution or linear
 layer, as hooks on modules count them, without the recorder. Pruned: the part of the norms' channels that `prune` with
-ratio 0.3 removes. ✓ is right; a number is a refusal, by its reason below.
+ratio 0.3 removes. ✓ is right; a number is a refusal, by its reason below; what was not tried is empty. Plain: converted
+to `batch`. Verify: two ranks against one process.
 
 """
 
