@@ -20,11 +20,11 @@ class WandbOptions:
     save_dir: str = required("the run folder; W&B's files are in wandb/ there")
     run_id: str = required("the run's id")
     project: str = required("W&B's project")
-    offline: bool | None = option(None, "null: WANDB_MODE where it is set, else offline unless logged in")
-    entity: str | None = option(None, "the user's or team's name; null: the account's default")
-    group: str | None = option(None, "runs to show together")
-    job_type: str | None = option(None, "the kind of run")
-    tags: list[str] | None = option(None, "words to find the run by")
+    offline: bool | None = option(None, "null: by WANDB_MODE if it is set, else offline unless logged in")
+    entity: str | None = option(None, "name of the user or team; null: the account's default")
+    group: str | None = option(None, "group of runs to show together")
+    job_type: str | None = option(None, "type of the run")
+    tags: list[str] | None = option(None, "tags of the run")
     log_model: bool | Literal["all"] = option(
         False, "true: the best and last checkpoints as artifacts; all: each of them"
     )

@@ -14,26 +14,26 @@ class DDPOptions:
 
     timeout_s: Positive = option(
         300.0,
-        "seconds after which a network that falls silent is given up; a rank that dies is noticed at once",
+        "timeout of collectives in seconds, for an unresponsive network; a dead rank is noticed at once",
         refusal="timeout_s must be positive seconds, got {value}",
     )
     process_group_backend: Literal["gloo", "nccl"] | None = option(None, "null: gloo on the CPU, nccl on GPUs")
     start_method: Literal["popen", "spawn", "fork", "forkserver"] = option(
-        "popen", "how ranks are started where no launcher does; spawn: from within the process, as a notebook needs"
+        "popen", "how ranks are started without a launcher; spawn: from within the process, as notebooks need"
     )
     unequal_batches: Policy = option(
         "fail",
-        "what ranks with unequal numbers of batches do; train: those that have none left take part with empty ones",
+        "with unequal numbers of batches: fail, or train with empty batches on ranks that have none left",
     )
     batch_scheduling: bool = option(
         True,
-        "whether ranks that talk by gloo run under SCHED_BATCH; false: where other programs, or workers of the loader, "
-        "want the same processors",
+        "whether gloo ranks run under SCHED_BATCH; false: if other programs or the loader's workers compete for the "
+        "processors",
     )
     gradient_as_bucket_view: bool = option(
         True, "whether gradients are views of DDP's buckets, and not copied into them"
     )
-    find_unused_parameters: bool = option(False, "whether a backward pass may leave parameters out")
+    find_unused_parameters: bool = option(False, "whether a backward pass may leave parameters unused")
     static_graph: bool = option(False, "whether every step uses the same parameters, in the same order")
 
 

@@ -12,7 +12,7 @@ class FreezeNormOptions:
     stats: bool = option(True, "whether running statistics are frozen")
     affine: bool = option(False, "whether γ and β are frozen")
     include: str | list[str] | None = option(None, "globs of names of norms, as net.layer1.*; null: all")
-    exclude: str | list[str] | None = option(None, "globs of names of norms to leave as they are")
+    exclude: str | list[str] | None = option(None, "globs of names of norms to leave unchanged")
 
 
 @dataclass
@@ -29,7 +29,7 @@ class GradualUnfreezingOptions:
 
     stages: list[str] = required("globs of names of parameters, in order, as net.fc.*")
     every_n_epochs: Count = option(1, "epochs between two stages")
-    frozen_stats_epochs: Natural = option(0, "the last epochs, in which running statistics don't move")
+    frozen_stats_epochs: Natural = option(0, "number of last epochs in which running statistics are frozen")
 
 
 OPTIONS = {

@@ -9,8 +9,8 @@ from syncbn.norm.core.options import Count, Share, option
 class LoaderWatchOptions:
     """Logs the share of time that training waits for batches, and warns if it is too large."""
 
-    max_share: Share = option(0.5, "part of the time above which it warns")
-    min_batches: Count = option(10, "batches of an epoch below which it says nothing")
+    max_share: Share = option(0.5, "share of the time above which to warn")
+    min_batches: Count = option(10, "smallest number of batches of an epoch to log")
 
 
 OPTIONS = {"LoaderWatch": LoaderWatchOptions}

@@ -12,12 +12,12 @@ _MOMENTUM = "momentum must be in [0, 1], got {value}"
 class MomentumScheduleOptions:
     """Changes the momentum of running statistics from one value to another."""
 
-    start: Fraction = option(0.1, "the first momentum, as torch counts it; Keras's 0.9", refusal=_MOMENTUM)
-    end: Fraction = option(0.01, "the last momentum", refusal=_MOMENTUM)
+    start: Fraction = option(0.1, "first momentum, in torch's convention; Keras's 0.9", refusal=_MOMENTUM)
+    end: Fraction = option(0.01, "last momentum", refusal=_MOMENTUM)
     shape: Literal["linear", "cosine"] = option("cosine", "of the way between them")
     fraction: Annotated[float, Range(above=0, high=1)] = option(
         1.0,
-        "part of the training's steps, in which it gets to the end",
+        "share of the training's steps until the last momentum is reached",
         refusal="fraction must be above 0 and at most 1, got {value}",
     )
 

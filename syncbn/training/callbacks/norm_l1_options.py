@@ -9,7 +9,7 @@ from syncbn.norm.core.options import Positive, option
 class NormL1Options:
     """L1 penalty on the scales of batch norms, before `syncbn.prune` (Liu et al. 2017)."""
 
-    strength: Positive = option(1e-4, "of the penalty; the paper's, for 160 epochs")
+    strength: Positive = option(1e-4, "weight of the penalty; the paper's, for 160 epochs")
 
 
 OPTIONS = {"NormL1": NormL1Options}

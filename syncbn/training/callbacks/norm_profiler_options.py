@@ -9,7 +9,7 @@ from syncbn.norm.core.options import option
 class NormProfilerOptions:
     """Each norm's compute and communication time."""
 
-    folder: str | None = option(None, "where norm_times.csv is written; null: the trainer's own")
+    folder: str | None = option(None, "folder for norm_times.csv; null: the trainer's")
 
 
 OPTIONS = {"NormProfiler": NormProfilerOptions}

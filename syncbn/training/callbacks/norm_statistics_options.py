@@ -10,7 +10,7 @@ class NormStatisticsOptions:
     """Each norm layer's running mean and variance over time."""
 
     every_n_steps: Count = option(10, "optimizer steps between rows")
-    folder: str | None = option(None, "where norm_statistics.csv is written; null: the trainer's own")
+    folder: str | None = option(None, "folder for norm_statistics.csv; null: the trainer's")
 
 
 OPTIONS = {"NormStatisticsRecorder": NormStatisticsOptions}

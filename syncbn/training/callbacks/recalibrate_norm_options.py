@@ -9,7 +9,7 @@ from syncbn.norm.core.options import Count, option
 class RecalibrateNormOptions:
     """Recalibrates running statistics on training batches before each validation."""
 
-    every_n_epochs: Count = option(1, "epochs between two recalibrations; the last epoch always has one")
+    every_n_epochs: Count = option(1, "epochs between two recalibrations; there is always one in the last epoch")
     max_batches: Count | None = option(
         50,
         "training batches of each rank to use; null: all",

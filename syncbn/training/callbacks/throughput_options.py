@@ -9,7 +9,7 @@ from syncbn.norm.core.options import Count, option
 class ThroughputOptions:
     """Samples per second."""
 
-    window_size: Count = option(100, "batches to average over")
+    window_size: Count = option(100, "number of batches to average over")
 
 
 OPTIONS = {"throughput_monitor": ThroughputOptions}

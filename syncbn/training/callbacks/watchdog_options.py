@@ -9,10 +9,10 @@ from syncbn.norm.core.options import Positive, option
 class WatchdogOptions:
     """Stops all ranks when one hangs, and reports which one and where."""
 
-    timeout_s: Positive = option(120.0, "seconds that a step may take")
+    timeout_s: Positive = option(120.0, "time limit of a step, in seconds")
     slow_timeout_s: Positive = option(
         240.0,
-        "seconds for all else: loading a batch, saving a checkpoint; less than trainer.strategy.timeout_s",
+        "time limit of all else: loading a batch, saving a checkpoint; less than trainer.strategy.timeout_s",
     )
 
 

@@ -11,7 +11,7 @@ class ClassificationOptions:
 
     label_smoothing: BelowOne = option(
         0.0,
-        "part of the training target that is spread over all classes",
+        "share of the training target that is spread over all classes",
         refusal="label_smoothing must be at least 0 and below 1, got {value}",
     )
 

@@ -17,11 +17,11 @@ class GANOptions:
         "wgan_gp: Wasserstein with a gradient penalty",
         refusal="unknown loss {value!r}; allowed: {allowed}",
     )
-    penalty_weight: NotNegative = option(10.0, "of wgan_gp's penalty")
+    penalty_weight: NotNegative = option(10.0, "weight of wgan_gp's penalty")
     discriminator_steps: Count = option(1, "batches for each step of the generator")
-    quality_samples: Count = option(1000, "images that the test generates")
-    quality_epochs: Count = option(30, "of the classifier that judges them")
-    seed: Natural = option(0, "of the noise")
+    quality_samples: Count = option(1000, "number of images that the test generates")
+    quality_epochs: Count = option(30, "training epochs of the classifier that evaluates them")
+    seed: Natural = option(0, "seed of the noise")
     joint_batches: bool = option(False, "whether real and generated images are one batch for the discriminator's step")
 
 
