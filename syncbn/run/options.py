@@ -136,7 +136,7 @@ class LocalLauncher:
     cpus_per_task: Count | None = option(None, "processors per rank")
     gpus_per_node: Natural | None = option(None, "GPUs visible to a job")
     mem_gb: Count | None = option(None, "memory of a job on each node")
-    nodes: Literal[1] = option(1, "of a job")
+    nodes: Literal[1] = option(1, "nodes of a job")
     stderr_to_stdout: bool = option(False, "whether a task has a single log")
 
 
@@ -144,7 +144,7 @@ class LocalLauncher:
 class SlurmLauncher(LocalLauncher):
     """Submits jobs to SLURM."""
 
-    nodes: Count = option(1, "of a job")  # type: ignore[assignment]
+    nodes: Count = option(1, "nodes of a job")  # type: ignore[assignment]
     partition: str | None = option(None, "SLURM partition")
     qos: str | None = option(None, "SLURM quality of service")
     comment: str | None = option(None, "SLURM comment")
