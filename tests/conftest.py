@@ -1,10 +1,10 @@
-"""Fixtures for every test."""
+"""Fixtures for all tests."""
 
 import os
 import sys
 from collections.abc import Callable, Iterator
 
-# Two processes of one thread each are what the tests' ranks are; wandb and hydra must not look outside.
+# The tests' ranks are two processes of one thread each; wandb and hydra must not use the network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from tests.ranks import Ranks
 
-# Time is never asserted, and the first example of a test may load a library.
+# No deadline: the first example of a test may load a library.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
@@ -22,7 +22,7 @@ pytest_plugins = ["tests.plugins.no_silent_skips"]
 
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Callable[[int], Ranks]]:
-    """`ranks(2)`: two gloo processes, started at the first use and kept for the session."""
+    """`ranks(2)`: two gloo processes, started on first use and kept for the session."""
     pools: dict[int, Ranks] = {}
 
     def pool(world_size: int) -> Ranks:
@@ -37,7 +37,7 @@ def ranks() -> Iterator[Callable[[int], Ranks]]:
 
 @pytest.fixture(autouse=True)
 def determinism_ends_with_its_test() -> Iterator[None]:
-    """A Trainer with `deterministic=True` sets it for the whole process; the tests after it have not asked for it."""
+    """Undo `deterministic=True` of a Trainer, which would otherwise affect the tests after it."""
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].use_deterministic_algorithms(False)

@@ -1,4 +1,4 @@
-"""Real ranks that may hang, be killed or leave: processes of their own for each case, and what each of them printed."""
+"""Real ranks that may hang, be killed or exit: new processes for each case, with their output."""
 
 import multiprocessing
 import os
@@ -15,21 +15,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Imports, which take seconds, are done once: each rank is a fork of a process that does nothing else.
+# The slow imports are done once: each rank is a fork of an idle process.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.training.fits"])
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a rank ended: its exit code, -9 after kill -9 say, and what it printed."""
+    """End of a rank: its exit code, such as -9 after kill -9, and its output."""
 
     code: int | None
     output: str
 
 
 class LostRanks:
-    """`world_size` processes in one gloo group that run an importable function; `end` says how they ended."""
+    """`world_size` processes in one gloo group that run an importable function; `end` returns how they ended."""
 
     def __init__(self, world_size: int, function: Callable[..., Any], *args: Any, group_timeout_s: float = 200) -> None:
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -54,7 +54,7 @@ class LostRanks:
             time.sleep(0.05)
 
     def end(self, timeout_s: float = 200, stopped: int | None = None) -> list[Ended]:
-        """Wait for all ranks, but for one that was stopped; it is killed, as a launcher would."""
+        """Wait for all ranks except one that was stopped, which is killed, as by a launcher."""
         deadline = time.monotonic() + timeout_s
         for rank, process in enumerate(self.processes):
             if rank != stopped:

@@ -1,4 +1,4 @@
-"""The benchmark on a GPU."""
+"""Test of the GPU benchmark."""
 
 import os
 import subprocess

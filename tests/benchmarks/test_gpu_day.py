@@ -1,4 +1,4 @@
-"""The script for a machine with a GPU: rehearsed without one, and with steps that fail, hang and crash."""
+"""Tests of the GPU script without a GPU, and with steps that fail, hang and crash."""
 
 import os
 import subprocess
@@ -85,7 +85,7 @@ def test_without_a_gpu_a_part_says_so_in_one_line(module: str) -> None:
 
 
 def test_the_gpus_tests_are_collected_with_pytest_and_hypothesis_alone() -> None:
-    """On the GPU's machine there is no pytest-timeout, Lightning, Hydra or rich."""
+    """The GPU machine has no pytest-timeout, Lightning, Hydra or rich."""
     (step,) = (step for step in STEPS if step.name == "Tests that need a GPU")
     arguments = ["--collect-only", *step.command[2:]]
     command = [sys.executable, "-c", WITHOUT_THE_REST.format(arguments=arguments)]

@@ -1,4 +1,4 @@
-"""The count of what a forward pass keeps, and that the modes keep less by both counts, on small images."""
+"""The two memory counts of a forward pass, and that the modes keep less by both, on small images."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from benchmarks.memory import LIMITS, PEER, allocated_megabytes, network, saved_
 
 
 class Known(nn.Module):
-    """Saves its input, which is squared, and the output of exp, twice; a parameter, which doesn't count."""
+    """Saves its squared input, the output of exp twice, and a parameter, which doesn't count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ def test_storages_are_counted_once_and_parameters_are_not() -> None:
     megabytes = x.numel() * 4 / 1e6
     # x, x² for the gradient of the scale, and y for both exp and sin.
     assert saved_megabytes(Known(), x) == pytest.approx(3 * megabytes)
-    # The same but the input, which was there before, and the scalar that is returned.
+    # The same without the input, which existed before, plus the returned scalar.
     assert allocated_megabytes(Known(), x) == pytest.approx(2 * megabytes, rel=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""The peers that the benchmarks measure us by do what they are said to do."""
+"""The benchmarks' peers compute what they claim."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What is measured is put in the place of what the same part measured before, and read back as it was."""
+"""New measurements replace the same part's earlier ones, and are read back unchanged."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The scaling model finds parameters that are known, and the command that writes its page runs."""
+"""The scaling model recovers known parameters, and the command that writes its page runs."""
 
 import csv
 import re
@@ -22,7 +22,7 @@ microseconds = st.floats(0.1, 1000).map(lambda value: 1e-6 * value)
 
 
 def ring_seconds(costs: Costs, kind: Kind, ranks: int, size: int) -> float:
-    """Step by step: in each, every rank hands on a part of the message, and the ranks of a core take turns."""
+    """Simulate a ring step by step: every rank passes on a part of the message, and ranks of a core take turns."""
     part = size / ranks if kind == "all_reduce" else size
     passes = 2 if kind == "all_reduce" else 1
     elapsed = costs.base

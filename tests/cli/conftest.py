@@ -1,4 +1,4 @@
-"""Runs of the real scripts, each started once for all tests: an import of Lightning alone takes seconds."""
+"""Runs of the real scripts, each started once for all tests, since importing Lightning takes seconds."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ SHORT = (
 
 @dataclass(frozen=True)
 class Finished:
-    """A command that ended: where it ran, its exit code and what it printed."""
+    """A finished command: its folder, exit code and output."""
 
     folder: Path
     code: int
@@ -30,7 +30,7 @@ class Finished:
 
 
 def run_script(folder: Path, script: str, *arguments: str, torchrun: int = 0, **environ: str) -> Finished:
-    """scripts/<script>.py in `folder`, by itself or under torchrun with that many ranks."""
+    """Run scripts/<script>.py in `folder`, directly or under torchrun with a number of ranks."""
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={torchrun}"] if torchrun else []
     command = [sys.executable, *launcher, str(REPOSITORY / "scripts" / f"{script}.py"), *arguments]
     inherited = {key: value for key, value in os.environ.items() if key not in ("SYNCBN_RUN_ID", "WANDB_API_KEY")}
@@ -43,7 +43,7 @@ def run_script(folder: Path, script: str, *arguments: str, torchrun: int = 0, **
 
 @pytest.fixture(scope="session")
 def one_process_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A short training in one process with every logger, named `one`."""
+    """Short training in one process with all loggers, named `one`."""
     folder = tmp_path_factory.mktemp("one_process")
     return run_script(
         folder, "train", "run_id=one", "logger=many_loggers", "tags=[a,b]", *SHORT, WANDB_ENTITY="me", WANDB_MODE=""

@@ -1,4 +1,4 @@
-"""The parser of the commands that aren't Hydra's: what it reads, what it refuses, and what it prints."""
+"""The parser of commands without Hydra: what it accepts, refuses and prints."""
 
 import sys
 from dataclasses import dataclass

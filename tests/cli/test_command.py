@@ -1,4 +1,4 @@
-"""`syncbn` and `python -m syncbn`: the overview, the commands, and what is answered to what is none."""
+"""`syncbn` and `python -m syncbn`: overview, commands, and messages for unknown ones."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 from syncbn.cli import commands
 
 NAMES = ("compare", "evaluate", "export", "inspect", "recalibrate", "train", "verify")
-# Runs `syncbn` with the words of its command line and tells on the last line what it has imported.
+# Runs `syncbn` with a command line and prints on the last line what it has imported.
 PROGRAM = (
     "import sys\n"
     "from syncbn.cli import main\n"

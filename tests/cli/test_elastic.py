@@ -1,4 +1,4 @@
-"""torchrun --nnodes=1:2: nodes that come and go, two agents on this machine, and one run that goes on through it."""
+"""torchrun --nnodes=1:2 with nodes that join and leave: two agents on this machine, and one run that continues."""
 
 import csv
 import os
@@ -32,7 +32,7 @@ RUN = (
 
 @contextmanager
 def node(folder: Path, name: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """A torchrun agent with one rank, in a session of its own; what its rank says is in `<name>.log`."""
+    """Start a torchrun agent with one rank in its own session; the rank's output is in `<name>.log`."""
     rendezvous = ["--rdzv-id=job", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--local-addr=localhost"]
     patience = "join_timeout=120,last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=5"
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3"]
@@ -55,7 +55,7 @@ def node(folder: Path, name: str, port: int) -> Iterator["subprocess.Popen[bytes
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """The loss of a node: its agent and its ranks at once."""
+    """Kill a node: its agent and its ranks at once."""
     ranks = [rank for rank in Path("/proc").glob("[0-9]*") if parent_of(rank) == process.pid]
     process.kill()
     for rank in ranks:
@@ -67,7 +67,7 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 def parent_of(process: Path) -> int | None:
     try:
         return int((process / "stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:  # it has ended meanwhile
+    except OSError:  # it has ended
         return None
 
 
@@ -116,5 +116,5 @@ def test_a_run_goes_on_as_nodes_come_and_go_with_the_same_global_batches(tmp_pat
 
 
 def both(folder: Path) -> str:
-    """What the ranks of both nodes have said; the first rank may be on either."""
+    """Output of both nodes' ranks; the first rank may be on either."""
     return "".join(log.read_text() for log in sorted(folder.glob("*.log")))

@@ -1,4 +1,4 @@
-"""What a finished run's folder is good for: evaluate, load_run, compare."""
+"""Commands on a finished run's folder: evaluate, load_run, compare."""
 
 import csv
 import shutil

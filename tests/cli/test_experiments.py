@@ -29,7 +29,7 @@ SHORT = (
 )
 
 
-IMAGES = (  # of a folder that the test writes, in the place of the hub's
+IMAGES = (  # images of a folder that the test writes, instead of the hub's
     "++data.source=null",
     "++data.image_column=image",
     "++data.label_column=label",
@@ -46,7 +46,7 @@ OF_THE_HUB = (
 
 
 def two_steps(experiment: str, folder: Path) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """The metrics and the network after two steps of `scripts/train.py experiment=<name>`, without a test."""
+    """Metrics and network after two steps of `scripts/train.py experiment=<name>`, without a test."""
     from syncbn.launch.world import World
     from syncbn.run import build
 

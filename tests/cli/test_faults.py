@@ -1,4 +1,4 @@
-"""What a run does when one of its processes is lost."""
+"""Runs that lose one of their processes."""
 
 import os
 import re
@@ -20,7 +20,7 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on_in_its_folder(tmp_pa
     script = str(REPOSITORY / "scripts" / "train.py")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
     options = [*SHORT, "trainer.max_epochs=4", "trainer=ddp", "resume=auto", "callbacks=checkpoint"]
-    # The workers that torchrun starts again may read an address that the first ones have left in its store.
+    # Workers that torchrun restarts may read an address that the first ones left in its store.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     environment.pop("SYNCBN_RUN_ID", None)
     with subprocess.Popen(
@@ -52,7 +52,7 @@ def rank_of(agent: int, rank: int) -> int:
             try:
                 parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
                 variables = (process / "environ").read_bytes().split(b"\0")
-            except OSError:  # it has ended meanwhile
+            except OSError:  # it has ended
                 continue
             if parent == agent and f"RANK={rank}".encode() in variables:
                 return int(process.name)

@@ -1,4 +1,4 @@
-"""Commands that make something of a finished run: a recalibrated checkpoint, files for inference."""
+"""Commands that write files from a finished run: a recalibrated checkpoint, exports for inference."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ QUIET = ("trainer.enable_progress_bar=false", "trainer.accelerator=cpu")
 
 @pytest.fixture
 def run(one_process_run: Finished, tmp_path: Path) -> Path:
-    """A copy of a short run's folder, to write into."""
+    """Writable copy of a short run's folder."""
     assert one_process_run.code == 0, one_process_run.err
     folder = tmp_path / "one"
     shutil.copytree(one_process_run.folder / "outputs" / "one", folder)

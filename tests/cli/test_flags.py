@@ -1,4 +1,4 @@
-"""Hydra's flags and plugins with `syncbn train`, as real commands: what they show, and what they run."""
+"""Hydra's flags and plugins with `syncbn train`, as real commands: their output and their runs."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from tests.cli.conftest import Finished
 
 TINY = ("model=mlp", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1")
 
-# A sweeper that asks for one job after the other, as Optuna does, and is told what each came to.
+# A sweeper that asks for one job after the other and gets each result, like Optuna's.
 SWEEPER = """
 from dataclasses import dataclass
 from pathlib import Path

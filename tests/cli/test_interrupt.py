@@ -1,4 +1,4 @@
-"""A run that is stopped from outside says so, ends with the signal's code, and goes on where it was."""
+"""A run stopped by a signal reports it, exits with the signal's code, and resumes where it was."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A run that is killed again and again, and goes on each time, is the run that was left alone."""
+"""A run that is killed and resumed again and again equals an uninterrupted one."""
 
 import csv
 import os
@@ -26,7 +26,7 @@ RUN = (
     "trainer.log_every_n_steps=1",
     "test=false",
 )
-# With the callbacks that a user gets who names none.
+# With the default callbacks.
 CLASSIFICATION = ("model.width=4",)
 GAN = ("experiment=dcgan_digits", "model.width=8")
 TIMES = (
@@ -58,17 +58,17 @@ def wait_for_rows(process: subprocess.Popen[str], folder: Path, count: int) -> N
 
 
 def processes_in(folder: Path) -> list[str]:
-    """What runs in `folder`, by name."""
+    """Processes that run in `folder`, by name."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # it has ended
             if (process / "cwd").readlink() == folder.resolve():
                 found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
     return found
 
 
 def rows(folder: Path, table: str) -> list[dict[str, str]]:
-    """The rows of a table without what was timed."""
+    """Rows of a table without times."""
     path = folder / "outputs" / "r" / table
     with path.open(newline="") as file:
         kept = [{k: v for k, v in row.items() if v and not k.startswith(TIMES)} for row in csv.DictReader(file)]

@@ -1,6 +1,6 @@
-"""launcher=slurm and launcher=local: what is refused before a job is handed over, and jobs on this machine.
+"""launcher=slurm and launcher=local: refusals before a job is submitted, and jobs on this machine.
 
-tests/slurm has those of a real cluster.
+tests/slurm tests a real cluster.
 """
 
 import subprocess

@@ -1,4 +1,4 @@
-"""`syncbn options`: what can be chosen, and what a choice may be told."""
+"""`syncbn options`: lists of choices and of their options."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a user sees when something around a run fails: a loader's worker, a rank's process, the network, W&B."""
+"""Messages when a run's environment fails: a loader's worker, a rank's process, the network, W&B."""
 
 import os
 import re
@@ -27,7 +27,7 @@ LONG = (*SHORT, "trainer.max_epochs=100000", "trainer.limit_train_batches=null",
 def running(
     folder: Path, *arguments: str, prefix: tuple[str, ...] = (), **environ: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """A command whose messages go to `folder/log`; killed in the end."""
+    """Run a command with its messages in `folder/log`; it is killed at the end."""
     unset = ("SYNCBN_RUN_ID", "WANDB_MODE", "WANDB_API_KEY")
     inherited = {key: value for key, value in os.environ.items() if key not in unset}
     environment = {**inherited, "OMP_NUM_THREADS": "1", **environ}
@@ -56,7 +56,7 @@ def wait_for(folder: Path, text: str, process: subprocess.Popen[str], timeout_s:
 
 
 def workers(process: subprocess.Popen[str]) -> list[int]:
-    """The processes forked from a run: they have its command line."""
+    """Processes forked from a run, recognized by its command line."""
     found = []
     own = Path(f"/proc/{process.pid}/cmdline").read_bytes()
     for folder in Path("/proc").glob("[0-9]*"):
@@ -64,7 +64,7 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == process.pid and (folder / "cmdline").read_bytes() == own:
                 found.append(int(folder.name))
-        except OSError:  # it has ended meanwhile
+        except OSError:  # it has ended
             continue
     return found
 
@@ -121,7 +121,7 @@ def ip(*arguments: str) -> None:
 
 @pytest.fixture
 def nodes() -> Iterator[list[str]]:
-    """Two network namespaces with a cable between them: what two nodes are to each other."""
+    """Two connected network namespaces, which simulate two nodes."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces take root and iproute2: apt-get install iproute2")
     names = [f"syncbn-{os.getpid()}-{number}" for number in range(2)]

@@ -1,4 +1,4 @@
-"""scripts/reproduce.py: what it says to a user, and a run of it on the ranks that it starts itself."""
+"""scripts/reproduce.py: its messages, and a run on ranks that it starts itself."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Keys that a user gives to a run are in none of its files and on no screen."""
+"""A user's keys appear in none of a run's files and never on the screen."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""scripts/train.py as a user starts it: alone, under torchrun, as a sweep, and with mistakes."""
+"""scripts/train.py as users start it: alone, under torchrun, as a sweep, and with mistakes."""
 
 import csv
 import json

@@ -1,7 +1,7 @@
-"""The wheel, built and installed into an environment of its own: `syncbn` in an empty folder, without the checkout.
+"""The wheel, built and installed into its own environment: `syncbn` in an empty folder, without the checkout.
 
-The other packages come from the environment that runs the tests, through a .pth file. The editable syncbn of that one
-doesn't: Python reads the .pth files of its own site-packages alone.
+The other packages come from the tests' environment, through a .pth file, but not its editable syncbn: Python reads
+only the .pth files of its own site-packages.
 """
 
 import os
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout."""
+    """Build the wheel of this checkout."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
     subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True, timeout=120)
@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment with the wheel."""
+    """Folder of the programs of an environment with the wheel."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     (site,) = folder.glob("lib/python*/site-packages")
@@ -41,7 +41,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, *command: str | Path) -> str:
-    """What a command prints, in a folder and an environment without a trace of the checkout."""
+    """Run a command in a folder and an environment without the checkout; returns its output."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SYNCBN_", "PYTHON", "WANDB_"))}
     environment = {**inherited, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     done = subprocess.run(
@@ -78,7 +78,7 @@ def test_the_package_is_the_wheels(installed: Path, tmp_path: Path) -> None:
     ids=["one_process", "two_ranks", "torchrun", "spawned", "submitted"],
 )
 def test_it_trains_the_digits_in_an_empty_folder(installed: Path, tmp_path: Path, command: list[str]) -> None:
-    # A file that a rank would import for Python's own, if it looked for modules here as `python -m` does.
+    # A file that would shadow Python's module if a rank searched this folder, as `python -m` does.
     if command[0] == "syncbn" and "trainer=ddp_sim" not in command and "launcher=local" not in command:
         (tmp_path / "logging.py").write_text("raise RuntimeError('not the logging module')\n")
     program, *words = command

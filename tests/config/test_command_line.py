@@ -1,4 +1,4 @@
-"""Flags and overrides of `syncbn train`, wherever they stand, and how people write them."""
+"""Flags and overrides of `syncbn train`, in all positions and spellings."""
 
 import shlex
 

@@ -28,8 +28,8 @@ COMPANIONS = {
     ("task", "segmentation"): ["model=fcn_resnet18", "data=scenes"],
     ("data", "image_folder"): ["data.folder=${output_root}/images"],
     ("experiment", "dcgan_images"): ["data.folder=${output_root}/images"],
-}  # what a choice doesn't go without
-ELSEWHERE = [  # what not every machine has: each has a test of its own
+}  # required companions of a choice
+ELSEWHERE = [  # not available on every machine: each has its own test
     ("trainer", "gpu"),
     ("model", "timm"),
     ("model", "torchvision"),

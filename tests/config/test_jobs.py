@@ -1,4 +1,4 @@
-"""What a command line stands for: searched folders, extended lists, primary configs, sweeps of every kind."""
+"""Jobs of a command line: search paths, extended lists, primary configs, all kinds of sweeps."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from syncbn.run.overrides import literal, parse
 
 @pytest.fixture
 def more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of further configs; the user is in the folder above it."""
+    """A folder of further configs, below the current folder."""
     files = {
         "norm/two.yaml": "defaults: [group, _self_]\ngroups: 2\n",
         "experiment/grid.yaml": (

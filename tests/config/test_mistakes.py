@@ -1,4 +1,4 @@
-"""What a user gets for a misspelt or impossible override, before anything is imported or started."""
+"""Messages for misspelt or impossible overrides, before anything is imported or started."""
 
 import subprocess
 import sys

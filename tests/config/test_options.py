@@ -1,4 +1,4 @@
-"""An option stands once: signatures, files of `conf/` and other packages' classes agree with its declaration."""
+"""Each option is declared once: signatures, files of `conf/` and other packages' classes agree with it."""
 
 import inspect
 import math
@@ -52,7 +52,7 @@ def test_all_options_are_read_without_torch() -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_signature_has_the_declared_options_and_their_defaults(target: str) -> None:
-    """By value: a default that is written twice would drift."""
+    """Compared by value, since a default in two places would drift."""
     signature = inspect.signature(hydra.utils.get_object(target))
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
         signature = inspect.signature(_passed_on_to(target)).replace(parameters=_all_parameters(target))
@@ -68,7 +68,7 @@ def test_a_signature_has_the_declared_options_and_their_defaults(target: str) ->
 
 
 def _passed_on_to(target: str) -> Any:
-    """What a function hands its `**options` to."""
+    """The function that gets a function's `**options`."""
     from torch.nn.parallel import DistributedDataParallel
 
     from syncbn.models.resnet import ResNet

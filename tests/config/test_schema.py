@@ -1,4 +1,4 @@
-"""Every kind of mistake in plain data gets one line that names the key and what is allowed."""
+"""Every kind of mistake in plain data gets one line with the key and the allowed values."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal

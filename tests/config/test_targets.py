@@ -1,4 +1,4 @@
-"""A `_target_` is what its place expects, whoever made the config: the attacks are those of a run folder."""
+"""A `_target_` must be what its place expects; attacks by an untrusted run folder."""
 
 import importlib
 import inspect
@@ -53,7 +53,7 @@ class Images(LightningDataModule): pass
 
 @pytest.fixture(autouse=True)
 def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of the user's own, `guest_targets`."""
+    """A user's package, `guest_targets`."""
     (tmp_path / "guest_targets.py").write_text(GUEST)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("SYNCBN_ALLOWED_PACKAGES", "guest_targets")
@@ -227,7 +227,7 @@ def test_a_module_that_does_not_import_is_told_with_its_line(tmp_path: Path, tex
 
 
 def test_the_functions_of_ours_that_a_config_can_call_are_few_and_build_things() -> None:
-    """Every function of the package is offered to every place; these alone are accepted."""
+    """Every function of the package is tried at every place; only these are accepted."""
     callable_by_configs = set()
     for module in pkgutil.walk_packages(syncbn.__path__, "syncbn."):
         if module.name.endswith("__main__"):
@@ -259,7 +259,7 @@ CALLABLE = {
 
 
 def config_mistakes_of(where: str, target: str) -> list[str]:
-    """What the check by name says of a target at a place."""
+    """Messages of the check by name for a target at a place."""
     node: Any = {"_target_": target}
     for key in reversed(where.replace("[", ".[").split(".")):
         node = [node] if key.startswith("[") else {key: node}

@@ -1,4 +1,4 @@
-"""For tests of the real images: those that Debian's package puts on the disk."""
+"""The real images of Debian's package, for tests."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Folders of images to read back."""
+"""Folders of test images."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ SHADES = {"ant": 40, "bee": 120, "cat": 220}
 
 
 def write_images(folder: Path, count: int = 6, splits: tuple[str, ...] = ("train", "test")) -> Path:
-    """`count` images of 20×24 pixels for each split and class, each class of a shade of its own, with a red edge."""
+    """Write `count` images of 20×24 pixels for each split and class, one shade per class, with a red edge."""
     for split in splits:
         for name in CLASSES:
             (folder / split / name).mkdir(parents=True)

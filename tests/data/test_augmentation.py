@@ -1,4 +1,4 @@
-"""kornia's augmentation of whole batches, on the device: the same again in a resumed run, another on every rank."""
+"""kornia's augmentation of whole batches on the device: the same in a resumed run, different on every rank."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def ramps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images that rise from black at the left to white at the right, so that a crop and a flip can be read off."""
+    """Horizontal ramps from black to white, from which crop and flip can be read off."""
     folder = tmp_path_factory.mktemp("ramps")
     pixels = np.tile(np.linspace(0, 255, SIZE).round().astype(np.uint8), (SIZE, 1))
     for split, count in (("train", 40), ("test", 4)):
@@ -38,7 +38,7 @@ def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 
 
 class Recorder(L.LightningModule):
-    """Keeps the batches that a training and a validation step are given."""
+    """Records the batches of training and validation steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def test_it_is_a_function_of_the_seed_and_the_step(ramps: Path) -> None:
     assert torch.equal(reference, images(ramps, epochs=2))
     assert torch.equal(reference, images(ramps, epochs=2, num_workers=2))
     assert not torch.equal(reference, images(ramps, epochs=2, seed=1))
-    assert not torch.equal(*reference.chunk(2))  # all images are the same, so that only their augmentation differs
+    assert not torch.equal(*reference.chunk(2))  # identical images: only their augmentation differs
 
 
 def test_a_resumed_run_sees_the_same(ramps: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The fifteen common corruptions: what holds for all of them, and each against a computation of its own."""
+"""The fifteen common corruptions: common properties, and each against an independent computation."""
 
 import io
 from typing import Any
@@ -170,7 +170,7 @@ def test_jpeg_is_pillows() -> None:
 
 
 def test_glass_takes_pixels_from_nearby_and_elastic_from_where_a_smooth_field_leads() -> None:
-    """By an image of its own coordinates: what comes out says where it came from."""
+    """On an image of its own coordinates, so that each output pixel shows its source."""
     ramp = torch.linspace(0.2, 0.8, 28)
     across = ramp.expand(20, 1, 28, 28)
     step = float(ramp[1] - ramp[0])
@@ -188,7 +188,7 @@ def test_glass_takes_pixels_from_nearby_and_elastic_from_where_a_smooth_field_le
 
 
 def test_weather_is_light() -> None:
-    """Snow, frost and fog are bright things in front of an image: dark pixels get lighter, the more the stronger."""
+    """Snow, frost and fog are bright overlays: dark pixels get lighter with the strength."""
     dark = torch.full((30, 1, 28, 28), -1.0)
     for name in ("snow", "frost", "fog"):
         light = [float((corrupted(dark, name, severity) > -0.5).float().mean()) for severity in SEVERITIES]

@@ -1,4 +1,4 @@
-"""The digits: what is in each part, and what a batch holds."""
+"""The digits: their parts and batches."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_an_augmentation_within_no_limits_is_the_identity() -> None:
 
 @pytest.mark.parametrize(
     ("limits", "draw", "expected"),
-    [  # the image is 4×6, so that rows and columns can't be taken for each other
+    [  # the image is 4×6, so that rows and columns can't be confused
         ({"max_shift": 2.0}, [1, 0, 0, 0], lambda image: np.pad(image, ((0, 0), (2, 0)), constant_values=-1)[:, :6]),
         ({"max_shift": 2.0}, [0, 1, 0, 0], lambda image: np.pad(image, ((2, 0), (0, 0)), constant_values=-1)[:4]),
         ({"max_rotation": 180.0}, [0, 0, 1, 0], lambda image: image[::-1, ::-1]),

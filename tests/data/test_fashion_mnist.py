@@ -1,4 +1,4 @@
-"""Fashion-MNIST: its parts, its batches, and where it is looked for."""
+"""Fashion-MNIST: its parts, its batches, and where it is found."""
 
 import gzip
 import shutil
@@ -21,7 +21,7 @@ NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 
 
 def raw(name: str) -> np.ndarray:
-    """The values of a file, by a reader of the test's own."""
+    """Values of a file, by an independent reader."""
     data = np.frombuffer(gzip.decompress((PACKAGE / f"{name}.gz").read_bytes()), np.uint8)
     return data[16:].reshape(-1, 28, 28) if "images" in name else data[8:]
 
@@ -58,7 +58,7 @@ def test_batches_are_the_files_pixels_and_labels() -> None:
 
 
 def test_the_classes_look_like_their_names() -> None:
-    """An order of class names is easily wrong and never crashes: trousers are dark in the middle, sandals lighter."""
+    """A wrong order of class names wouldn't crash: trousers are dark in the middle, sandals lighter."""
     data = FashionMNISTDataModule()
     images, labels = data.fetch("val", list(range(6_000)), 0)
     ink = {name: images[labels == i].mean() for i, name in enumerate(data.class_names)}
@@ -114,7 +114,7 @@ def test_a_folder_of_the_four_files_is_read(suffix: str, tmp_path: Path) -> None
 
 
 def test_mnist_in_files_of_the_same_names_is_refused(tmp_path: Path) -> None:
-    """Both come as train-images-idx3-ubyte.gz, and one is often found in the other's folder."""
+    """Both have files named train-images-idx3-ubyte.gz, and are easily confused."""
     for name in NAMES:
         shape = (60_000 if "train" in name else 10_000, *((28, 28) if "images" in name else ()))
         header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
@@ -143,7 +143,7 @@ def test_a_folder_without_a_file_says_which_and_how_to_get_it(tmp_path: Path) ->
 
 
 def test_without_the_package_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a data set in the hub's own form: the first images, as PNG files in Parquet."""
+    """With a data set in the hub's format: the first images, as PNG files in Parquet."""
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
     values = []
     for split, images, labels in (("train", *NAMES[:2]), ("test", *NAMES[2:])):

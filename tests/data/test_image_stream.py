@@ -1,4 +1,4 @@
-"""Streamed images: what each rank reads, in which order, and where it goes on; from local files."""
+"""Streamed images from local files: each rank's samples, their order, and resuming."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ PLAIN = {"mean": 0.0, "std": 1.0, "num_workers": 0, "image_size": 8, "streaming"
 
 @pytest.fixture(autouse=True)
 def _without_long_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets` sleeps for 5 s wherever a stream over Parquet files ends, so that threads end before the process."""
+    """Shorten the 5 s that `datasets` sleeps at the end of a stream over Parquet files, to let threads end."""
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
 
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shards(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The training images as Parquet files of 4, 5, 4 and 5 images, as a data set of the hub is; 3 of them a test."""
+    """The training images as a hub data set: Parquet files of 4, 5, 4 and 5 images, and a test split of 3."""
     place = tmp_path_factory.mktemp("shards")
     rows = list(datasets.load_dataset("imagefolder", data_dir=str(folder), streaming=True)["train"])
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee", "cat"])})

@@ -1,4 +1,4 @@
-"""Images from folders that are written here: sizes, order, workers, damage, and no network."""
+"""Images from generated folders: sizes, order, workers, damage, and no network."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What all ranks together see, for any data size, batch, world and epoch."""
+"""Samples of all ranks together, for any data size, batch, world and epoch."""
 
 from itertools import chain
 

@@ -1,4 +1,4 @@
-"""Scenes: what is in them, that labels are where the ink is, and what makes them."""
+"""Scenes: their contents, labels where the ink is, and reproducibility."""
 
 import numpy as np
 import pytest

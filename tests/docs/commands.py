@@ -1,11 +1,11 @@
-"""Runs the fenced blocks of a page, in order and in one folder, as a reader would type them there.
+"""Runs the fenced blocks of a page in order, in one folder, as a reader would.
 
-- Bash blocks run line by line. Lines that train get overrides that make them short. `make` lines run as `make -n`,
-  since CI runs the targets themselves. `pip install` lines must name extras that exist, and `wandb sync` files that
-  are there.
-- Python blocks run in processes of their own. One that begins with `# name.py; run it with: <command>` is written to
+- Bash blocks run line by line. Training lines get overrides that make them short. `make` lines run as `make -n`,
+  since CI runs the targets themselves. `pip install` lines must name existing extras, and `wandb sync` lines existing
+  files.
+- Python blocks run in their own processes. One that begins with `# name.py; run it with: <command>` is written to
   that file and run by that command.
-- A text block is what the block before it prints. Numbers below 1e-12 in it are rounding, and may be others.
+- A text block is the output of the block before it. Numbers below 1e-12 in it are rounding errors, and may differ.
 """
 
 import os
@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.docs.markdown import REPOSITORY, Block
 
 SHORT = "trainer.limit_train_batches=2 trainer.limit_val_batches=1 trainer.accelerator=cpu model.width=8"
-PICTURED = "first"  # the run whose folder a guide lists: that run alone draws its plots
+PICTURED = "first"  # the run whose folder a guide lists: only it draws its plots
 RUN_WITH = re.compile(r"# (?P<file>\w+\.py); run it with: (?P<command>.+)\n")
 ROUNDING = re.compile(r"\d\.\de-1[2-9]")
 
@@ -63,7 +63,7 @@ def run_line(line: str, folder: Path) -> str:
 
 
 def shortened(line: str) -> str:
-    """A training line that ends after an epoch of two batches; a resumed one after another."""
+    """Shorten a training line to an epoch of two batches, or one more for a resumed run."""
     if "syncbn train" not in line or "--cfg" in line:
         return line
     resumed = "resume=" in line
@@ -72,7 +72,7 @@ def shortened(line: str) -> str:
 
 
 def check_install(words: list[str]) -> None:
-    """`pip install ".[extra]"` names an extra of the project."""
+    """Check that `pip install ".[extra]"` names an extra of the project."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     (requirement,) = words[2:]
     extra = requirement.removeprefix(".").strip("[]")
@@ -81,12 +81,12 @@ def check_install(words: list[str]) -> None:
 
 
 def shell(line: str, folder: Path) -> str:
-    """Run a line as bash would in an environment where this Python is `python`, and return what it prints."""
+    """Run a line in bash, where `python` is this Python, and return its output."""
     return outcome(line, folder)[0]
 
 
 def outcome(line: str, folder: Path) -> tuple[str, str]:
-    """The same, with what it prints on stderr."""
+    """Like `shell`, with stderr."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SYNCBN_", "WANDB_"))}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**inherited, "PATH": path, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "NO_COLOR": "1"}

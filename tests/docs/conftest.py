@@ -1,4 +1,4 @@
-"""Headless Chromium: `explorer` is docs/explorer.html, opened anew; `functions` is one for pure functions."""
+"""Headless Chromium: `explorer` is a new page of docs/explorer.html; `functions` is a shared one for pure functions."""
 
 import contextlib
 import shutil
@@ -16,7 +16,7 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A browser of the machine, for a module: playwright's event loop is in the way of tests that have one."""
+    """The machine's browser, per module, since playwright's event loop conflicts with tests that have their own."""
     api = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install -e ".[dev]"')
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
@@ -29,7 +29,7 @@ def browser() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def opened(browser: Any, **options: Any) -> Iterator[Any]:
-    """The page in a window of its own; at the end it must have logged nothing and requested no more than itself."""
+    """Open the page in a new window; at the end it must have logged nothing and requested only itself."""
     usual = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light", "reduced_motion": "reduce"}
     context = browser.new_context(**{**usual, **options})
     page = context.new_page()

@@ -1,4 +1,4 @@
-"""Oracles for docs/explorer.html, and hands for its widgets."""
+"""Oracles for docs/explorer.html, and helpers to operate its widgets."""
 
 import math
 import re
@@ -13,12 +13,12 @@ import syncbn
 
 
 def call(page: Any, function: str, *arguments: Any) -> Any:
-    """The result of one of the page's functions."""
+    """Call one of the page's functions."""
     return page.evaluate("([name, args]) => syncbn[name](...args)", [function, list(arguments)])
 
 
 def local_batch_norm(x: Tensor, splits: list[int], **options: Any) -> Tensor:
-    """Batch normalization of each rank's samples by themselves."""
+    """Batch normalization of each rank's samples."""
     return torch.cat(
         [F.batch_norm(part, None, None, training=True, **options) for part in x.split(splits) if len(part)]
     )
@@ -29,7 +29,7 @@ def per_channel(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def expected(norm: str, x: Tensor, splits: list[int], groups: int, eps: float, gamma: Tensor, beta: Tensor) -> Tensor:
-    """What PyTorch makes of a batch (N, C, L)."""
+    """PyTorch's result for a batch (N, C, L)."""
     affine: dict[str, Any] = {"weight": gamma, "bias": beta, "eps": eps}
     match norm:
         case "BN":
@@ -48,7 +48,7 @@ def expected(norm: str, x: Tensor, splits: list[int], groups: int, eps: float, g
 
 
 def carried(steps: list[tuple[Tensor, float]], splits: list[int], eps: float) -> Tensor:
-    """This package's CBN of each rank, after a channel-wise convolution whose weight is set anew at each step."""
+    """This package's CBN of each rank, after a channel-wise convolution whose weight is set at each step."""
     outputs = []
     for rank in range(len(splits)):
         channels = steps[0][0].shape[1]
@@ -70,7 +70,7 @@ def slide(page: Any, **values: float) -> None:
 
 
 def shown(page: Any, root: str) -> dict[str, float]:
-    """The unrounded values of the numbers in an element; what is written there must be their rounding."""
+    """Unrounded values of the numbers in an element; checks that the text is their rounding."""
     script = "all => all.map(e => ({name: e.dataset.is, value: e.dataset.value, text: e.textContent}))"
     numbers = {}
     for item in page.locator(f"{root} [data-is]").evaluate_all(script):

@@ -1,4 +1,4 @@
-"""Reads the fenced code blocks of the repository's Markdown files."""
+"""Fenced code blocks of the repository's Markdown files."""
 
 import re
 from pathlib import Path
@@ -9,14 +9,14 @@ _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=ind
 
 
 class Block(NamedTuple):
-    """A fenced block: the language it names, and its text without the indentation of the fence."""
+    """A fenced block: its language, and its text without the fence's indentation."""
 
     language: str
     text: str
 
 
 def pages() -> list[Path]:
-    """Every Markdown file of the repository."""
+    """All Markdown files of the repository."""
     return sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
 
 

@@ -1,4 +1,4 @@
-"""The README's table beside torch.nn.SyncBatchNorm: each cell stands here again, with the test that it is true."""
+"""The README's comparison with torch.nn.SyncBatchNorm: a test for each cell."""
 
 import csv
 import functools
@@ -61,7 +61,7 @@ def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
 def results(
     forward: Callable[[Tensor], Tensor], layer: nn.Module, x: Tensor, weights: Tensor, order: int
 ) -> list[Tensor]:
-    """The output, the input's gradient up to an order, and the running statistics."""
+    """Output, input gradients up to an order, and running statistics."""
     x = x.clone().requires_grad_()
     y = forward(x)
     value, found = (y * weights).sum(), [y.detach()]
@@ -107,7 +107,7 @@ def test_torch_refuses_cpu_ranks(ranks: Callable[[int], Ranks]) -> None:
 
 @pytest.fixture
 def theirs() -> Iterator[tuple[Callable[[Tensor], Tensor], list[Tensor]]]:
-    """torch's layer as one of two ranks that have the same samples, and the messages it sends."""
+    """torch's layer as one of two ranks with the same samples, and its messages."""
     layer, sent = nn.SyncBatchNorm(4), []
     group = types.SimpleNamespace(_get_backend_name=lambda: "gloo")
 

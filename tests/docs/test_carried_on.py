@@ -1,4 +1,4 @@
-"""What stands beside the code for those who carry it on: workflows, forms, the citation, the release script."""
+"""Files for maintainers: workflows, forms, the citation, the release script."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""The walks of CONTRIBUTING.md, followed in a copy of the repository."""
+"""The walks of CONTRIBUTING.md, executed in a copy of the repository."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from tests.docs.markdown import REPOSITORY, blocks
 from tests.docs.walks import WALKS, paths, steps
 
 COPIED = ("syncbn", "science", "benchmarks", "conf", "tests", "scripts", "docs", "pyproject.toml", "constraints.txt")
-# What a walk costs in files, the page or card included.
+# Number of files of each walk, including the page or card.
 FILES = {
     "norm": 5,  # and its row in the table
     "option that norms share": 3,
@@ -48,7 +48,7 @@ print(syncbn.__file__)
 
 
 def follow(step: str, repository: Path) -> None:
-    """Do what a step says to the first file it names: write a new one, or apply its diffs."""
+    """Apply a step to the first file it names: write a new file, or apply its diffs."""
     for block in blocks(step):
         path = repository / paths(step)[0]
         if block.language == "diff":

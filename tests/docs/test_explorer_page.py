@@ -1,4 +1,4 @@
-"""docs/explorer.html for everyone who reads it: by keyboard, screen reader, phone, in the dark, without a network."""
+"""Accessibility of docs/explorer.html: keyboard, screen reader, phone, dark mode, no network."""
 
 import re
 from html.parser import HTMLParser
@@ -167,7 +167,7 @@ def test_the_chart_of_errors_is_that_of_its_table(explorer: Any) -> None:
 
 
 def names(page: Any) -> list[tuple[str, str]]:
-    """(role, name) of everything that a screen reader tells of."""
+    """(role, name) of everything that a screen reader announces."""
     session = page.context.new_cdp_session(page)
     nodes = session.send("Accessibility.getFullAXTree")["nodes"]
     shown = [node for node in nodes if not node["ignored"]]
@@ -182,7 +182,7 @@ def test_every_control_has_a_name_of_its_own(explorer: Any) -> None:
     assert len(sliders) == len(set(sliders)) == 48 + 16
 
     explorer.evaluate("document.querySelector('#gamma').previousElementSibling.previousElementSibling.remove()")
-    assert ("slider", "") in names(explorer)  # what this test would find
+    assert ("slider", "") in names(explorer)  # the kind of error that this test finds
 
 
 def test_the_keyboard_reaches_everything(explorer: Any) -> None:
@@ -224,7 +224,7 @@ def test_light_and_dark_are_legible(browser: Any, scheme: str) -> None:
         assert page.evaluate(paper) == first
 
         page.evaluate("document.querySelector('.lead').style.color = 'var(--line)'")
-        assert len(page.evaluate(CONTRAST)) == 1  # what this test would find
+        assert len(page.evaluate(CONTRAST)) == 1  # the kind of error that this test finds
 
 
 @pytest.mark.parametrize("width", [320, 360, 768, 1280])
@@ -244,7 +244,7 @@ def test_it_fits_the_window(browser: Any, width: int) -> None:
             page.locator(f"#{name}").fill(str(value))
         assert page.evaluate(OUTSIDE) == []
         page.evaluate("document.querySelector('h1').style.width = '2000px'")
-        assert len(page.evaluate(OUTSIDE)) == 1  # what this test would find
+        assert len(page.evaluate(OUTSIDE)) == 1  # the kind of error that this test finds
 
 
 def test_a_finger_drags_a_value_and_the_page_stays(browser: Any) -> None:

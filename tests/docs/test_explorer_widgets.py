@@ -1,4 +1,4 @@
-"""The widgets of docs/explorer.html: the numbers that they show, against PyTorch and this package's layers."""
+"""The widgets of docs/explorer.html: their numbers, against PyTorch and this package's layers."""
 
 import json
 import random
@@ -51,13 +51,13 @@ def test_one_value_alone_is_explained(explorer: Any) -> None:
 
 
 def dragged(page: Any) -> Tensor:
-    """The values of the batch as they lie, (sample, channel, position)."""
+    """Values of the batch, (sample, channel, position)."""
     handles = page.locator("#batch-chart [role=slider]")
     return torch.tensor(handles.evaluate_all("all => all.map(e => Number(e.ariaValueNow))")).reshape(4, 4, 3)
 
 
 def panel(page: Any, norm: str) -> tuple[Tensor, Tensor]:
-    """What a panel draws: normalized values, and which of them the selected value's moments are taken of."""
+    """Contents of a panel: normalized values, and a mask of those in the selected value's moments."""
     marks = page.locator(f"#panel-{norm} .mark").evaluate_all(
         "all => all.map(e => [e.dataset.value, e.dataset.counts])"
     )

@@ -1,4 +1,4 @@
-"""What the pages name exists: files, places on a page, public names and Python modules."""
+"""The pages refer only to existing files, anchors, public names and Python modules."""
 
 import importlib
 import re
@@ -21,7 +21,7 @@ PAGES = [pytest.param(page, id=str(page.relative_to(REPOSITORY))) for page in pa
 
 
 def resolve(name: str) -> object:
-    """What a dotted name stands for; AttributeError or ImportError where there is no such thing."""
+    """Resolve a dotted name; `AttributeError` or `ImportError` if it doesn't exist."""
     parts = name.split(".")
     found: object = importlib.import_module(parts[0])
     for depth, part in enumerate(parts[1:], start=2):

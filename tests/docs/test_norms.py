@@ -1,4 +1,4 @@
-"""Every norm has a card, and a row in the table that a chooser reads."""
+"""Every norm has a card and a row in the overview table."""
 
 import re
 

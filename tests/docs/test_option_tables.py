@@ -1,4 +1,4 @@
-"""The tables of options in the documentation are what the declarations say."""
+"""The documentation's tables of options are up to date with the declarations."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The program that draws the README's picture, on two digits: what the caption says holds there too."""
+"""The program that draws the README's picture, on two digits: the caption holds there too."""
 
 import importlib.util
 from collections.abc import Callable

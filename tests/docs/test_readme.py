@@ -1,4 +1,4 @@
-"""README.md and the guides: their blocks run, and what they say of results is in the pages of results."""
+"""README.md and the guides: their blocks run, and their figures match the pages of results."""
 
 import re
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_the_chooser_has_eight_rows_and_stands_in_its_guide_too() -> None:
 
 
 def test_the_figures_of_the_chooser_are_those_of_the_pages() -> None:
-    """Each figure of a cell stands in the page that the cell links to next."""
+    """Each figure of a cell is on the page that the cell links to next."""
     (rows,) = (match["rows"] for match in CHOOSER.finditer(README))
     checked = 0
     for row in rows.splitlines():

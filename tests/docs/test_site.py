@@ -1,4 +1,4 @@
-"""The site: it builds strictly, and whatever the packages export is documented in it."""
+"""The site builds strictly, and documents all exported names."""
 
 import html
 import importlib

@@ -1,4 +1,4 @@
-"""torch.nn.SyncBatchNorm's own autograd function on CPU tensors, over stand-ins for its five CUDA kernels."""
+"""torch.nn.SyncBatchNorm's autograd function on CPU tensors, with replacements of its five CUDA kernels."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from torch.nn.modules._functions import SyncBatchNorm as Function
 
 @contextlib.contextmanager
 def kernels() -> Iterator[None]:
-    """The kernels, from their formulas, for CPU tensors; gone again at the end."""
+    """Register the kernels, by their formulas, for CPU tensors temporarily."""
     library = torch.library.Library("aten", "IMPL")
     for name, function in {
         "batch_norm_stats": _stats,
@@ -28,7 +28,7 @@ def kernels() -> Iterator[None]:
 
 
 def forward(layer: nn.SyncBatchNorm, x: Tensor, group: Any, world_size: int) -> Tensor:
-    """What the layer's forward does in training once it has found its input on a GPU."""
+    """Training forward of the layer, as for a GPU input."""
     statistics = layer.running_mean, layer.running_var
     return Function.apply(x, layer.weight, layer.bias, *statistics, layer.eps, layer.momentum, group, world_size)
 

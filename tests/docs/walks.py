@@ -1,4 +1,4 @@
-"""The walks of CONTRIBUTING.md: what each of its steps says, and to which files."""
+"""Parser of the walks of CONTRIBUTING.md: their steps and files."""
 
 import re
 
@@ -9,17 +9,17 @@ WALKS = dict(re.findall(r"^## Add an? (.*?)\n(.*?)(?=^## |\Z)", _PAGE, re.MULTIL
 
 
 def steps(walk: str) -> list[str]:
-    """The steps of a walk, in order."""
+    """Steps of a walk, in order."""
     return re.split(r"^\*\*\d\. ", WALKS[walk], flags=re.MULTILINE)[1:]
 
 
 def paths(step: str) -> list[str]:
-    """The files that a step names; what it shows is of the first."""
+    """Files that a step names; its code is for the first."""
     return re.findall(r"[`(]((?:syncbn|conf|tests|docs)/[\w/]+\.\w+)[`)]", step)
 
 
 def new_files() -> set[str]:
-    """The files that the walks write, and the pages that they ask for."""
+    """Files that the walks write, and pages that they require."""
     written = {"docs/norms/pixel.md", "docs/policies/reset.md"}
     for walk in WALKS:
         for step in steps(walk):

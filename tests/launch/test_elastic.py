@@ -1,4 +1,4 @@
-"""The batch size of a rank when their number has changed."""
+"""Batch size per rank after a change of the number of ranks."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""resume=auto, a path, or nothing: what a run goes on from."""
+"""resume=auto, a path, or nothing: the checkpoint that a run resumes from."""
 
 from pathlib import Path
 

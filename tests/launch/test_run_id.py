@@ -1,4 +1,4 @@
-"""A run has one id on all its ranks, and two runs never share one."""
+"""A run has one id on all ranks, and two runs never share one."""
 
 import os
 import subprocess

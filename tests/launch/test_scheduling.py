@@ -1,4 +1,4 @@
-"""Ranks that talk by gloo let each other's threads finish, unless somebody has chosen how they are scheduled."""
+"""gloo ranks run under SCHED_BATCH, unless another policy is set."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Secrets are found by their names and leave no trace in text."""
+"""Secrets are recognized by name and redacted in text."""
 
 import subprocess
 import sys

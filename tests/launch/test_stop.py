@@ -1,4 +1,4 @@
-"""Signals: obeyed while a run starts, noted while it trains, and not a forked worker's business."""
+"""Signals end a starting run, are recorded during training, and don't affect forked workers."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def test_a_run_that_starts_ends_at_once_and_says_how_to_go_on(signum: signal.Sig
 
 
 def test_even_while_the_main_thread_is_in_c(tmp_path: object) -> None:
-    """Python's own handlers would wait until the lock of C code is free."""
+    """Python's own handlers would wait until the C code returns."""
     code = "import threading\nlock = threading.Lock(); lock.acquire()\n"
     code += "subprocess.Popen(['sh', '-c', f'sleep 0.2; kill -TERM {os.getpid()}'])\nlock.acquire()"
     assert run(code).returncode == 128 + signal.SIGTERM
@@ -62,7 +62,7 @@ def test_the_first_signal_counts_and_only_a_later_ctrl_c_is_impatient() -> None:
 
 
 def test_a_forked_worker_has_signals_of_its_own() -> None:
-    """It survives what is sent to the rank's process group, and what it gets isn't taken for the rank's."""
+    """It survives signals to the rank's process group, and its own signals aren't recorded as the rank's."""
     code = """
 stop.defer()
 from multiprocessing import get_context

@@ -1,4 +1,4 @@
-"""Rank and world from the launcher's variables, and the refusal of a trainer that doesn't fit them."""
+"""Rank and world from the launcher's variables, and refusal of a trainer that contradicts them."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong, says so, and gives nothing of its user away."""
+"""The doctor finds and reports problems, without private data."""
 
 import json
 import os

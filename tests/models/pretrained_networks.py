@@ -1,4 +1,4 @@
-"""What `tests/models/test_pretrained.py` runs where timm and torchvision can be imported."""
+"""Checks of `tests/models/test_pretrained.py` that need timm and torchvision."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def with_statistics(model: nn.Module) -> nn.Module:
-    """As if it had been trained: no norm is the identity."""
+    """Randomize the norms, as if the network had been trained."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -35,7 +35,7 @@ def batch_norms(model: nn.Module) -> list[Any]:
 
 
 def write_torchvision_weights() -> nn.Module:
-    """ResNet-18's weights where torchvision keeps those it has fetched."""
+    """Write ResNet-18's weights to torchvision's cache."""
     from torchvision.models import ResNet18_Weights, resnet18
 
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""Every norm of every network of the zoo knows the convolution before it, or is listed with the reason."""
+"""Every norm of every network has its preceding convolution attached, or is listed with the reason."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""The small convolutional network against its formula, and what it refuses."""
+"""The small convolutional network against its formula, and its refusals."""
 
 import pytest
 import torch

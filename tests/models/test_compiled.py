@@ -1,4 +1,4 @@
-"""A whole converted ResNet, compiled into one graph inside DDP, trains as one process does."""
+"""A whole converted ResNet, compiled into one graph inside DDP, trains like one process."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The deep networks: He et al.'s counts, and plain ones that differ in the shortcuts alone."""
+"""The deep networks: He et al.'s parameter counts, and plain ones that differ only in the shortcuts."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The MLP against its formula, and what it refuses."""
+"""The MLP against its formula, and its refusals."""
 
 import math
 

@@ -1,7 +1,7 @@
-"""Networks of timm and torchvision: here without those packages, and with them in an environment of their own.
+"""Networks of timm and torchvision, without these packages and with them in a separate environment.
 
-Beside a CPU build of torch, torchvision can't be imported, and Lightning fails with it. So they are installed into a
-folder that the processes of these tests alone look into, where torchvision's operators are declared first.
+torchvision can't be imported with a CPU build of torch, and makes Lightning fail. So they are installed into a folder
+that only the processes of these tests use, where torchvision's operators are declared first.
 """
 
 import subprocess
@@ -42,7 +42,7 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment variables with which processes find both packages, and no network."""
+    """Environment variables with which processes find both packages, but no network."""
     folder = tmp_path_factory.mktemp("packages")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *PACKAGES]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -83,7 +83,7 @@ def test_it_trains_on_two_ranks_from_the_command_line(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_finished_run_is_evaluated_without_fetching_anything(environment: dict[str, str], tmp_path: Path) -> None:
-    """The weights that the training started from are there for it alone: its checkpoint holds those it came to."""
+    """Evaluation doesn't need the initial weights: the checkpoint has the trained ones."""
     cached = {**environment, "TORCH_HOME": str(tmp_path / "torch")}
     command = [sys.executable, "-m", "tests.models.pretrained_networks", "cache"]
     subprocess.run(command, env={"PATH": "/usr/bin:/bin"} | cached, check=True)

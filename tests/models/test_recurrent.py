@@ -1,4 +1,4 @@
-"""LSTM and GRU against torch's and the formulas, padded in any way, on ranks of other lengths, and on digits."""
+"""LSTM and GRU against torch's and the formulas, with any padding, on ranks with different lengths, and on digits."""
 
 import copy
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def last(state: Any) -> tuple[Tensor, ...]:
 
 
 def step(net: Any, x: Tensor, lengths: Tensor | None) -> dict[str, Any]:
-    """Everything that a training step gives, for a loss over outputs and last states."""
+    """All results of a training step, for a loss over outputs and last states."""
     x = x.clone().requires_grad_()
     output, state = net(x, lengths)
     weights = torch.arange(1.0, HIDDEN + 1)
@@ -81,7 +81,7 @@ def test_without_a_norm_it_is_torchs(kind: type[nn.Module], theirs: type[nn.Modu
 def by_formula(net: Any, x: Tensor, lengths: Tensor) -> tuple[list[list[Tensor]], list[Tensor]]:
     """h of every sequence after each of its steps, and the means of the input's activations at each step.
 
-    Sequences that go on are put together anew at each step, so that there is no padding to get wrong.
+    Running sequences are batched again at each step, without padding.
     """
 
     def norm(layer: nn.Module, values: Tensor) -> Tensor:

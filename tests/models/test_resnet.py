@@ -1,4 +1,4 @@
-"""The networks against the paper's table and a plain reading of torchvision's naming; every norm trains in them."""
+"""The networks against the paper's table and torchvision's naming; every norm trains in them."""
 
 import pytest
 import torch
@@ -117,7 +117,7 @@ def functional_resnet(
 
 
 def randomized(model: nn.Module) -> nn.Module:
-    """In float64 and eval mode, with statistics, scales and shifts that aren't 0 and 1."""
+    """Convert to float64 and eval mode, with random statistics, scales and shifts."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()

@@ -1,4 +1,4 @@
-"""A ResNet that keeps less for the backward pass computes what it computes otherwise: alone, on ranks, compiled."""
+"""A ResNet that saves less for the backward pass computes the same: alone, on ranks, compiled."""
 
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +50,7 @@ def separate(name: str, mode: str, **options: Any) -> nn.Module:
 
 
 def step(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """The output, and every gradient and buffer after a step."""
+    """Output, and all gradients and buffers after a step."""
     y = net(images)
     y.square().mean().backward()
     bare = net.module if isinstance(net, DistributedDataParallel) else net

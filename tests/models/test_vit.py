@@ -40,7 +40,7 @@ def test_the_vit_block_is_torchs_encoder_layer() -> None:
 
 
 def turned_by_complex_numbers(x: np.ndarray) -> np.ndarray:
-    """Rotary positions as the paper's equation 34 has them: pairs are complex numbers, positions are phases."""
+    """Rotary positions by the paper's equation 34: pairs are complex numbers, positions are phases."""
     length, dim = x.shape[-2:]
     pairs = x[..., 0::2] + 1j * x[..., 1::2]
     phases = np.array([[m * 10_000 ** (-2 * i / dim) for i in range(dim // 2)] for m in range(length)])

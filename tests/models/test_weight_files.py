@@ -1,4 +1,4 @@
-"""Weights files as people publish them: names, prefixes, counters, heads, stems, and what can't be right."""
+"""Weights files as they are published: names, prefixes, counters, heads, stems, and invalid ones."""
 
 import copy
 from collections import OrderedDict
@@ -14,7 +14,7 @@ from syncbn.models import load_weights
 
 
 class Plain(nn.Module):
-    """A network of somebody's own, without a word about its head."""
+    """A user's network, without an attribute for its head."""
 
     def __init__(self, channels: int = 3, classes: int = 5) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Plain(nn.Module):
 
 
 class FrozenNorm(nn.Module):
-    """detectron2's: buffers alone, and no counter."""
+    """detectron2's layer: only buffers, and no counter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class FrozenNorm(nn.Module):
 
 
 class WithNet(nn.Module):
-    """A network whose part is called as a wrapper's."""
+    """A network with a part that is named like a wrapper's."""
 
     def __init__(self, name: str = "net") -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class WithNet(nn.Module):
 
 
 def randomized(model: nn.Module, seed: int = 1) -> nn.Module:
-    """Other numbers everywhere."""
+    """Randomize all weights."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for value in model.state_dict().values():

@@ -1,4 +1,4 @@
-"""Weights from files: of torchvision's naming, with other classes, damaged, foreign, and hostile."""
+"""Weights from files: torchvision's naming, other numbers of classes, damaged, foreign and hostile files."""
 
 import pickle
 from pathlib import Path
@@ -19,7 +19,7 @@ def small(**options: Any) -> nn.Module:
 
 
 def other(**options: Any) -> dict[str, Tensor]:
-    """The state of another such network, none of whose numbers are those of `small()`."""
+    """State of another such network, which differs from `small()` in all numbers."""
     return {key: value + 1 for key, value in small(**options).state_dict().items()}
 
 
