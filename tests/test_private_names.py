@@ -42,6 +42,12 @@ LIGHTNING = {
         "_should_check_val_fx",
         "_signal_connector",
     },
+    "training/callbacks/share_loaders.py": {
+        "_combined_loader",
+        "_data_connector",
+        "_data_fetcher",
+        "_set_sampler_epoch",
+    },
     "training/callbacks/watchdog.py": {"_timeout"},
     "training/epoch_sums.py": {
         "_Metadata",

@@ -22,11 +22,16 @@ def evaluate(arguments: list[str]) -> dict[str, float]:
         options = PARSER.read(arguments)
 
         from syncbn.launch.world import current_world
-        from syncbn.run import build, screen
+        from syncbn.run import build, screen, start
         from syncbn.run.finished import open_run
 
         finished = open_run(options.run, options.checkpoint, options.data, options.overrides)
-        task = build.build_task(finished.config, finished.net, finished.data)
+        task = finished.built_task()
+        if not start.has_test(task, finished.data):
+            raise ValueError(
+                f"{type(task).__name__} has no test_step, or {type(finished.data).__name__} no test_dataloader: there "
+                "is no test to evaluate by"
+            )
         trainer = build.build_trainer(finished.config, callbacks=[], loggers=[], world=current_world())
     metrics = {name: float(value) for name, value in trainer.test(task, finished.data, verbose=False)[0].items()}
     print(f"\ncheckpoint:    {finished.checkpoint}")

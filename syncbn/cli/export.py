@@ -58,7 +58,7 @@ def export(arguments: list[str]) -> list[Path]:
         from syncbn.run.finished import open_run
 
         finished = open_run(options.run, options.checkpoint, options.data, options.overrides)
-    images = next(iter(finished.data.test_dataloader()))[0]
+    images = finished.images()
     fused = _fused(finished.net, images)
     folder.mkdir(parents=True, exist_ok=True)
     expected = finished.net(images).detach()

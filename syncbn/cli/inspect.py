@@ -48,8 +48,8 @@ def inspect(arguments: list[str]) -> "NormReport":
         own = open_run(options.run, options.checkpoint, None, options.overrides) if options.data else None
         report = measure(
             finished.net,
-            finished.data.train_dataloader(),
-            reference=own.data.train_dataloader() if own else None,
+            finished.train_loader(),
+            reference=own.train_loader() if own else None,
             max_batches=options.max_batches,
             steps=load_checkpoint(finished.checkpoint).get("global_step"),
         )

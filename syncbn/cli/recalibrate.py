@@ -1,6 +1,7 @@
 """Recalibrate the running statistics of a finished run, into a new checkpoint.
 
-Uses training data without augmentation, unless data.augment=true is given, and no labels.
+Training data that knows data.augment is taken without augmentation, unless data.augment=true is given. No labels are
+used.
 """
 
 from dataclasses import dataclass
@@ -41,9 +42,8 @@ def recalibrate(arguments: list[str]) -> Path:
         output = options.output or options.run / "checkpoints" / "recalibrated.ckpt"
         if output.exists():
             raise ValueError(f"{str(output)!r} exists and is not overwritten: give another name by output=<path>")
-        overrides = options.overrides
-        if not any(override.startswith("data.augment=") for override in overrides):
-            overrides = [*overrides, "data.augment=false"]
+        chosen = any(override.startswith("data.augment=") for override in options.overrides)
+        plain = {} if chosen else {"data.augment": False}
 
         from rich.progress import track
 
@@ -53,11 +53,11 @@ def recalibrate(arguments: list[str]) -> Path:
         from syncbn.run.finished import open_run
         from syncbn.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 
-        finished = open_run(options.run, options.checkpoint, options.data, overrides)
-        task = build.build_task(finished.config, finished.net, finished.data)
+        finished = open_run(options.run, options.checkpoint, options.data, options.overrides, plain)
+        task = finished.built_task()
         trainer = build.build_trainer(finished.config, callbacks=[], loggers=[], world=current_world())
         before = trainer.test(task, finished.data, verbose=False)[0]
-        loader = finished.data.train_dataloader()
+        loader = finished.train_loader()
         total = len(loader) if options.max_batches is None else min(options.max_batches, len(loader))
         measure(finished.net, track(loader, "recalibrating", total), max_batches=options.max_batches)
         checkpoint = load_checkpoint(finished.checkpoint)

@@ -43,7 +43,7 @@ def verify(arguments: list[str]) -> "VerifyReport":
         from syncbn.run.finished import open_run
 
         finished = open_run(options.run, options.checkpoint, options.data, options.overrides)
-        report = compare(finished.net.train(), next(iter(finished.data.train_dataloader())), options.ranks)
+        report = compare(finished.net.train(), next(iter(finished.train_loader())), options.ranks)
     print(report)
     return report
 

@@ -6,6 +6,7 @@ Parts without declared options, such as a `_target_` of another package, are che
 import importlib
 import importlib.util
 import os
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -15,9 +16,9 @@ from syncbn.launch.run_id import check_run_id
 from syncbn.norm.core.options import field_names, mistakes, suggest
 from syncbn.norm.core.registry import known_options
 from syncbn.run.described import options_of
-from syncbn.run.main_options import Main
+from syncbn.run.main_options import Chosen, Main
 from syncbn.run.project import find_project
-from syncbn.run.targets import target_mistakes, targets, users_packages
+from syncbn.run.targets import imported, target_mistakes, targets, users_packages
 
 REQUIRED_GROUPS = ("norm", "model", "data", "task", "optimizer", "trainer")
 
@@ -47,12 +48,17 @@ def norm_mistakes(norm: Mapping[str, Any]) -> list[str]:
     schema = known_options().get(name) if isinstance(name, str) else None
     if schema is None:
         return [f"norm.name: got {name!r}; {suggest(str(name), known_options())}"]
-    unknown = [key for key in norm if key not in ("name", *field_names(schema))]
-    known = {key: value for key, value in norm.items() if key not in ("name", *unknown)}
-    return mistakes(known, schema, "norm") + [
-        f"norm.{key}: no such key of norm={name}; {suggest(key, field_names(schema))}{norms_with(key)}"
-        for key in unknown
-    ]
+    chosen = {key: norm[key] for key in field_names(Chosen) if key in norm and key not in field_names(schema)}
+    unknown = [key for key in norm if key not in ("name", *chosen, *field_names(schema))]
+    known = {key: value for key, value in norm.items() if key not in ("name", *chosen, *unknown)}
+    return (
+        mistakes(chosen, Chosen, "norm")
+        + mistakes(known, schema, "norm")
+        + [
+            f"norm.{key}: no such key of norm={name}; {suggest(key, field_names(schema))}{norms_with(key)}"
+            for key in unknown
+        ]
+    )
 
 
 def norms_with(option: str) -> str:
@@ -72,10 +78,19 @@ def import_guests() -> None:
         project.make_importable()
     for package in users_packages():
         if importlib.util.find_spec(package.partition(".")[0]):
-            try:
-                importlib.import_module(package)
-            except Exception as error:
-                raise ValueError(f"importing your package {package!r} fails: {error!r}") from error
+            imported(package, package)
+            for module in _registering(package):
+                imported(module, module)
+
+
+def _registering(package: str) -> Iterator[str]:
+    """The modules in a package that register norms, by their text: its `__init__` need not import them."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for file in sorted(Path(folder).rglob("*.py")):
+            text = file.read_text(errors="replace")
+            if "syncbn" in text and re.search(r"\bregister\(", text) and file.stem not in ("__main__", "__init__"):
+                yield ".".join((package, *file.relative_to(folder).with_suffix("").parts))
 
 
 def conf_dir() -> Path:

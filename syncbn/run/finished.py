@@ -1,6 +1,6 @@
 """Finished runs, opened in one process for the commands that use them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from syncbn.run.check import unknown_choice
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningDataModule
+    from lightning.pytorch import LightningDataModule, LightningModule
     from omegaconf import DictConfig
     from torch import nn
 
@@ -24,35 +24,68 @@ class FinishedRun:
     config: "DictConfig"
     data: "LightningDataModule"
     net: "nn.Module"
+    task: "LightningModule | None" = None
+
+    def built_task(self) -> "LightningModule":
+        """The LightningModule around the network."""
+        from syncbn.run import build
+
+        if self.task is None:
+            self.task = build.build_task(self.config, self.net, self.data)
+        return self.task
+
+    def images(self) -> Any:
+        """Images of the test, or the first training batch of a DataModule of somebody's own."""
+        from syncbn.run import start
+        from syncbn.run.facts import DataFacts
+
+        if start.is_ours(self.config):
+            return next(iter(self.data.test_dataloader()))[0]
+        return DataFacts(self.data).first_batch[0]
+
+    def train_loader(self) -> Any:
+        """The training batches, of a DataModule that may have to be set up first."""
+        from syncbn.run.facts import DataFacts
+
+        return DataFacts(self.data).train_loader
 
 
 def open_run(
-    folder: Path, checkpoint: Path | None = None, data: str | None = None, overrides: Sequence[str] = ()
+    folder: Path,
+    checkpoint: Path | None = None,
+    data: str | None = None,
+    overrides: Sequence[str] = (),
+    where_known: Mapping[str, Any] | None = None,
 ) -> FinishedRun:
     """Open a run's folder.
 
     Args:
-        folder: folder of the run.
-        checkpoint: checkpoint to load instead of the best.
-        data: a choice of `conf/data`, instead of the run's own.
-        overrides: overrides of the run's config.
+        folder: the run's.
+        checkpoint: another one than the best.
+        data: a choice of `conf/data`, in the place of the run's own.
+        overrides: of the run's config.
+        where_known: values of keys that its data may have or not.
 
     Raises:
         ValueError: the folder isn't a run's, its config is invalid, or its checkpoint is damaged.
     """
-    from syncbn.run.folder import checkpoint_of, load_config, load_weights
+    from omegaconf import OmegaConf
+
+    from syncbn.run.folder import checkpoint_of, load_config
 
     groups = {} if data is None else {"data": _choice("data", data)}
     config = load_config(folder, [*_ONE_PROCESS, *overrides], groups)
+    for key, value in (where_known or {}).items():
+        if OmegaConf.select(config, key) is not None:
+            OmegaConf.update(config, key, value)
     checkpoint = checkpoint or checkpoint_of(folder)
 
-    from syncbn.run import build, screen
+    from syncbn.run import screen
+    from syncbn.run.trained import open_trained
 
     screen.quiet()
-    module = build.build_data(config)
-    net = build.build_network(config, module, fetch_weights=False)
-    load_weights(net, checkpoint)
-    return FinishedRun(folder, checkpoint, config, module, net.eval())
+    trained = open_trained(config, checkpoint)
+    return FinishedRun(folder, checkpoint, config, trained.data, trained.net, trained.task)
 
 
 def _choice(group: str, choice: str) -> Any:

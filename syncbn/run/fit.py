@@ -22,10 +22,11 @@ from syncbn.launch.relaunch import threads_of_a_rank
 from syncbn.launch.secrets import learn, redacted
 from syncbn.launch.world import World
 from syncbn.norm.core.options import suggest
-from syncbn.run import build, screen
+from syncbn.run import build, screen, start, tasks
 from syncbn.run.check import config_mistakes, inside
 from syncbn.run.compose import plain
 from syncbn.run.errors import UserError, lightnings_refusals, user_mistakes
+from syncbn.run.facts import DataFacts
 from syncbn.run.folder import git_commit, write_config
 from syncbn.run.resume import Checkpoint, resume_from
 from syncbn.run.stoppable import stoppable
@@ -37,14 +38,14 @@ class Run:
     """The built parts of a run.
 
     Attributes:
-        config: config of the run.
-        data: DataModule.
-        net: network of the task.
-        task: LightningModule.
-        trainer: Trainer with callbacks and loggers.
-        loggers: loggers of the trainer.
-        checkpoint: checkpoint to resume from.
-        weights: description of the network's initial weights.
+        config: of which it is made.
+        data: the DataModule.
+        net: the network, which is the task's, or is the task itself.
+        task: the LightningModule.
+        trainer: with callbacks and loggers.
+        loggers: those.
+        checkpoint: what the fit goes on from.
+        weights: what the network started from, in words.
     """
 
     config: DictConfig
@@ -82,10 +83,11 @@ def train(config: DictConfig, world: World, hydra: DictConfig) -> float | None:
     if run.trainer.is_global_zero:
         _begin(run, hydra)
     training = fit(run) if config.train else None
-    metrics = test(run) if config.test else _logged(run)
+    tested = test(run) if config.test and start.has_test(run.task, run.data) else {}
+    metrics = _logged(run) | tested
     if run.trainer.is_global_zero:
         finish(run.loggers)
-        screen.print_results(metrics, Path(config.paths.output_dir), training)
+        screen.print_results(tested, Path(config.paths.output_dir), training)
     return _objective(config.get("optimized_metric"), metrics, world)
 
 
@@ -116,17 +118,22 @@ def prepare(
     with user_mistakes():
         checkpoint = resume_from(config.resume, Path(config.paths.output_dir))
         data = build.build_data(config) if data is None else data
-        net = build.build_network(config, data, fetch_weights=not (checkpoint or config.model.get("weights")))
-        weights = None if checkpoint else build.load_pretrained(config, net)
-        net = net if change is None else change(net)
-        task = build.build_task(config, net, data)
         loggers = build.build_loggers(config)
-        every = [*build.build_callbacks(config, loggers, task), *callbacks]
+        every = [*build.build_callbacks(config, loggers), *callbacks]
         trainer = build.build_trainer(config, every, loggers, world)
+        data.trainer = trainer  # which a DataModule may ask for its rank
+        facts, net, weights = DataFacts(data), None, None
+        if tasks.asks_for_network(config):
+            fetched = not (checkpoint or config.model.get("weights"))
+            net = build.build_network(config, data, fetch_weights=fetched, facts=facts)
+            weights = None if checkpoint else build.load_pretrained(config, net)
+            net = net if change is None else change(net)
+        task = build.build_task(config, net, data, facts=facts)
+        start.take_up(trainer, checkpoint)
         if config.train:
-            build.fit_batches_to_ranks(config, data, trainer, checkpoint)
-        build.check_start(config, task, data, trainer)
-    return Run(config, data, net, task, trainer, loggers, checkpoint, weights)
+            start.fit_batches_to_ranks(config, data, trainer, checkpoint)
+        start.check_start(config, task, data, trainer, facts=facts)
+    return Run(config, data, task if net is None else net, task, trainer, loggers, checkpoint, weights)
 
 
 def fit(run: Run) -> str:
@@ -140,11 +147,10 @@ def fit(run: Run) -> str:
 
 
 def test(run: Run) -> dict[str, float]:
-    """Metrics of the fit, and of the test set by the best checkpoint or the current network."""
-    metrics = _logged(run)
+    """The metrics of the test set by the best checkpoint, or by the network as it is."""
     with stoppable(run.trainer):
         tested = run.trainer.test(run.task, run.data, ckpt_path=_to_test(run.trainer, run.checkpoint), verbose=False)[0]
-    return metrics | {name: float(value) for name, value in tested.items()}
+    return {name: float(value) for name, value in tested.items()}
 
 
 def _check_folder(config: DictConfig) -> None:

@@ -36,7 +36,8 @@ def write_config(folder: Path, config: "DictConfig", hydra_config: Any) -> None:
 def load_run(folder: str | Path) -> tuple["nn.Module", "DictConfig"]:
     """Load the trained network of a run, in eval mode on the CPU, and the run's config.
 
-    It loads the best checkpoint by validation loss, or the last one if there is no best.
+    It is the best checkpoint by validation loss; the last one where there is no best. A task of one's own that trains
+    no network of the config is the network itself.
 
     Args:
         folder: folder of a run, possibly moved; for a sweep one of its numbered folders.
@@ -46,12 +47,9 @@ def load_run(folder: str | Path) -> tuple["nn.Module", "DictConfig"]:
     """
     folder = Path(folder)
     config = load_config(folder)
-    from syncbn.run import build
+    from syncbn.run.trained import open_trained
 
-    data = build.build_data(config)
-    net = build.build_network(config, data, fetch_weights=False)
-    load_weights(net, checkpoint_of(folder))
-    return net.eval(), config
+    return open_trained(config, checkpoint_of(folder)).net, config
 
 
 def load_config(
@@ -109,7 +107,9 @@ def checkpoint_of(folder: Path) -> Path:
     for name in ("best.ckpt", "last.ckpt"):
         if (path := folder / _CHECKPOINTS / name).is_file():
             return path
-    raise ValueError(f"{str(folder)!r} has no {_CHECKPOINTS}/best.ckpt or last.ckpt: the run hasn't saved one yet")
+    others = sorted(path.name for path in (folder / _CHECKPOINTS).glob("*.ckpt"))
+    hint = f"name one by checkpoint=, of {', '.join(others)}" if others else "the run hasn't saved one yet"
+    raise ValueError(f"{str(folder)!r} has no {_CHECKPOINTS}/best.ckpt or last.ckpt: {hint}")
 
 
 def load_weights(net: "nn.Module", checkpoint: Path) -> None:

@@ -16,6 +16,14 @@ class Paths:
 
 
 @dataclass
+class Chosen:
+    """Which batch norms of a finished network a norm takes the place of: beside the norm's own options."""
+
+    include: str | list[str] | None = option(None, "globs of those to convert; null: all")
+    exclude: str | list[str] | None = option(None, "globs of those that stay")
+
+
+@dataclass
 class Main:
     """Top-level keys, and the groups, each checked by its `name` or `_target_`.
 

@@ -83,6 +83,7 @@ class Trainer:
     enable_checkpointing: bool | None = option(None, "whether to write checkpoints")
     inference_mode: bool = option(True, "whether evaluation runs in torch's inference mode")
     plugins: Any = option(None, "further plugins")
+    use_distributed_sampler: bool = option(True, "share the DataLoaders of a DataModule of one's own among the ranks")
 
 
 @dataclass
@@ -170,6 +171,7 @@ OPTIONS: dict[str, type] = {
     "lightning.pytorch.Trainer": Trainer,
     "lightning.pytorch.callbacks.EarlyStopping": EarlyStopping,
     "lightning.pytorch.callbacks.ModelCheckpoint": ModelCheckpoint,
+    "syncbn.training.LastCheckpoint": ModelCheckpoint,
 }
 _SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
 LAUNCHERS: dict[str, type] = {  # launchers that run jobs outside the sweep's process

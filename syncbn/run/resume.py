@@ -1,7 +1,7 @@
 """`resume=auto|<path>|null`: the checkpoint that a run resumes from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ class Checkpoint:
     Attributes:
         path: path of the file.
         step: optimizer steps before it.
-        logged_steps: first step that isn't logged yet; less than `step` with several optimizers per batch.
-        instead_of: why it isn't the requested one.
-        world_size: number of ranks that saved it.
-        global_batch_size: samples of all ranks in a step; None if unknown.
+        logged_steps: the first step that is still to be logged; less than `step` where a batch has a step of each of
+            several optimizers.
+        instead_of: why it isn't the one that was asked for.
+        world_size: the ranks that saved it.
+        global_batch_size: the samples of all of them in a step; None where the data didn't say.
+        monitors: what callbacks go by in the place of their own monitor, as `syncbn.training.Monitors` has decided.
     """
 
     path: Path
@@ -27,6 +29,7 @@ class Checkpoint:
     instead_of: str | None = None
     world_size: int | None = None
     global_batch_size: int | None = None
+    monitors: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def resume_from(resume: str | None, folder: Path) -> Checkpoint | None:
@@ -82,6 +85,7 @@ def _readable(path: Path) -> Checkpoint:
         logged_steps=_logged_steps(checkpoint["loops"]["fit_loop"]),
         world_size=None if ranks is None else len(ranks),
         global_batch_size=checkpoint.get("global_batch_size"),
+        monitors=checkpoint.get("callbacks", {}).get("Monitors", {}).get("decided", {}),
     )
 
 

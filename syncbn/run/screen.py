@@ -20,6 +20,7 @@ _KNOWN = (
     "Using `DistributedSampler` with the dataloaders",  # our sampler doesn't pad
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # between Lightning and torch
     "The `srun` command is available on your system but is not used",  # on a cluster's login node
+    "You're resuming from a checkpoint that ended before the epoch ended",  # ShareLoaders says what follows
     "Checkpoint directory .* exists and is not empty",  # a resumed run
 )
 # Lightning's remarks on devices, ranks, checkpoints and its products. Warnings and requested output of callbacks or
@@ -47,10 +48,11 @@ def print_start(
     checkpoint: "Checkpoint | None",
     weights: str | None,
 ) -> None:
-    """Print what will be trained, on how many processes, and the run's folder."""
+    """What is about to be trained, on how many processes, and where it will be found."""
+    from syncbn.run.network import described_norm, name_of
+
     parameters = sum(parameter.numel() for parameter in net.parameters())
-    name = config.model._target_.rpartition(".")[2]
-    print(f"network:       {name}, {parameters:,} parameters, norm={config.norm.name}")
+    print(f"network:       {name_of(config, net)}, {parameters:,} parameters, {described_norm(config, net)}")
     if weights is not None:
         print(f"weights:       {weights}")
     print(f"processes:     {trainer.world_size} on {trainer.strategy.root_device.type}, {trainer.precision}")
@@ -59,8 +61,9 @@ def print_start(
         print(f"resumed:       after step {checkpoint.step}")
         if checkpoint.world_size not in (None, trainer.world_size):
             print(
-                f"batch size:    {config.data.batch_size} on each of {trainer.world_size} rank(s), to keep the global "
-                f"batches of {checkpoint.global_batch_size} that {checkpoint.world_size} rank(s) began with"
+                f"batch size:    {(checkpoint.global_batch_size or 0) // trainer.world_size} on each of "
+                f"{trainer.world_size} rank(s), to keep the global batches of {checkpoint.global_batch_size} that "
+                f"{checkpoint.world_size} rank(s) began with"
             )
         if checkpoint.instead_of:
             print(f"               from {checkpoint.path.name}: {checkpoint.instead_of}")
@@ -68,13 +71,13 @@ def print_start(
 
 
 def print_results(metrics: Mapping[str, Any], folder: Path, training: str | None = None) -> None:
-    """Print the outcome of the training, the test accuracy, the run's folder and its plots."""
+    """How the training went, the metrics of the test, the run folder and its plots."""
     print()
     if training:
         print(f"training:      {training}")
     if "test/acc" in metrics:
         print(f"test accuracy: {100 * float(metrics['test/acc']):.2f} %   test loss: {float(metrics['test/loss']):.4f}")
-    tested = {name.removeprefix("test/"): float(value) for name, value in metrics.items() if name.startswith("test/")}
+    tested = {name.removeprefix("test/"): float(value) for name, value in metrics.items()}
     if others := [f"{name} {value:.4g}" for name, value in tested.items() if name not in ("acc", "loss")]:
         print(f"test:          {'   '.join(others)}")
     print(f"run folder:    {_shown(folder)}")

@@ -166,19 +166,24 @@ def resolve(target: str) -> Any:
     parts = target.split(".")
     if not all(part.isidentifier() for part in parts):
         raise ValueError(f"{target!r} isn't the dotted name of a class or function")
-    found = _imported(parts[0], target)
+    found = imported(parts[0], target)
     for depth, part in enumerate(parts[1:], start=1):
         above = ".".join(parts[:depth])
         if hasattr(found, part):
             found = getattr(found, part)
         elif inspect.ismodule(found) and hasattr(found, "__path__"):
-            found = _imported(f"{above}.{part}", target)
+            found = imported(f"{above}.{part}", target)
         else:
             raise ValueError(_no_such_name(target, above, part, found))
     return found
 
 
-def _imported(module: str, target: str) -> Any:
+def imported(module: str, target: str) -> Any:
+    """A module, which `target` is in or is.
+
+    Raises:
+        ValueError: it can't be imported; the message says where it breaks off.
+    """
     try:
         return importlib.import_module(module)
     except Exception as error:
@@ -214,8 +219,10 @@ def _refusal(found: Any, kind: Kind) -> str | None:
     if not own and not _is_in(home, _homes(kind)):
         return f"is from {home!r}"
     if inspect.isclass(found):
-        fits = issubclass(found, _classes(kind)) or (own and kind is PART)
-        return None if fits else "is another class"
+        if issubclass(found, _classes(kind)) or (own and kind is PART):
+            return None
+        other = any(base.__module__.startswith("pytorch_lightning.") for base in found.__mro__)
+        return "derives from pytorch_lightning's: import lightning.pytorch instead" if other else "is another class"
     private = getattr(found, "__name__", "_").startswith("_")
     if not own and (kind is PART or private or not inspect.isfunction(found) or "." in found.__qualname__):
         return "is no class, and no function that builds one"

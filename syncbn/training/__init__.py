@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from syncbn.training.callbacks.finetune import FreezeNorm as FreezeNorm
     from syncbn.training.callbacks.finetune import GradualUnfreezing as GradualUnfreezing
     from syncbn.training.callbacks.finetune import TrainOnly as TrainOnly
+    from syncbn.training.callbacks.last_checkpoint import LastCheckpoint as LastCheckpoint
     from syncbn.training.callbacks.loader_watch import LoaderWatch as LoaderWatch
     from syncbn.training.callbacks.momentum_schedule import MomentumSchedule as MomentumSchedule
+    from syncbn.training.callbacks.monitors import Monitors as Monitors
+    from syncbn.training.callbacks.monitors import NoSuchMetric as NoSuchMetric
     from syncbn.training.callbacks.nan_policy import NanPolicy as NanPolicy
     from syncbn.training.callbacks.nan_policy import NonFiniteLoss as NonFiniteLoss
     from syncbn.training.callbacks.norm_l1 import NormL1 as NormL1
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from syncbn.training.callbacks.ranks_agree import RanksDisagree as RanksDisagree
     from syncbn.training.callbacks.recalibrate_norm import RecalibrateNorm as RecalibrateNorm
     from syncbn.training.callbacks.sample_grids import SampleGrids as SampleGrids
+    from syncbn.training.callbacks.share_loaders import SameBatches as SameBatches
+    from syncbn.training.callbacks.share_loaders import ShareLoaders as ShareLoaders
     from syncbn.training.callbacks.sync_group import SyncGroup as SyncGroup
     from syncbn.training.callbacks.wandb_media import WandbMedia as WandbMedia
     from syncbn.training.callbacks.watchdog import Watchdog as Watchdog
@@ -46,9 +51,12 @@ _HOMES = {
     "FreezeNorm": "callbacks.finetune",
     "GANTask": "tasks.gan",
     "GradualUnfreezing": "callbacks.finetune",
+    "LastCheckpoint": "callbacks.last_checkpoint",
     "LoaderWatch": "callbacks.loader_watch",
     "MomentumSchedule": "callbacks.momentum_schedule",
+    "Monitors": "callbacks.monitors",
     "NanPolicy": "callbacks.nan_policy",
+    "NoSuchMetric": "callbacks.monitors",
     "NonFiniteLoss": "callbacks.nan_policy",
     "NormL1": "callbacks.norm_l1",
     "NormMonitor": "callbacks.norm_monitor",
@@ -59,8 +67,10 @@ _HOMES = {
     "RanksAgree": "callbacks.ranks_agree",
     "RanksDisagree": "callbacks.ranks_agree",
     "RecalibrateNorm": "callbacks.recalibrate_norm",
+    "SameBatches": "callbacks.share_loaders",
     "SampleGrids": "callbacks.sample_grids",
     "SegmentationTask": "tasks.segmentation",
+    "ShareLoaders": "callbacks.share_loaders",
     "SyncBatchNormPlugin": "plugin",
     "SyncGroup": "callbacks.sync_group",
     "TrainOnly": "callbacks.finetune",

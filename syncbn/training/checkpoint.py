@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
 
 from syncbn.norm.core.messages import first_line
+from syncbn.training.plain import with_plain_hyper_parameters
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -29,15 +31,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def __init__(self, previous_of: Sequence[str] = ()) -> None:
         super().__init__()
         self.previous_of = previous_of
+        self._told = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to the local file `path` atomically.
 
+        Hyper-parameters that are objects, networks say, stay out: they couldn't be read without running code.
+
         Raises:
-            OSError: the disk is full, read-only or broken; the file is unchanged.
+            OSError: the disk is full, read-only or broken; the file is what it was before.
+            TypeError: it holds other objects, of which nothing could be read again.
         """
         if storage_options is not None:
             raise TypeError(f"storage_options has no meaning for a local file, got {storage_options!r}; leave it out")
+        checkpoint, left_out = with_plain_hyper_parameters(checkpoint)
+        if left_out and not self._told:
+            self._told = True
+            rank_zero_warn(
+                f"{', '.join(left_out)}: these hyper-parameters are objects, and aren't kept in checkpoints, which are "
+                "read without running code; save_hyperparameters(ignore=[...]) leaves them out by itself"
+            )
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -46,7 +59,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates private files
+            _check_globals(temporary)
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private
             if path.name in self.previous_of and path.exists():
                 _keep(path)
             os.replace(temporary, path)
@@ -96,6 +110,15 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{str(path)!r} holds a {type(checkpoint).__name__}, not the dict of a checkpoint")
     return checkpoint
+
+
+def _check_globals(path: str) -> None:
+    """Raise `TypeError` for a checkpoint that couldn't be read again, when it is written and not when it is needed."""
+    if names := torch.serialization.get_unsafe_globals_in_checkpoint(path):
+        raise TypeError(
+            f"the checkpoint holds objects that aren't read without running code: {', '.join(sorted(names))}; let "
+            "on_save_checkpoint and state_dict return tensors and plain types (float(x) for a number of NumPy's)"
+        )
 
 
 def _of_the_disk(error: BaseException) -> OSError | None:

@@ -61,7 +61,7 @@ def two_steps(experiment: str, folder: Path) -> tuple[dict[str, float], dict[str
         data = build.build_data(config)
         net = build.build_network(config, data)
         task = build.build_task(config, net, data)
-        trainer = build.build_trainer(config, build.build_callbacks(config, [], task), [], world)
+        trainer = build.build_trainer(config, build.build_callbacks(config, []), [], world)
         trainer.fit(task, data)
         metrics: dict[str, Any] = dict(trainer.callback_metrics)
         return {name: float(value) for name, value in metrics.items()}, fits.state(net)

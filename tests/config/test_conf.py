@@ -14,6 +14,7 @@ from syncbn.run.check import conf_dir
 from syncbn.run.command_line import CommandLine
 from syncbn.run.compose import checked_configs, config_groups
 from syncbn.run.errors import UserError, user_mistakes
+from syncbn.run.main_options import Chosen
 from tests.data.fashion_mnist import needs_fashion_mnist
 from tests.data.image_files import write_images
 
@@ -48,9 +49,9 @@ def instantiate(config: DictConfig, world: World) -> None:
 
     data = build.build_data(config)
     net = build.build_network(config, data)
-    task = build.build_task(config, net, data)
+    build.build_task(config, net, data)
     loggers = build.build_loggers(config)
-    build.build_trainer(config, build.build_callbacks(config, loggers, task), loggers, world)
+    build.build_trainer(config, build.build_callbacks(config, loggers), loggers, world)
 
 
 @pytest.fixture(autouse=True)
@@ -99,9 +100,12 @@ def test_every_norm_has_a_config_with_its_options() -> None:
     assert set(available_norms()) == set(GROUPS["norm"])
     for name in available_norms():
         options = compose_with([f"norm={name}"]).norm
-        assert options == {"name": name, **defaults(known_options()[name])}
+        assert options == {"name": name, **defaults(known_options()[name]), **defaults(Chosen)}
         groups = {"sync_group"} if "process_group" in norm_options(name) else set()
-        assert set(options) - {"name"} == set(norm_options(name)) - {"process_group", "device", "dtype"} | groups
+        assert (
+            set(options) - {"name", *defaults(Chosen)}
+            == set(norm_options(name)) - {"process_group", "device", "dtype"} | groups
+        )
 
 
 @pytest.mark.parametrize("name", NORM_FILES)

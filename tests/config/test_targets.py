@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 import syncbn
 from syncbn.run import build
-from syncbn.run.check import conf_dir, config_mistakes
+from syncbn.run.check import config_mistakes
+from syncbn.run.compose import config_of
 from syncbn.run.targets import KINDS, checked_object, resolve
 
 GUEST = """
@@ -269,7 +269,6 @@ def config_mistakes_of(where: str, target: str) -> list[str]:
 
 
 def config_with(group: str, node: dict[str, Any]) -> DictConfig:
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", [])
+    config = config_of([])
     config[group] = node
     return config

@@ -187,3 +187,15 @@ def test_each_file_is_a_shell_script_without_mistakes() -> None:
             subprocess.run(["bash", "-n", str(path)], check=True)
             assert "node1" not in path.read_text()
     assert os.access(Path(__file__).parents[2] / "slurm" / "interactive.sh", os.X_OK)
+
+
+def test_a_project_that_init_wrote_trains_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    subprocess.run(["syncbn", "init", "my_shapes"], cwd=tmp_path, env=in_reach(cluster.environ), check=True)
+    project = tmp_path / "my_shapes"
+    short = ("trainer.accelerator=cpu", "trainer.max_epochs=1", "data.num_train=150", "norm=pixel")
+    job = submit(cluster, project, "--nodes=2", "--ntasks-per-node=1", "train.sbatch", *short)
+    assert cluster.wait(job) == "COMPLETED", log(project, job)
+    output = log(project, job)
+    assert "norm=pixel in the place of 3 batch norm(s)" in output
+    assert "processes:     2 on cpu" in output
+    assert output.count("test accuracy:") == 1

@@ -38,9 +38,9 @@ class EpochLines(ProgressBar):
         metrics = trainer.callback_metrics  # on every rank: it may reduce over ranks
         if not self._enabled:
             return
-        shown = [
-            f"{name} {value:.4f}" for name, value in sorted(metrics.items()) if name.startswith(("train/", "val/"))
-        ]
+        ours = {name: value for name, value in metrics.items() if name.startswith(("train/", "val/"))}
+        others = {name: value for name, value in metrics.items() if not name.startswith(("loader/", "lr-"))}
+        shown = [f"{name} {value:.4f}" for name, value in sorted((ours or others).items())]
         epoch = f"epoch {trainer.current_epoch + 1}"
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
             epoch += f"/{trainer.max_epochs}"

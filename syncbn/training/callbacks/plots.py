@@ -49,8 +49,10 @@ class Plots(L.Callback):
             if path is not None and path.is_file():
                 metrics = figures.read_metrics(path)
                 plots = self._folder(trainer) / "plots"
-                figures.draw_loss(metrics, plots / "loss.png")
-                figures.draw_accuracy(metrics, plots / "accuracy.png")
+                if any(name.endswith("/loss") for name in metrics):
+                    figures.draw_loss(metrics, plots / "loss.png")
+                if any(name.endswith("/acc") for name in metrics):
+                    figures.draw_accuracy(metrics, plots / "accuracy.png")
 
     def _folder(self, trainer: L.Trainer) -> Path:
         return Path(self.folder or trainer.default_root_dir)

@@ -6,7 +6,7 @@ import lightning.pytorch as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from syncbn.norm.core.arguments import check_arguments
@@ -21,9 +21,9 @@ class WandbMedia(L.Callback):
 
     After every n-th validation, and after the last: `predictions`, a table with image, label, prediction and
     confidence of the first validation samples of rank 0; and `norm/<layer>/running_mean` and `.../running_var`,
-    histograms over the channels. The module's `validation_step` must return the logits (N, num_classes) of its batch
-    (images, labels), as in `ClassificationTask`. Without a `WandbLogger` it warns and does nothing. Needs wandb
-    (`pip install syncbn[train]`).
+    histograms over the channels. The table is of a module whose `validation_step` returns the logits (N, num_classes)
+    of its batch (images, labels), as `ClassificationTask`'s does; a warning says where it doesn't. It does nothing, and
+    says so, without a `WandbLogger`. Needs wandb (`pip install syncbn[train]`).
 
     Args:
         num_samples: number of rows of the table; 0 for no table.
@@ -32,7 +32,6 @@ class WandbMedia(L.Callback):
 
     Raises:
         ValueError: a negative number of samples, or every_n_epochs below 1.
-        TypeError: a `validation_step` that returns no tensor.
     """
 
     def __init__(
@@ -70,11 +69,14 @@ class WandbMedia(L.Callback):
         missing = self.num_samples - len(self._samples)
         if missing <= 0 or not trainer.is_global_zero or _logger(trainer) is None:
             return
-        if not isinstance(outputs, Tensor):
-            raise TypeError(
-                f"validation_step returned {type(outputs).__name__}; return the logits (N, num_classes) for the "
-                "table of predictions, or set num_samples=0"
+        pair = isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
+        if not (pair and isinstance(outputs, Tensor) and outputs.dim() == 2):
+            self.num_samples = 0
+            rank_zero_warn(
+                f"no table of predictions: validation_step returned {type(outputs).__name__} for a batch of "
+                f"{type(batch).__name__}; it takes the logits (N, num_classes) of a batch (images, labels)"
             )
+            return
         images, labels = batch
         for image, label, logits in zip(images[:missing].cpu(), labels[:missing].tolist(), outputs.cpu(), strict=False):
             self._samples.append((image, label, logits))

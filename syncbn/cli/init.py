@@ -1,0 +1,87 @@
+"""Write a small working project: a network, data and a norm of your own, configs, a test.
+
+Its folder is <name>/, here. Files that are there already stay as they are: then nothing is written.
+"""
+
+import importlib.util
+import keyword
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from syncbn import cli
+from syncbn.cli.arguments import Parser
+from syncbn.norm.core.options import required
+from syncbn.run.errors import user_mistakes
+
+NEEDS = ()
+_TEMPLATE = "my_project"  # what stands in the template where the project's name is to be
+_TAKEN = ("conf", "outputs", "tests")  # folders of the project beside its package
+
+
+@dataclass
+class Options:
+    """Of `syncbn init`."""
+
+    name: str = required("the project's, and its package's: small letters, digits and _")
+
+
+PARSER = Parser("syncbn init", __doc__, Options, words="name")
+
+
+def main() -> None:
+    """Read `<name>` and write the project."""
+    PARSER.main(init)
+
+
+def init(arguments: list[str]) -> Path:
+    """Write a project into a folder of its name, and print what to type next.
+
+    Args:
+        arguments: `<name>`.
+    """
+    with user_mistakes():
+        name = _checked(PARSER.read(arguments).name)
+        template = _templates() / _TEMPLATE
+        places = {
+            file: Path(name, str(file.relative_to(template)).replace(_TEMPLATE, name))
+            for file in sorted(template.rglob("*"))
+            if file.is_file() and "__pycache__" not in file.parts
+        }
+        if existing := [str(place) for place in places.values() if place.exists()]:
+            raise ValueError(f"{', '.join(existing)} would be overwritten: take another name, or another folder")
+    for file, place in places.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(file.read_text(encoding="utf-8").replace(_TEMPLATE, name), encoding="utf-8")
+    print("\n".join(map(str, places.values())))
+    print(f"\ncd {name} && syncbn train experiment=shapes")
+    return Path(name)
+
+
+def _checked(name: str) -> str:
+    """The name, if a package can have it that nothing else has."""
+    plain = re.sub(r"\W", "_", name.strip()).lower().strip("_")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        usable = re.fullmatch(r"[a-z][a-z0-9_]*", plain) and not keyword.iskeyword(plain)
+        hint = f"; did you mean {plain!r}?" if usable else ""
+        raise ValueError(
+            f"{name!r} can't be a package's name; allowed: small letters, digits and _, a letter first, and none of "
+            f"Python's keywords{hint}"
+        )
+    if name in _TAKEN:
+        raise ValueError(f"{name!r} is a folder of the project beside its package: take another name")
+    if name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
+        raise ValueError(f"there is a package {name!r} already, which the project's would hide: take another name")
+    return name
+
+
+def _templates() -> Path:
+    """In the package where a wheel was installed, beside it in a checkout."""
+    here = Path(__file__).parents[1]
+    packaged = here / "templates"
+    return packaged if packaged.is_dir() else here.parent / "templates"
+
+
+if __name__ == "__main__":
+    cli.run("init")

@@ -1,0 +1,177 @@
+"""From a checked config to the network: one that takes `norm=`, or any other, whose batch norms are converted."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from syncbn.models import load_weights
+from syncbn.norm import convert, norm_layer
+from syncbn.norm.core.attachable import Attachable
+from syncbn.norm.core.options import defaults
+from syncbn.norm.core.registry import NormFactory, known_options, unusual_options
+from syncbn.norm.surgery.adapters import looks_like_batch_norm
+from syncbn.norm.surgery.forward import modes_kept
+from syncbn.run.construct import construct, parameters_of
+from syncbn.run.facts import DataFacts
+
+SIZES = ("num_classes", "in_channels", "image_size")
+_NOT_OPTIONS = ("name", "sync_group", "include", "exclude")  # of a norm's config, and not of its layer
+
+
+def build_network(
+    config: DictConfig, data: LightningDataModule, *, fetch_weights: bool = True, facts: DataFacts | None = None
+) -> nn.Module:
+    """The network of `config.model` with the norm of `config.norm`, for the images and classes of the data.
+
+    One that takes `norm=` is built with it. Any other is built as it is, and its batch norms are converted, those that
+    `norm.include` and `norm.exclude` choose. It is given those of the sizes `num_classes`, `in_channels` and
+    `image_size` that it asks for by name: the config's, else the data's, which are then noted in the config, so that
+    the run's folder says them.
+
+    Without `fetch_weights` a pretrained network of another package is built as one that isn't: its weights come from a
+    checkpoint.
+
+    Raises:
+        ValueError: a size that is asked for and that nobody says; `include` or `exclude` for a network that takes
+            `norm=`; what `convert` raises.
+    """
+    asked = parameters_of("model", config.model)
+    model = DictConfig(OmegaConf.to_container(config.model, resolve=True))
+    if not _has_weights_of_its_own(config):
+        model.pop("weights", None)  # `load_pretrained` reads them
+    if not fetch_weights:
+        for key in ("pretrained", "weights"):
+            if model.get(key):
+                model[key] = False if key == "pretrained" else None
+    facts = facts or DataFacts(data)
+    sizes = _sizes(config, model, asked, facts)
+    if takes_norm(config):
+        if chosen := [f"norm.{key}" for key in ("include", "exclude") if config.norm.get(key) is not None]:
+            raise ValueError(
+                f"{' and '.join(chosen)} choose among the batch norms of a finished network, and {model._target_} "
+                "makes its own from norm=: leave them out"
+            )
+        return construct("model", model, norm=norm_of(config), **sizes)
+    net: nn.Module = construct("model", model, **sizes)
+    if any(map(is_lazy, net.parameters())):
+        output_width(net, facts)  # its layers find out their sizes
+    return convert_norms(net, config, facts)
+
+
+def norm_of(config: DictConfig) -> NormFactory:
+    """The norm of `config.norm`, as a function from the number of channels."""
+    options = {key: value for key, value in config.norm.items() if key not in _NOT_OPTIONS}
+    usual = defaults(known_options()[config.norm.name])
+    if options.get("keras_momentum") is not None and options.get("momentum") == usual["momentum"]:
+        del options["momentum"]  # the default; one that was asked for is refused beside the other
+    return norm_layer(config.norm.name, **OmegaConf.to_container(OmegaConf.create(options)))  # type: ignore[arg-type]
+
+
+def takes_norm(config: DictConfig) -> bool:
+    """Whether what makes the network takes `norm=`, and the config doesn't say another meaning of it."""
+    return "norm" in parameters_of("model", config.model) and config.model.get("norm") is None
+
+
+def convert_norms(net: nn.Module, config: DictConfig, facts: DataFacts) -> nn.Module:
+    """A finished network with the norm of `config.norm` in the place of its batch norms, where it has any.
+
+    They keep their eps and momentum unless the config has others than the usual ones.
+    """
+    include, exclude = (_globs(config, key) for key in ("include", "exclude"))
+    if include is None and exclude is None and not any(looks_like_batch_norm(module) for module in net.modules()):
+        return net
+    norm = norm_of(config)
+    name, options = unusual_options(norm)
+    needs_example = options.get("fuse_activation") or isinstance(norm(8), Attachable)
+    example = facts.example if needs_example else None
+    return convert(net, name, include=include, exclude=exclude, example_input=example, **options)
+
+
+def name_of(config: DictConfig, net: nn.Module) -> str:
+    """What made the network, or the class of a task that is one as a whole."""
+    return type(net).__name__ if isinstance(net, LightningModule) else str(config.model._target_).rpartition(".")[2]
+
+
+def described_norm(config: DictConfig, net: nn.Module) -> str:
+    """The norm of a network, in words, and what became of it where the network doesn't take one."""
+    norm = f"norm={config.norm.name}"
+    part = ("task", config.task) if isinstance(net, LightningModule) else ("model", config.model)
+    if "norm" in parameters_of(*part) and part[1].get("norm") is None:
+        return norm
+    converted = sum("converted_from" in module.__dict__ for module in net.modules())
+    if converted:
+        return f"{norm} in the place of {converted} batch norm(s)"
+    return f"no batch norm, so that {norm} changes nothing"
+
+
+def output_width(net: nn.Module, facts: DataFacts) -> int | None:
+    """The size of the second dimension of what a network makes of the data, K of logits (N, K, ...); None without one.
+
+    Raises:
+        ValueError: the network can't take the data's inputs.
+    """
+    example = facts.example
+    if example is None:
+        return None
+    try:
+        with isolate_rng(), modes_kept(net), torch.no_grad():
+            output = net.eval()(example)
+    except Exception as error:
+        raise ValueError(
+            f"{type(net).__name__} can't take inputs {tuple(example.shape)}, as the data has them: "
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else error}"
+        ) from error
+    return output.shape[1] if isinstance(output, Tensor) and output.dim() > 1 else None
+
+
+def load_pretrained(config: DictConfig, net: nn.Module) -> str | None:
+    """Put the weights of the file `config.model.weights`, where one is named, into `net`; what was loaded."""
+    path = None if _has_weights_of_its_own(config) else config.model.get("weights")
+    return None if path is None else load_weights(net, path)
+
+
+def is_ours(config: DictConfig) -> bool:
+    """Whether the network is one of this package."""
+    return str(config.model._target_).startswith("syncbn.")
+
+
+def _has_weights_of_its_own(config: DictConfig) -> bool:
+    return "weights" in parameters_of("model", config.model) and not is_ours(config)
+
+
+def _sizes(
+    config: DictConfig, model: DictConfig, asked: Mapping[str, inspect.Parameter], facts: DataFacts
+) -> dict[str, Any]:
+    sizes = {}
+    for name in SIZES:
+        passed_on = is_ours(config) and name != "image_size" and _takes_more(asked)
+        if name not in asked and not passed_on:
+            continue
+        value = model.get(name)
+        if value is None and (value := getattr(facts, name)) is not None and not is_ours(config):
+            with open_dict(config):
+                config.model[name] = list(value) if isinstance(value, tuple) else value
+        if value is not None:
+            sizes[name] = tuple(value) if name == "image_size" and not isinstance(value, int) else value
+        elif asked[name].default is inspect.Parameter.empty:
+            raise ValueError(
+                f"{model._target_} asks for {name}, which neither {type(facts.data).__name__} nor its first batch "
+                f"says: add +model.{name}=<number>"
+            )
+    return sizes
+
+
+def _takes_more(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+def _globs(config: DictConfig, key: str) -> str | list[str] | None:
+    value = config.norm.get(key)
+    return value if value is None or isinstance(value, str) else list(value)

@@ -1,0 +1,152 @@
+"""What is looked at between building a run and starting it: mistakes that are told in one line, before any training."""
+
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from omegaconf import DictConfig
+from torch import Tensor
+
+from syncbn.norm.core.groups import check_size
+from syncbn.norm.core.options import suggest
+from syncbn.run.elastic import batch_size_of_a_rank
+from syncbn.run.facts import DataFacts
+from syncbn.run.resume import Checkpoint
+from syncbn.training import ClassificationTask, Monitors, SegmentationTask
+from syncbn.training.optim import parameter_groups
+
+
+def fit_batches_to_ranks(
+    config: DictConfig, data: LightningDataModule, trainer: Trainer, checkpoint: Checkpoint | None
+) -> None:
+    """Where a run goes on with another number of ranks: its global batches for the ranks there are, as `elastic` says.
+
+    Raises:
+        ValueError: it says to refuse, the ranks can't share them, or the data's loader doesn't follow.
+    """
+    facts = DataFacts(data)
+    stated: int | None = facts.stated("batch_size")
+    size = batch_size_of_a_rank(stated, trainer.world_size, checkpoint, config.elastic)
+    if size == stated:
+        return
+    data.batch_size = size  # type: ignore[attr-defined]
+    if "batch_size" in data.hparams:
+        data.hparams["batch_size"] = size
+    if (made := getattr(facts.train_loader, "batch_size", size)) != size and not is_ours(config):
+        raise ValueError(
+            f"the run goes on with another number of ranks, each of which needs batches of {size}, but "
+            f"{type(data).__name__} makes them of {made} whatever its batch_size says: start the ranks it had"
+        )
+    if "batch_size" in config.data:
+        config.data.batch_size = size  # the run's folder says so, too
+
+
+def take_up(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
+    """Let callbacks decide as the run that is gone on with."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if checkpoint is not None and isinstance(callback, Monitors):
+            callback.take_up(checkpoint.monitors)
+
+
+def check_start(
+    config: DictConfig,
+    task: LightningModule,
+    data: LightningDataModule,
+    trainer: Trainer,
+    *,
+    facts: DataFacts | None = None,
+) -> None:
+    """Make optimizer and training loader once before the fit: what is wrong with them is told as the user's mistake.
+
+    Raises:
+        ValueError: the ranks' batches don't fit the data, the ranks can't be divided into groups for the norms,
+            validation would come after the end of an epoch, the optimizer doesn't take its options, a callback monitors
+            what the task doesn't log, or batches aren't what the task takes.
+    """
+    check_size(config.norm.get("sync_group", "world"), trainer.world_size)
+    data.trainer = trainer
+    if not task.automatic_optimization and config.trainer.gradient_clip_val:
+        raise ValueError(
+            f"{type(task).__name__} optimizes by hand, where the trainer can't clip gradients: add "
+            "trainer.gradient_clip_val=null, and clip by self.clip_gradients"
+        )
+    if isinstance(task, ClassificationTask):
+        _check_monitors(config, task, data)
+        task.optimizer(parameter_groups(task.net))
+        if not is_ours(config):
+            _check_batch(task, facts or DataFacts(data))
+    if is_ours(config):
+        _check_interval(config, len(data.train_dataloader()))
+
+
+def is_ours(config: DictConfig) -> bool:
+    """Whether the DataModule is one of this package."""
+    return str(config.data._target_).startswith("syncbn.")
+
+
+def has_test(task: LightningModule, data: LightningDataModule) -> bool:
+    """Whether there is something to test, and a test."""
+    return is_overridden("test_step", task) and is_overridden("test_dataloader", data)
+
+
+def _check_monitors(config: DictConfig, task: ClassificationTask, data: LightningDataModule) -> None:
+    nodes = config.get("callbacks") or {}
+    monitors = {name: node.get("monitor") for name, node in nodes.items() if node.get("monitor") is not None}
+    for name, monitor in monitors.items():
+        if monitor not in task.monitored_names:
+            raise ValueError(
+                f"callbacks.{name}.monitor={monitor}: no such metric; {suggest(monitor, task.monitored_names)}"
+            )
+    absent = {name: monitor for name, monitor in monitors.items() if monitor.startswith("val/")}
+    if not absent:
+        return
+    reason = None
+    if config.trainer.limit_val_batches == 0:
+        reason = "trainer.limit_val_batches=0 leaves validation out"
+    elif not is_overridden("val_dataloader", data):
+        reason = f"{type(data).__name__} has no val_dataloader"
+    if reason is not None:
+        name, monitor = next(iter(absent.items()))
+        instead = " ".join(f"callbacks.{name}.monitor=train/loss" for name in absent)
+        raise ValueError(f"callbacks.{name} monitors {monitor}, but {reason}: add {instead}, or callbacks=none")
+
+
+def _check_batch(task: ClassificationTask, facts: DataFacts) -> None:
+    """Compare the first batch of a DataModule of anybody's with what the task takes."""
+    name, batch = type(facts.data).__name__, facts.first_batch
+    wanted = f"{type(task).__name__} takes batches (images, labels)"
+    advice = "let the data make such pairs, or write a task of your own (task._target_)"
+    if not (isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
+        raise ValueError(f"{wanted}, and {name} gives {_described(batch)}: {advice}")
+    _, labels = batch
+    dims = 3 if isinstance(task, SegmentationTask) else 1
+    if labels.is_floating_point() or labels.dim() != dims:
+        shape = f"{str(labels.dtype).removeprefix('torch.')} {tuple(labels.shape)}"
+        raise ValueError(f"{wanted}, labels of {dims} dimension(s) and of whole numbers, and {name} gives {shape}")
+    classes, stated = len(task.class_names), facts.num_classes
+    highest = int(labels.max()) + 1 if labels.numel() else 0
+    if max(highest, stated or 0) > classes:
+        raise ValueError(
+            f"the network returns {classes} logits, and {name} has {max(highest, stated or 0)} classes: give the "
+            "network as many, +model.num_classes=<number> say"
+        )
+
+
+def _described(batch: Any) -> str:
+    if isinstance(batch, dict):
+        return f"a dict of {', '.join(map(str, batch))}"
+    if isinstance(batch, list | tuple):
+        return f"a {type(batch).__name__} of {', '.join(type(part).__name__ for part in batch)}"
+    return f"a {type(batch).__name__}"
+
+
+def _check_interval(config: DictConfig, batches: int) -> None:
+    limit = config.trainer.limit_train_batches
+    if isinstance(limit, int):
+        batches = min(batches, limit)
+    interval = config.trainer.val_check_interval
+    if isinstance(interval, int) and interval > batches and config.trainer.check_val_every_n_epoch is not None:
+        raise ValueError(
+            f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch: make it smaller, "
+            "or count over epochs by adding trainer.check_val_every_n_epoch=null"
+        )

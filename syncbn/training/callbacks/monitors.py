@@ -1,0 +1,90 @@
+"""Metrics that checkpoints and early stopping go by, of a LightningModule whose metrics nobody knows before it runs."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from syncbn.launch.faults import Fault
+from syncbn.norm.core.options import suggest
+from syncbn.training.checkpoint import load_checkpoint
+
+DEFAULT = "val/loss"
+
+
+class NoSuchMetric(Fault, ValueError):
+    """A callback monitors what the module doesn't log."""
+
+
+class Monitors(L.Callback):
+    """Compares what callbacks monitor with what a batch of validation logs, before the training.
+
+    Lightning finds a metric that isn't there after the first epoch. Here the trainer's sanity check tells what the
+    validation logs (`Trainer(num_sanity_val_steps=1)`). A callback that monitors "val/loss", which nobody has chosen,
+    goes by the one loss that is logged. Where there is none, or several, the best checkpoint is the last one, and
+    training doesn't stop early. What was decided is kept in the checkpoint, since a resumed run has no sanity check.
+
+    Args:
+        callbacks: by the name of each in the config.
+
+    Raises:
+        NoSuchMetric: another metric that the validation doesn't log; metrics of the training can't be known then.
+    """
+
+    def __init__(self, callbacks: Mapping[str, L.Callback]) -> None:
+        self.callbacks = callbacks
+        self.decided: dict[str, str | None] = {}
+
+    def take_up(self, decided: Mapping[str, str | None]) -> None:
+        """Decide as the run that this one goes on with."""
+        for name, monitor in decided.items():
+            if name in self.callbacks:
+                self._replace(name, monitor)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Decide where there is no validation; a test in another process than the fit decides as its checkpoint."""
+        if stage == "fit" and not trainer.enable_validation:
+            self._decide(trainer, pl_module, ())
+        elif stage != "fit" and not self.decided:
+            best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+            callbacks = load_checkpoint(best).get("callbacks", {}) if best else {}
+            self.take_up(callbacks.get(type(self).__qualname__, {}).get("decided", {}))
+
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Decide by what was logged."""
+        self._decide(trainer, pl_module, trainer.callback_metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was decided."""
+        return {"decided": self.decided}
+
+    def _decide(self, trainer: L.Trainer, module: L.LightningModule, logged: Iterable[str]) -> None:
+        names = sorted(logged)
+        losses = [name for name in names if "loss" in name.lower()]
+        replaced = []
+        for name, callback in self.callbacks.items():
+            monitor = getattr(callback, "monitor", None)
+            replaced_by_the_modules_own = callback not in trainer.callbacks  # type: ignore[attr-defined]
+            if monitor is None or monitor in names or name in self.decided or replaced_by_the_modules_own:
+                continue
+            if monitor == DEFAULT:
+                self._replace(name, losses[0] if len(losses) == 1 else None)
+                replaced.append(name)
+            elif names and not monitor.startswith("train"):
+                raise NoSuchMetric(
+                    f"callbacks.{name}.monitor={monitor}: the validation of {type(module).__name__} logs no such "
+                    f"metric; {suggest(monitor, names)}"
+                )
+        if replaced and trainer.is_global_zero:
+            by = f"go by {losses[0]}" if len(losses) == 1 else "have no metric: the best checkpoint is the last one"
+            shown = ", ".join(f"callbacks.{name}" for name in replaced)
+            print(f"no {DEFAULT}:   {type(module).__name__} doesn't log it; {shown} {by}", flush=True)
+
+    def _replace(self, name: str, monitor: str | None) -> None:
+        self.decided[name] = monitor
+        callback = self.callbacks[name]
+        if isinstance(callback, EarlyStopping) and monitor is None:
+            callback.strict = callback.verbose = False  # a metric that isn't there is passed over
+        elif isinstance(callback, EarlyStopping | ModelCheckpoint):
+            callback.monitor = monitor

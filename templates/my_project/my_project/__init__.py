@@ -1,0 +1,1 @@
+"""A network, data and a norm, for `syncbn train`."""
