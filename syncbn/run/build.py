@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn.launch.world import World, devices_and_nodes
-from syncbn.run.construct import construct
+from syncbn.run.changes import Change, options_of
+from syncbn.run.construct import construct, parameters_of
+from syncbn.run.limits import seconds
 from syncbn.run.network import build_network as build_network
 from syncbn.run.network import load_pretrained as load_pretrained
 from syncbn.run.resume import LAST
@@ -22,6 +25,7 @@ from syncbn.run.tasks import build_task as build_task
 from syncbn.run.tasks import is_ours
 from syncbn.training import (
     AtomicCheckpointIO,
+    ChangedOptions,
     EpochLines,
     ExactResume,
     ExchangeRecord,
@@ -45,15 +49,41 @@ def build_loggers(config: DictConfig) -> list[Logger]:
     return [construct(f"logger.{name}", node) for name, node in (config.get("logger") or {}).items()]
 
 
-def build_callbacks(config: DictConfig, loggers: list[Logger]) -> list[Callback]:
-    """The callbacks of `config.callbacks`; what only W&B shows is left out where no logger is W&B.
+def named_callbacks(config: DictConfig, loggers: list[Logger]) -> dict[str, Callback]:
+    """The callbacks of `config.callbacks`; what only W&B shows is left out where no logger is W&B."""
+    named = {name: construct(f"callbacks.{name}", node) for name, node in (config.get("callbacks") or {}).items()}
+    has_wandb = any(isinstance(logger, WandbLogger) for logger in loggers)
+    return {name: callback for name, callback in named.items() if has_wandb or not isinstance(callback, WandbMedia)}
+
+
+def build_callbacks(
+    config: DictConfig, loggers: list[Logger], named: dict[str, Callback] | None = None
+) -> list[Callback]:
+    """The callbacks of a trainer: `named_callbacks`, made already or here.
 
     What they monitor is checked by `check_start` for the tasks of this package, and by a callback for any other.
     """
-    named = {name: construct(f"callbacks.{name}", node) for name, node in (config.get("callbacks") or {}).items()}
-    has_wandb = any(isinstance(logger, WandbLogger) for logger in loggers)
-    callbacks = [callback for callback in named.values() if has_wandb or not isinstance(callback, WandbMedia)]
-    return callbacks if is_ours(config) else [Monitors(named), *callbacks]
+    named = named_callbacks(config, loggers) if named is None else named
+    return list(named.values()) if is_ours(config) else [Monitors(named), *named.values()]
+
+
+def changed_options(config: DictConfig, changes: Sequence[Change], named: dict[str, Callback]) -> list[Callback]:
+    """What lets a run that goes on take up its other options; nothing where there is none."""
+    if not changes:
+        return []
+    takes_optimizer = is_ours(config) or "optimizer" in parameters_of("task", config.task)
+    optimizer = options_of(changes, "optimizer") if takes_optimizer else {}
+    callbacks = [
+        (callback, {key: change.now for key, change in options_of(changes, f"callbacks.{name}").items()})
+        for name, callback in named.items()
+    ]
+    return [
+        ChangedOptions(
+            {key: (change.before, change.now) for key, change in optimizer.items()},
+            {key: change.now for key, change in options_of(changes, "scheduler").items()} if takes_optimizer else {},
+            callbacks,
+        )
+    ]
 
 
 def build_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[Logger], world: World) -> Trainer:
@@ -82,8 +112,10 @@ def build_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[L
             NanPolicy(config.get("nan_policy", "stop"), last),
             ExactResume(),
             ExchangeRecord(),
-            Preemption(last),
+            Preemption(last, seconds(config.trainer.get("max_time"))),
         ],
+        max_time=None,  # Lightning's would count the time of all starts
+        max_epochs=-1 if config.trainer.get("max_epochs") is None else config.trainer.max_epochs,
         num_sanity_val_steps=config.trainer.get("num_sanity_val_steps", 0) or (0 if is_ours(config) else 1),
         logger=loggers or False,
         plugins=[AtomicCheckpointIO(previous_of=[LAST.name]), *_environment(world)],

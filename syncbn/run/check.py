@@ -16,6 +16,7 @@ from syncbn.launch.run_id import check_run_id
 from syncbn.norm.core.options import field_names, mistakes, suggest
 from syncbn.norm.core.registry import known_options
 from syncbn.run.described import options_of
+from syncbn.run.limits import limit_mistakes
 from syncbn.run.main_options import Chosen, Main
 from syncbn.run.project import find_project
 from syncbn.run.targets import imported, target_mistakes, targets, users_packages
@@ -32,6 +33,8 @@ def config_mistakes(config: Mapping[str, Any]) -> list[str]:
     if isinstance(norm, Mapping):
         found += norm_mistakes(norm)
     found += _path_mistakes(config)
+    if isinstance(trainer := config.get("trainer"), Mapping):
+        found += limit_mistakes(trainer, trains=config.get("train") is not False)
     for where, node in targets(config):
         if wrong := target_mistakes(where, node):
             found += wrong

@@ -10,8 +10,9 @@ def batch_size_of_a_rank(
 ) -> int | None:
     """Samples of one rank in a step: `batch_size`, unless the number of ranks has changed since the checkpoint.
 
-    Then "keep" divides the checkpoint's global batch by the current number of ranks. This preserves the schedule, the
-    position in the epoch and the effect of the learning rate.
+    The size of a run's batches doesn't change, whatever its line says when it goes on. With another number of ranks
+    "keep" keeps the global batches of the run, and so the schedule, the place in the epoch and what a learning
+    rate means: the checkpoint's global batch, divided by the ranks there are.
 
     Args:
         batch_size: batch size of the data; None if it has none.
@@ -22,22 +23,25 @@ def batch_size_of_a_rank(
     Raises:
         ValueError: "refuse", or a global batch that is unknown or can't be divided equally.
     """
-    if checkpoint is None or checkpoint.world_size in (None, world_size):
+    if checkpoint is None or checkpoint.world_size is None:
         return batch_size
+    whole = checkpoint.global_batch_size
+    if checkpoint.world_size == world_size:  # a place in an epoch is one among batches of this size
+        return batch_size if whole is None or batch_size is None else whole // world_size
     changed = f"the checkpoint is of {checkpoint.world_size} rank(s), and there are {world_size}"
     if elastic == "refuse":
         raise ValueError(
             f"{changed}: start {checkpoint.world_size}, or take elastic=keep, which keeps the global batch size"
         )
-    if batch_size is None or checkpoint.global_batch_size is None:
+    if batch_size is None or whole is None:
         raise ValueError(
             f"{changed}, and its data doesn't say how large a global batch was (it has no batch_size): start "
             f"{checkpoint.world_size}"
         )
-    share, rest = divmod(checkpoint.global_batch_size, world_size)
+    share, rest = divmod(whole, world_size)
     if rest:
         raise ValueError(
-            f"{changed}, which can't share its global batch of {checkpoint.global_batch_size} samples equally: start a "
+            f"{changed}, which can't share its global batch of {whole} samples equally: start a "
             "number of ranks that divides it"
         )
     return share

@@ -23,13 +23,16 @@ from syncbn.launch.secrets import learn, redacted
 from syncbn.launch.world import World
 from syncbn.norm.core.options import suggest
 from syncbn.run import build, screen, start, tasks
+from syncbn.run.changes import Change, changes_since
 from syncbn.run.check import config_mistakes, inside
 from syncbn.run.compose import plain
 from syncbn.run.errors import UserError, lightnings_refusals, user_mistakes
 from syncbn.run.facts import DataFacts
 from syncbn.run.folder import git_commit, write_config
+from syncbn.run.lock import acquire, wait_for_rank_0
 from syncbn.run.resume import Checkpoint, resume_from
 from syncbn.run.stoppable import stoppable
+from syncbn.training import ChecksFolder
 from syncbn.training.loggers import RunFolderCSVLogger, finish, log_config
 
 
@@ -46,6 +49,7 @@ class Run:
         loggers: those.
         checkpoint: what the fit goes on from.
         weights: what the network started from, in words.
+        changes: what it is told otherwise than before.
     """
 
     config: DictConfig
@@ -56,6 +60,7 @@ class Run:
     loggers: list[Logger]
     checkpoint: Checkpoint | None = None
     weights: str | None = None
+    changes: Sequence[Change] = ()
 
 
 def train(config: DictConfig, world: World, hydra: DictConfig) -> float | None:
@@ -79,7 +84,21 @@ def train(config: DictConfig, world: World, hydra: DictConfig) -> float | None:
     learn(plain(config))
     sys.argv[1:] = redacted(sys.argv[1:])  # W&B records them
 
-    run = prepare(config, world)
+    folder = Path(config.paths.output_dir)
+    if world.rank:
+        wait_for_rank_0(folder)
+        return _train(config, world, hydra)
+    lock = acquire(folder)
+    try:
+        return _train(config, world, hydra, lock.check)
+    finally:
+        lock.release()
+
+
+def _train(
+    config: DictConfig, world: World, hydra: DictConfig, check: Callable[[], None] | None = None
+) -> float | None:
+    run = prepare(config, world, check=check)
     if run.trainer.is_global_zero:
         _begin(run, hydra)
     training = fit(run) if config.train else None
@@ -98,15 +117,17 @@ def prepare(
     data: Any = None,
     callbacks: Sequence[Callback] = (),
     change: Callable[[nn.Module], nn.Module] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> Run:
     """Check a config and build what it describes, with all random numbers from its seed.
 
     Args:
-        config: composed config; its batch size is adapted if the run resumes on another number of ranks.
-        world: rank of this process and number of ranks.
-        data: data module to use instead of the config's.
-        callbacks: callbacks in addition to the config's.
-        change: maps the config's network to the one to train.
+        config: composed; its batch size becomes that of the ranks there are, where the run goes on with others.
+        world: this process among the ranks.
+        data: in the place of the config's.
+        callbacks: beside the config's.
+        change: from the config's network to the one to train.
+        check: called before something is written to the run's folder; it raises where that is another's by now.
 
     Raises:
         UserError: the config is invalid or inconsistent.
@@ -117,9 +138,13 @@ def prepare(
     seed_everything(config.seed, workers=True, verbose=False)
     with user_mistakes():
         checkpoint = resume_from(config.resume, Path(config.paths.output_dir))
+        changes = changes_since(checkpoint, plain(config)) if checkpoint else []
         data = build.build_data(config) if data is None else data
         loggers = build.build_loggers(config)
-        every = [*build.build_callbacks(config, loggers), *callbacks]
+        named = build.named_callbacks(config, loggers)
+        every = [*build.build_callbacks(config, loggers, named), *callbacks]
+        every = every if check is None else [ChecksFolder(check), *every]
+        every += build.changed_options(config, changes, named)
         trainer = build.build_trainer(config, every, loggers, world)
         data.trainer = trainer  # which a DataModule may ask for its rank
         facts, net, weights = DataFacts(data), None, None
@@ -133,7 +158,8 @@ def prepare(
         if config.train:
             start.fit_batches_to_ranks(config, data, trainer, checkpoint)
         start.check_start(config, task, data, trainer, facts=facts)
-    return Run(config, data, task if net is None else net, task, trainer, loggers, checkpoint, weights)
+        start.check_fits(config, task, checkpoint)
+    return Run(config, data, task if net is None else net, task, trainer, loggers, checkpoint, weights, changes)
 
 
 def fit(run: Run) -> str:
@@ -149,8 +175,8 @@ def fit(run: Run) -> str:
 def test(run: Run) -> dict[str, float]:
     """The metrics of the test set by the best checkpoint, or by the network as it is."""
     with stoppable(run.trainer):
-        tested = run.trainer.test(run.task, run.data, ckpt_path=_to_test(run.trainer, run.checkpoint), verbose=False)[0]
-    return {name: float(value) for name, value in tested.items()}
+        tested = run.trainer.test(run.task, run.data, ckpt_path=_to_test(run.trainer, run.checkpoint), verbose=False)
+    return {name: float(value) for part in tested for name, value in part.items()}  # no part without a batch
 
 
 def _check_folder(config: DictConfig) -> None:
@@ -166,7 +192,7 @@ def _begin(run: Run, hydra: DictConfig) -> None:
     """Write the run's folder; only called if the run can start, so that a refused run changes no existing folder."""
     config, folder = run.config, Path(run.config.paths.output_dir)
     write_config(folder, config, hydra)
-    screen.print_start(config, run.net, run.trainer, folder, run.checkpoint, run.weights)
+    screen.print_start(config, run.net, run.trainer, folder, run.checkpoint, run.weights, run.changes)
     for logger in run.loggers:
         log_config(logger, redacted(plain(config)), git_commit())
         if config.train and run.checkpoint and isinstance(logger, RunFolderCSVLogger):

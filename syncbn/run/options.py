@@ -56,11 +56,11 @@ class Trainer:
         | None
     ) = option(None, "precision of the network and of its products")
     max_epochs: Count | Literal[-1] | None = option(None, "-1: until something else stops it")
-    min_epochs: Natural | None = option(None, "minimum before early stopping")
-    max_steps: Annotated[int, Range(low=-1)] = option(-1, "optimizer steps; -1: no limit")
-    min_steps: Natural | None = option(None, "minimum before early stopping")
-    max_time: str | dict[str, int] | None = option(None, "DD:HH:MM:SS")
-    gradient_clip_val: NotNegative | None = option(None, "limit of the gradient, by its norm or its values")
+    min_epochs: Natural | None = option(None, "before early stopping")
+    max_steps: Annotated[int, Range(low=-1)] = option(-1, "optimizer steps; -1: until something else stops it")
+    min_steps: Natural | None = option(None, "before early stopping")
+    max_time: str | dict[str, float] | None = option(None, "of each start: DD:HH:MM:SS, or {hours: 12}")
+    gradient_clip_val: NotNegative | None = option(None, "largest gradient, by its norm or its values")
     gradient_clip_algorithm: Literal["norm", "value"] | None = option(None, "what is clipped")
     accumulate_grad_batches: Count = option(1, "batches in an optimizer step")
     limit_train_batches: Count | Annotated[float, Range(above=0, high=1)] | None = option(
@@ -171,6 +171,7 @@ OPTIONS: dict[str, type] = {
     "lightning.pytorch.Trainer": Trainer,
     "lightning.pytorch.callbacks.EarlyStopping": EarlyStopping,
     "lightning.pytorch.callbacks.ModelCheckpoint": ModelCheckpoint,
+    "syncbn.training.BestCheckpoint": ModelCheckpoint,
     "syncbn.training.LastCheckpoint": ModelCheckpoint,
 }
 _SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"

@@ -21,6 +21,7 @@ class Checkpoint:
         world_size: the ranks that saved it.
         global_batch_size: the samples of all of them in a step; None where the data didn't say.
         monitors: what callbacks go by in the place of their own monitor, as `syncbn.training.Monitors` has decided.
+        shapes: of the tensors of its weights and buffers, by name.
     """
 
     path: Path
@@ -30,6 +31,7 @@ class Checkpoint:
     world_size: int | None = None
     global_batch_size: int | None = None
     monitors: Mapping[str, str | None] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def resume_from(resume: str | None, folder: Path) -> Checkpoint | None:
@@ -79,6 +81,7 @@ def _readable(path: Path) -> Checkpoint:
             "give one that scripts/train.py wrote"
         )
     ranks = checkpoint.get("ranks")  # ExactResume's
+    weights = checkpoint["state_dict"]
     return Checkpoint(
         path,
         step=int(checkpoint["global_step"]),
@@ -86,6 +89,7 @@ def _readable(path: Path) -> Checkpoint:
         world_size=None if ranks is None else len(ranks),
         global_batch_size=checkpoint.get("global_batch_size"),
         monitors=checkpoint.get("callbacks", {}).get("Monitors", {}).get("decided", {}),
+        shapes={name: tuple(value.shape) for name, value in weights.items() if hasattr(value, "shape")},
     )
 
 

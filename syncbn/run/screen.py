@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import nn
 
+    from syncbn.run.changes import Change
     from syncbn.run.resume import Checkpoint
+    from syncbn.training import Preemption
 
 # Each is about a deliberate choice; the text is the beginning of Lightning's or torch's message.
 _KNOWN = (
@@ -47,6 +49,7 @@ def print_start(
     folder: Path,
     checkpoint: "Checkpoint | None",
     weights: str | None,
+    changes: "Sequence[Change]" = (),
 ) -> None:
     """What is about to be trained, on how many processes, and where it will be found."""
     from syncbn.run.network import described_norm, name_of
@@ -59,12 +62,17 @@ def print_start(
     print(f"run folder:    {_shown(folder)}")
     if checkpoint is not None:
         print(f"resumed:       after step {checkpoint.step}")
-        if checkpoint.world_size not in (None, trainer.world_size):
+        resized = checkpoint.world_size not in (None, trainer.world_size)
+        if resized:
             print(
                 f"batch size:    {(checkpoint.global_batch_size or 0) // trainer.world_size} on each of "
                 f"{trainer.world_size} rank(s), to keep the global batches of {checkpoint.global_batch_size} that "
                 f"{checkpoint.world_size} rank(s) began with"
             )
+        if other := [str(change) for change in changes if change.key != "data.batch_size"]:
+            print(f"changed:       {', '.join(other)}")
+        if len(other) < len(changes) and not resized:
+            print(f"batch size:    stays {config.data.batch_size}: a run's place in an epoch is one among such batches")
         if checkpoint.instead_of:
             print(f"               from {checkpoint.path.name}: {checkpoint.instead_of}")
     print(flush=True)
@@ -93,15 +101,38 @@ def describe_training(trainer: "Trainer", seconds: float, first_step: int) -> st
     from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
-        return f"{seconds:.1f} s, the start of the ranks included"  # this process doesn't know the ranks' steps
-    epochs = str(trainer.current_epoch)
-    if trainer.max_epochs is not None and trainer.current_epoch < trainer.max_epochs:
-        epochs += f" of {trainer.max_epochs}"
+        return f"{seconds:.1f} s, the start of the ranks included"  # this process doesn't know their steps
+    steps, max_epochs = trainer.global_step - first_step, trainer.max_epochs
+    reason = _ended_by(trainer)
+    if not steps and first_step:
+        return f"none: the run is after step {first_step} and {trainer.current_epoch} epoch(s); {reason}"
+    whole = trainer.current_epoch - any(callback.cuts_epoch for callback in _preemptions(trainer))
+    epochs = str(whole)
+    if max_epochs is not None and whole < max_epochs and max_epochs > 0:
+        epochs += f" of {max_epochs}"
     resumed = f" after step {first_step}" if first_step else ""
-    text = f"{epochs} epoch(s), {trainer.global_step - first_step} steps{resumed} in {seconds:.1f} s"
+    text = f"{epochs} epoch(s), {steps} steps{resumed} in {seconds:.1f} s"
+    return f"{text} ({reason})" if reason and not reason.startswith("trainer.max_epochs") else text
+
+
+def _ended_by(trainer: "Trainer") -> str | None:
+    """What has ended a training, by its key."""
+    if 0 <= trainer.max_steps <= trainer.global_step:
+        return f"trainer.max_steps={trainer.max_steps} ended it"
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
+        return f"trainer.max_epochs={trainer.max_epochs} ended it"
+    if any(callback.time_is_over for callback in _preemptions(trainer)):
+        return "trainer.max_time ended it"
     callback = trainer.early_stopping_callback
     reason = callback.stopping_reason_message if callback is not None and trainer.should_stop else None
-    return f"{text} (stopped early: {reason})" if reason else text
+    return f"stopped early: {reason}" if reason else None
+
+
+def _preemptions(trainer: "Trainer") -> "list[Preemption]":
+    from syncbn.training import Preemption
+
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, Preemption)]
 
 
 def _shown(folder: Path) -> str:

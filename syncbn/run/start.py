@@ -1,5 +1,6 @@
 """What is looked at between building a run and starting it: mistakes that are told in one line, before any training."""
 
+from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from syncbn.norm.core.groups import check_size
 from syncbn.norm.core.options import suggest
+from syncbn.run import tasks
 from syncbn.run.elastic import batch_size_of_a_rank
 from syncbn.run.facts import DataFacts
+from syncbn.run.limits import batch_mistakes
 from syncbn.run.resume import Checkpoint
 from syncbn.training import ClassificationTask, Monitors, SegmentationTask
 from syncbn.training.optim import parameter_groups
@@ -34,8 +37,8 @@ def fit_batches_to_ranks(
         data.hparams["batch_size"] = size
     if (made := getattr(facts.train_loader, "batch_size", size)) != size and not is_ours(config):
         raise ValueError(
-            f"the run goes on with another number of ranks, each of which needs batches of {size}, but "
-            f"{type(data).__name__} makes them of {made} whatever its batch_size says: start the ranks it had"
+            f"the run goes on, and each rank needs batches of {size}, but {type(data).__name__} makes them of {made} "
+            "whatever its batch_size says: start the ranks, and give the batch size, that it had"
         )
     if "batch_size" in config.data:
         config.data.batch_size = size  # the run's folder says so, too
@@ -75,8 +78,30 @@ def check_start(
         task.optimizer(parameter_groups(task.net))
         if not is_ours(config):
             _check_batch(task, facts or DataFacts(data))
+    _check_limits(config, task, data, facts or DataFacts(data))
     if is_ours(config):
         _check_interval(config, len(data.train_dataloader()))
+
+
+def check_fits(config: DictConfig, task: LightningModule, checkpoint: Checkpoint | None) -> None:
+    """Compare a task with the checkpoint that it goes on from, before the run's folder is touched.
+
+    Raises:
+        ValueError: a weight or buffer has another shape; or, in a task of this package, one isn't in both.
+    """
+    if checkpoint is None:
+        return
+    mine = {name: tuple(value.shape) for name, value in task.state_dict().items() if isinstance(value, Tensor)}
+    theirs = checkpoint.shapes
+    wrong = [name for name, shape in mine.items() if theirs.get(name, shape) != shape]
+    if tasks.is_ours(config):
+        wrong += sorted(mine.keys() ^ theirs.keys())
+    if wrong:
+        before, now = (shapes.get(wrong[0], "absent") for shapes in (theirs, mine))
+        raise ValueError(
+            f"resume: {str(checkpoint.path)!r} is of another network: {wrong[0]} is {before} there and {now} here; "
+            "give the options it was started with, or start another run (run_id=<name>)"
+        )
 
 
 def is_ours(config: DictConfig) -> bool:
@@ -109,6 +134,29 @@ def _check_monitors(config: DictConfig, task: ClassificationTask, data: Lightnin
         name, monitor = next(iter(absent.items()))
         instead = " ".join(f"callbacks.{name}.monitor=train/loss" for name in absent)
         raise ValueError(f"callbacks.{name} monitors {monitor}, but {reason}: add {instead}, or callbacks=none")
+
+
+def _check_limits(config: DictConfig, task: LightningModule, data: LightningDataModule, facts: DataFacts) -> None:
+    """Compare limits with the batches there are; of another's data only where a limit cuts the training."""
+    parts = []
+    for part in ("train", "val", "test"):
+        cuts = part == "train" and (config.trainer.get("overfit_batches") or config.trainer.accumulate_grad_batches > 1)
+        cuts = cuts or config.trainer.get(f"limit_{part}_batches") is not None
+        if (config.test if part == "test" else config.train) and (is_ours(config) or (cuts and part == "train")):
+            parts.append(part)
+    batches = {}
+    for part in parts:
+        if is_overridden(f"{part}_dataloader", data):
+            loader = getattr(data, f"{part}_dataloader")() if is_ours(config) else facts.train_loader
+            with suppress(TypeError):  # without a length
+                batches[part] = len(loader)
+    if found := list(batch_mistakes(config.trainer, batches, tests=config.test and has_test(task, data))):
+        raise ValueError("\n       ".join(found))
+    endless = config.trainer.get("max_epochs") in (None, -1) and config.trainer.get("max_steps", -1) == -1
+    if config.train and endless and getattr(task, "scheduler", None) is not None and tasks.is_ours(config):
+        raise ValueError(
+            "scheduler: a schedule needs to know its steps: set trainer.max_epochs or trainer.max_steps, or ~scheduler"
+        )
 
 
 def _check_batch(task: ClassificationTask, facts: DataFacts) -> None:

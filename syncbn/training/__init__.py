@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 from syncbn.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from syncbn.training.callbacks.best_checkpoint import BestCheckpoint as BestCheckpoint
+    from syncbn.training.callbacks.changed_options import ChangedOptions as ChangedOptions
+    from syncbn.training.callbacks.checks_folder import ChecksFolder as ChecksFolder
     from syncbn.training.callbacks.epoch_lines import EpochLines as EpochLines
     from syncbn.training.callbacks.exact_resume import ExactResume as ExactResume
     from syncbn.training.callbacks.exchange_record import ExchangeRecord as ExchangeRecord
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AtomicCheckpointIO": "checkpoint",
+    "ChangedOptions": "callbacks.changed_options",
+    "ChecksFolder": "callbacks.checks_folder",
     "ClassificationTask": "tasks.classification",
     "EpochLines": "callbacks.epoch_lines",
     "ExactResume": "callbacks.exact_resume",
@@ -51,6 +56,7 @@ _HOMES = {
     "FreezeNorm": "callbacks.finetune",
     "GANTask": "tasks.gan",
     "GradualUnfreezing": "callbacks.finetune",
+    "BestCheckpoint": "callbacks.best_checkpoint",
     "LastCheckpoint": "callbacks.last_checkpoint",
     "LoaderWatch": "callbacks.loader_watch",
     "MomentumSchedule": "callbacks.momentum_schedule",

@@ -2,9 +2,10 @@
 
 import os
 import pickle
+import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     complete, and longer if `previous_of` names it.
 
     Args:
-        previous_of: names of files whose previous version is kept (last.ckpt as last.previous.ckpt), for disks that
-            damage written data.
+        previous_of: names of files whose last version but one is kept, last.ckpt as last.previous.ckpt: for a disk that
+            damages what was written well.
+
+    Attributes:
+        check: called before a file takes its name; it raises where the folder isn't this run's any more.
     """
 
     def __init__(self, previous_of: Sequence[str] = ()) -> None:
         super().__init__()
         self.previous_of = previous_of
+        self.check: Callable[[], None] | None = None
         self._told = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -52,6 +57,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "read without running code; save_hyperparameters(ignore=[...]) leaves them out by itself"
             )
         path = Path(path)
+        if self.check is not None:
+            self.check()
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
@@ -61,8 +68,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             _check_globals(temporary)
             os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private
+            if self.check is not None:
+                self.check()  # it may have taken long
             if path.name in self.previous_of and path.exists():
-                _keep(path)
+                give_name(path, previous(path))
             os.replace(temporary, path)
         except BaseException as error:
             Path(temporary).unlink(missing_ok=True)
@@ -131,12 +140,18 @@ def previous(path: Path) -> Path:
     return path.with_suffix(f".previous{path.suffix}")
 
 
-def _keep(path: Path) -> None:
-    """Link the file under a second name, under which it stays when the first is replaced."""
-    link = path.with_name(f".{path.name}.link")
+def give_name(path: Path, name: Path) -> None:
+    """Give a file a second name, under which it stays when the first one is given to another or removed.
+
+    Where the file system has no hard links, the file is copied.
+    """
+    link = name.with_name(f".{name.name}.link")
     link.unlink(missing_ok=True)
-    os.link(path, link)
-    os.replace(link, previous(path))
+    try:
+        os.link(path, link)
+    except OSError:
+        shutil.copyfile(path, link)
+    os.replace(link, name)
 
 
 def _damage(path: Path) -> str | None:

@@ -4,7 +4,7 @@ import csv
 import netrc
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -31,11 +31,22 @@ class RunFolderCSVLogger(CSVLogger):
     """Logs to `metrics.csv` in the run folder, row by row, so that a killed run loses none; resumed runs append.
 
     Args:
-        save_dir: run folder.
+        save_dir: the run folder.
+
+    Attributes:
+        check: called before rows are written; it raises where the folder isn't this run's any more.
     """
 
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=1)
+        self.check: Callable[[], None] | None = None
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the rows there are, where the folder is still this run's."""
+        if self.check is not None:
+            self.check()
+        super().save()
 
     @property
     @rank_zero_only

@@ -1,16 +1,21 @@
 """The checkpoint that a run goes on from."""
 
-from lightning.pytorch.callbacks import ModelCheckpoint
+import lightning.pytorch as L
+
+from syncbn.training.callbacks.preemption import Preemption
+from syncbn.training.callbacks.run_checkpoint import RunCheckpoint
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(RunCheckpoint):
     """Lightning's `ModelCheckpoint`, which a LightningModule's own checkpoint callbacks don't take the place of.
 
     Those that `configure_callbacks` returns replace the trainer's of the same class: the run would lose the checkpoint
     that it goes on from. The arguments are those of `ModelCheckpoint`.
     """
 
-    @property
-    def state_key(self) -> str:
-        """As that of the class it derives from, under which older checkpoints have its state."""
-        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save, unless the epoch was cut: then `Preemption` has saved the place in it, from which a run can go on."""
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        over = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        if over or not any(isinstance(callback, Preemption) for callback in callbacks):
+            super().on_train_epoch_end(trainer, pl_module)

@@ -1,15 +1,17 @@
-"""Graceful stop at a batch that all ranks agree on and from which a run can resume."""
+"""End where every rank agrees and a resumed run can go on."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 
 from syncbn.launch import stop
 from syncbn.launch.stop import Stopped
+from syncbn.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 from syncbn.training.host_group import host_group
 
 
@@ -27,15 +29,25 @@ class Preemption(Checkpoint):
     - after an epoch;
     - in a test, without saving.
 
-    Lightning's own handling is disabled: its SIGTERM handler broadcasts at any point of the training, which can hang,
+    A run whose steps or time are over ends in the same places, with the same checkpoint, from which one that is given
+    more goes on in the middle of its epoch. Then it validates, ends its epoch, and is tested as any other. So does one
+    that another callback ends in the middle of an epoch (`trainer.should_stop`).
+
+    Lightning's own handling is left out: its SIGTERM handler broadcasts wherever a rank happens to be, which can hang,
     and its broadcast before each batch would wait for the GPU.
 
     Args:
-        path: path of the checkpoint to write.
+        path: the checkpoint to write.
+        max_time_s: seconds after which the training ends, of this start alone, by the clock of any rank.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, max_time_s: float | None = None) -> None:
+        self.path = Path(path)
+        self.max_time_s = max_time_s
+        self.time_is_over = False
+        self._started = 0.0
+        self.cuts_epoch = False
+        self._saved_at = -1
         self._owns_signals = False
         self._ballot: tuple[dist.Work, torch.Tensor] | None = None
         self._signum = 0  # agreed by all ranks, and the checkpoint is written
@@ -49,6 +61,9 @@ class Preemption(Checkpoint):
         stop.defer(forward=getattr(trainer.strategy.launcher, "kill", None))
         trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+        # A run that counts steps alone goes on as any other: Lightning would end its last epoch twice.
+        trainer.fit_loop._iteration_based_training = _never  # type: ignore[method-assign]
+        self._started = time.monotonic()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Restore the previous signal handlers."""
@@ -75,14 +90,30 @@ class Preemption(Checkpoint):
         self._leave(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Save if a rank was asked to stop and another batch is next."""
+        """Save if a rank was asked to stop and the next thing is another batch, or if the training ends here."""
         loop = trainer.fit_loop.epoch_loop
-        fetcher = trainer.fit_loop._data_fetcher
-        assert fetcher is not None
-        if loop._is_training_done or loop._should_accumulate() or loop._should_check_val_fx(fetcher):
+        if loop._num_ready_batches_reached() or loop._should_accumulate():
             return
-        if signum := self._agreed():
-            self._save(trainer, signum)
+        validates = self._validates(trainer)
+        ends = loop._is_training_done or (trainer.should_stop and trainer.fit_loop._can_stop_early)
+        if not ends:
+            if validates:
+                return
+            if signum := self._agreed():
+                self._save(trainer, signum)
+            if not self.time_is_over:
+                return
+        self.cuts_epoch = True
+        _end_training(trainer)
+        if not validates:
+            self._save_place(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save if the training ends here, in the middle of an epoch."""
+        over = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.should_stop and not over:
+            self.cuts_epoch = True
+            self._save_place(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Determine the number of validation batches that all ranks have."""
@@ -104,9 +135,24 @@ class Preemption(Checkpoint):
         self._leave(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save if a rank was asked to stop."""
-        if signum := self._agreed():
+        """Save if a rank was asked to stop, unless the place in the middle of an epoch is saved."""
+        signum = self._agreed()
+        if self.time_is_over:
+            _end_training(trainer)
+        if signum and self.cuts_epoch:
+            self._signum = signum
+        elif signum:
             self._save(trainer, signum)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell the checkpoint of a cut epoch what the validation at its end was worth."""
+        if self.cuts_epoch and trainer.is_global_zero and self.path.is_file():
+            checkpoint = load_checkpoint(self.path)
+            callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            for callback in callbacks:
+                if isinstance(callback, ModelCheckpoint):
+                    checkpoint["callbacks"][callback.state_key] = callback.state_dict()
+            AtomicCheckpointIO().save_checkpoint(checkpoint, self.path)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop here, once everything of the previous epoch is logged."""
@@ -141,20 +187,25 @@ class Preemption(Checkpoint):
         progress["is_last_batch"] = False
 
     def _agreed(self) -> int:
-        """Largest signal recorded by any rank at the previous call; on one rank, the current one."""
-        if (group := host_group()) is None:
-            return stop.requested()
-        signum = 0
-        if self._ballot is not None:
-            work, ballot = self._ballot
-            work.wait()
-            signum, self._ballot = int(ballot), None
-        if not signum:
-            ballot = torch.tensor(stop.requested())
-            work = dist.all_reduce(ballot, dist.ReduceOp.MAX, group=group, async_op=True)
-            assert work is not None
-            self._ballot = work, ballot
-        return signum
+        """The largest signal that any rank had noted one call ago; alone, the one noted now.
+
+        The same vote says whether the time of any rank is over.
+        """
+        late = self.max_time_s is not None and time.monotonic() - self._started > self.max_time_s
+        vote = 2 * stop.requested() + late
+        if (group := host_group()) is not None:
+            vote, mine = 0, vote
+            if self._ballot is not None:
+                work, ballot = self._ballot
+                work.wait()
+                vote, self._ballot = int(ballot), None
+            if not vote:
+                ballot = torch.tensor(mine)
+                work = dist.all_reduce(ballot, dist.ReduceOp.MAX, group=group, async_op=True)
+                assert work is not None
+                self._ballot = work, ballot
+        self.time_is_over = self.time_is_over or bool(vote % 2)
+        return vote // 2
 
     def _of_all(self, value: float, op: Any) -> float:
         """Reduce a number over ranks, and wait for it."""
@@ -165,8 +216,22 @@ class Preemption(Checkpoint):
 
     def _save(self, trainer: L.Trainer, signum: int) -> None:
         if not self._signum:
-            trainer.save_checkpoint(self.path, weights_only=False)
+            self._save_place(trainer)
             self._signum = signum
+
+    def _save_place(self, trainer: L.Trainer) -> None:
+        if self._saved_at != trainer.global_step:
+            self._saved_at = trainer.global_step
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+    def _validates(self, trainer: L.Trainer) -> bool:
+        """Whether a validation is due behind this batch, also where the training goes on."""
+        fetcher = trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        ends, trainer.should_stop = trainer.should_stop, False
+        due = trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+        trainer.should_stop = ends
+        return due
 
     def _leave(self, trainer: L.Trainer) -> None:
         if self._signum:
@@ -175,5 +240,18 @@ class Preemption(Checkpoint):
             raise Stopped(self._signum)
 
 
+def _end_training(trainer: L.Trainer) -> None:
+    """Let the training end behind this batch or epoch, with a validation: a limit goes before a minimum of epochs."""
+    trainer.should_stop = True
+    trainer.fit_loop.min_epochs = 0
+    trainer.fit_loop.epoch_loop.min_steps = None
+    if trainer.check_val_every_n_epoch is not None:
+        trainer.check_val_every_n_epoch = 1
+
+
 def _nothing() -> None:
     pass
+
+
+def _never() -> bool:
+    return False

@@ -1,0 +1,142 @@
+"""What a run that goes on is told otherwise than before: compared with its folder's config before anything is written.
+
+What a checkpoint can follow changes, and is said. What it can't, another network say, is refused.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from syncbn.launch.secrets import redacted
+from syncbn.moved import renamed
+from syncbn.norm.core.options import default_of, option_fields, shown
+from syncbn.run.described import options_at
+from syncbn.run.resume import Checkpoint
+
+_MISSING = object()
+_UNSAID = (
+    *("resume", "run_id", "output_root", "paths", "threads"),
+    *("tags", "task_name", "train", "test", "optimized_metric"),
+)
+_FREE_OF_THE_STATE = {
+    "norm": ("sync_group",),
+    "model": ("weights", "pretrained"),  # where a training begins
+    "data": (
+        *("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "eval_batch_size", "root", "folder"),
+        *("data_dir", "cache_dir", "download", "batch_size"),  # ranks keep the run's global batches
+    ),
+}
+_SUCCESSORS = ("syncbn.training.BestCheckpoint", "syncbn.training.LastCheckpoint")  # of Lightning's, in conf/
+_FINETUNE = ("FreezeNorm", "GradualUnfreezing", "TrainOnly")  # they choose what the optimizer has
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key with another value than in the run's folder.
+
+    Attributes:
+        key: its dotted name.
+        before: the value in the folder; None where the key wasn't there.
+        now: the value to go on with.
+    """
+
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        if isinstance(self.before, Mapping) or isinstance(self.now, Mapping):
+            return f"{self.key} {'left out' if self.now is None else 'added'}"
+        return f"{self.key} {shown(self.before)} -> {shown(self.now)}"
+
+
+def changes_since(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[Change]:
+    """What differs from the config of the folder in which a checkpoint lies; nothing where that has none.
+
+    Args:
+        checkpoint: what the run goes on from.
+        config: composed and resolved.
+
+    Raises:
+        ValueError: something differs that the checkpoint can't follow.
+    """
+    before = _stored(checkpoint.path.parent.parent)
+    if before is None:
+        return []
+    found = list(_differences(before, redacted(dict(config))))
+    if refused := [change for change in found if _is_of_the_state(change, before, config)]:
+        change = next((change for change in refused if change.key.endswith(("_target_", ".name"))), refused[0])
+        others = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise ValueError(
+            f"resume: {change.key} was {shown(change.before)} and is {shown(change.now)}{others}, which the run's "
+            f"checkpoint can't follow: give the options it was started with, or start another run (run_id=<name>)"
+        )
+    return found
+
+
+def _stored(folder: Path) -> Mapping[str, Any] | None:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+        plain = OmegaConf.to_container(config, resolve=True)
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException):
+        return None  # the checkpoint itself tells whether it fits
+    return plain if isinstance(plain, dict) else None  # type: ignore[return-value]
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[Change]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in dict.fromkeys((*before, *now)):
+            if key or name not in _UNSAID:
+                sides = _known(before, name, key), _known(now, name, key)
+                yield from _differences(*sides, f"{key}.{name}" if key else str(name))
+    elif not _same(before, now):
+        yield Change(key, *(None if side is _MISSING else side for side in (before, now)))
+
+
+def _known(node: Mapping[str, Any], name: str, where: str) -> Any:
+    """A value of a config; where an older version has written it without the key, its default."""
+    if name in node:
+        return node[name]
+    schema = options_at(where, node) if where else None
+    defaults = {field.name: default_of(field) for field in option_fields(schema)} if schema else {}
+    return defaults.get(name, _MISSING)
+
+
+def _same(before: Any, now: Any) -> bool:
+    if isinstance(before, str) and isinstance(now, str):
+        succeeded = before.endswith(".ModelCheckpoint") and now in _SUCCESSORS
+        return before == now or renamed(before) == renamed(now) or succeeded
+    nothing = (None, _MISSING)
+    if any(before is one for one in nothing) and any(now is one for one in nothing):
+        return True
+    if isinstance(before, list) and isinstance(now, list):
+        return len(before) == len(now) and all(map(_same, before, now))
+    return bool(before == now)
+
+
+def _is_of_the_state(change: Change, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    group, _, rest = change.key.partition(".")
+    if group in ("norm", "model", "data"):
+        return rest.partition(".")[0] not in _FREE_OF_THE_STATE[group]
+    if group == "callbacks":
+        name = rest.partition(".")[0]
+        nodes: Sequence[Any] = [(side.get("callbacks") or {}).get(name) or {} for side in (before, now)]
+        return any(str(node.get("_target_")).endswith(_FINETUNE) for node in nodes)
+    return change.key in ("seed", "optimizer", "scheduler", "task") or (
+        group in ("optimizer", "scheduler", "task") and rest.endswith("_target_")
+    )
+
+
+def options_of(changes: Sequence[Change], group: str) -> dict[str, Change]:
+    """The changes of a group's own options, by their names in it; nothing that is added or left out as a whole."""
+    prefix = f"{group}."
+    return {
+        change.key.removeprefix(prefix): change
+        for change in changes
+        if change.key.startswith(prefix) and not change.key.endswith("_target_")
+    }

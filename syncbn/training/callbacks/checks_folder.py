@@ -1,0 +1,41 @@
+"""Whether a run's folder is still the run's, before anything is written to it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as L
+
+from syncbn.training.checkpoint import AtomicCheckpointIO
+from syncbn.training.loggers import RunFolderCSVLogger
+
+
+class ChecksFolder(L.Callback):
+    """Calls `check` on rank 0 before checkpoints, rows of metrics.csv, and what callbacks write: put it first of them.
+
+    Args:
+        check: raises where another start of the run has taken its folder over.
+    """
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self.check = check
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let those that write ask, too."""
+        if trainer.is_global_zero:
+            writers: list[Any] = [trainer.strategy.checkpoint_io, *trainer.loggers]
+            for writer in writers:
+                if isinstance(writer, AtomicCheckpointIO | RunFolderCSVLogger):
+                    writer.check = self.check
+
+    def _check(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.is_global_zero:
+            self.check()
+
+    # Behind these the other callbacks write.
+    on_fit_start: Callable[..., None] = _check
+    on_train_epoch_end: Callable[..., None] = _check
+    on_validation_end: Callable[..., None] = _check
+    on_train_end: Callable[..., None] = _check
+    on_fit_end: Callable[..., None] = _check
+    on_test_start: Callable[..., None] = _check
+    on_test_end: Callable[..., None] = _check

@@ -1,0 +1,47 @@
+"""A checkpoint callback of a run folder that may be copied, moved and renamed."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+_PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Lightning's `ModelCheckpoint`, whose state names files of its folder, wherever that lies now.
+
+    Lightning keeps absolute paths, and forgets the best score where the folder has another one. Here a run that goes on
+    in a folder takes up the scores of that folder's files; one that goes on from another run's checkpoint has none yet.
+    The classes that derive from this keep their states where `ModelCheckpoint` does, so that older checkpoints have
+    them, too. The arguments are those of `ModelCheckpoint`.
+    """
+
+    @property
+    def state_key(self) -> str:
+        """As that of the class it derives from."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note whether the checkpoint is one of this folder."""
+        loaded = Path(trainer.ckpt_path or "")
+        self._of_this_folder = loaded.parent.resolve() == Path(self.dirpath or "").resolve()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Scores, and names of files."""
+        state = super().state_dict()
+        best_k = {Path(path).name: score for path, score in state["best_k_models"].items()}
+        return state | {key: Path(state[key]).name for key in _PATHS} | {"best_k_models": best_k, "dirpath": ""}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the scores of this folder's files."""
+        if not self._of_this_folder:
+            return
+        here = {key: self._placed(state_dict.get(key, "")) for key in _PATHS}
+        best_k = {self._placed(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        super().load_state_dict(state_dict | here | {"best_k_models": best_k, "dirpath": self.dirpath})
+
+    def _placed(self, path: str) -> str:
+        """A path as this callback writes it."""
+        return str(Path(self.dirpath or "", Path(path).name)) if path else ""
