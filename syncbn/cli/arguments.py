@@ -155,7 +155,8 @@ def _value(text: str, kind: Any) -> Any:
     if type(None) in kinds and not text:
         return None
     if Path in (kind, *kinds):
-        return Path(text)
+        quoted = re.fullmatch(r"""(['"])(.*)\1""", text)  # as `train` has it quoted for Hydra
+        return Path(quoted[2] if quoted else text)
     if str in (kind, *kinds):
         return text
     try:

@@ -33,7 +33,8 @@ def evaluate(arguments: list[str]) -> dict[str, float]:
                 "is no test to evaluate by"
             )
         trainer = build.build_trainer(finished.config, callbacks=[], loggers=[], world=current_world())
-    metrics = {name: float(value) for name, value in trainer.test(task, finished.data, verbose=False)[0].items()}
+    tested = trainer.test(task, finished.data, verbose=False)  # no part without a batch
+    metrics = {name: float(value) for part in tested for name, value in part.items()}
     print(f"\ncheckpoint:    {finished.checkpoint}")
     screen.print_results(metrics, finished.folder)
     return metrics

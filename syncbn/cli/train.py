@@ -171,6 +171,10 @@ def _job(config: DictConfig, world: World) -> float | None:
 
     hydra: Any = HydraConfig.get()
     config.paths.output_dir = hydra.runtime.output_dir
+    if hydra.job.chdir:  # the job works in its folder, and its paths are those of where the command was typed
+        config.output_root = str(Path(hydra.runtime.cwd, config.output_root))
+        if config.resume not in (None, "auto"):
+            config.resume = str(Path(hydra.runtime.cwd, config.resume))
     if hydra.mode is RunMode.MULTIRUN:
         config.run_id = f"{config.run_id}-{hydra.job.num}"
     try:

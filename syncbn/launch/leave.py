@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from syncbn.launch.faults import note_failure
+from syncbn.launch.stop import Stopped
 from syncbn.launch.world import World
 
 
@@ -24,6 +26,11 @@ def ends_at_once() -> Iterator[None]:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if code and not isinstance(end, Stopped):
+            note_failure()
+        raise
+    except BaseException:
+        note_failure()
         raise
 
 

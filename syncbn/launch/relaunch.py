@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from syncbn.launch import stop
@@ -61,9 +61,13 @@ def run_under_torchrun(ranks: int, words: Sequence[str]) -> NoReturn:
     try:
         with stop.held():
             run(parse_args([f"--nproc-per-node={ranks}", "--no-python", *_python(), *words]))
-    except ChildFailedError as error:  # the rank has reported why
-        raise SystemExit(_exit_code(error.failures.values())) from error
-    except SignalException as error:  # Ctrl-C or SIGTERM, which the ranks get, too
+    except ChildFailedError as error:  # the rank has said why, unless it was killed
+        rank, first = _first_failure(error.failures)
+        if first.exitcode == -signal.SIGKILL:
+            killed = f"rank {rank} (process {first.pid}) was killed by SIGKILL"
+            print(f"{killed}, by the system for want of memory perhaps, and the run ends", file=sys.stderr, flush=True)
+        raise SystemExit(first.exitcode if first.exitcode > 0 else 128 - first.exitcode) from error
+    except SignalException as error:  # Ctrl-C or SIGTERM, which has gone to the ranks too
         raise SystemExit(128 + error.sigval) from error
     raise SystemExit(0)
 
@@ -77,13 +81,16 @@ def _python() -> list[str]:
     return [sys.executable, "-u", *([] if looks_here else ["-P"])]
 
 
-def _exit_code(failures: Iterable["ProcessFailure"]) -> int:
-    """Exit code of the rank that failed first; among failures within a second, the times' resolution, of a killed one.
+def _first_failure(failures: Mapping[int, "ProcessFailure"]) -> "tuple[int, ProcessFailure]":
+    """The rank that failed first: of those in one second, which is all a time tells, a killed one.
 
     A SIGTERM was sent by torchrun to the remaining ranks.
     """
-    first = min(failures, key=lambda one: (one.timestamp, one.exitcode > 0 or one.exitcode == -signal.SIGTERM))
-    return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+    return min(failures.items(), key=lambda one: (one[1].timestamp, _is_late(one[1].exitcode)))
+
+
+def _is_late(exitcode: int) -> bool:
+    return exitcode > 0 or exitcode == -signal.SIGTERM
 
 
 def cpu_cores() -> int:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from syncbn.launch.faults import another_failed
 from syncbn.launch.run_id import VARIABLE
 from syncbn.launch.slurm import requeue
 from syncbn.launch.world import current_world
@@ -159,10 +160,14 @@ def requested() -> int:
 def say(where: str, signum: int) -> None:
     """Print once, on rank 0, that the run was stopped and how it continues.
 
-    SLURM sends SIGUSR1 before a job's time limit (slurm/train.sbatch): the job is requeued.
+    It wasn't, and there is nothing to tell, where torchrun ends this rank because another has failed.
+
+    SIGUSR1 is what SLURM was told to send before a job's time is over (slurm/train.sbatch): the job is queued again.
     """
     spawned = os.environ.get("LOCAL_RANK", "0")  # a rank started by Lightning; current_world knows only launchers
     if current_world().rank or int(spawned) or (_active and _active.said):
+        return
+    if signum == signal.SIGTERM and another_failed():
         return
     if _active:
         _active.said = True

@@ -12,6 +12,7 @@ from hydra._internal.utils import get_args_parser
 
 from syncbn.norm.core.options import suggest
 from syncbn.run.errors import UserError
+from syncbn.run.overrides import with_quoted_paths
 
 _MODES = ("run", "multirun", "cfg", "info", "shell_completion")
 
@@ -57,6 +58,7 @@ def read(words: Sequence[str], config_name: str = "train") -> tuple[CommandLine,
         raise UserError(f"--config-dir {args.config_dir}: there is no such folder")
     if args.config_path:
         args.config_path = _absolute(args.config_path)
+    args.overrides = with_quoted_paths(args.overrides)
     line = CommandLine(
         overrides=args.overrides,
         multirun=args.multirun,

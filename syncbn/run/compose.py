@@ -317,8 +317,11 @@ def _hydras_resolver(composed: DictConfig) -> Iterator[None]:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """Convert a config to plain, resolved Python values."""
-    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    """A config as plain, resolved Python values."""
+    try:
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error.msg or error).splitlines()[0]}") from error
     if not isinstance(container, dict):
         raise UserError("the config is a list, not keys and values")
     return {str(key): value for key, value in container.items()}

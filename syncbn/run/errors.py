@@ -1,11 +1,14 @@
 """Users' mistakes: one message, exit code 2, no traceback."""
 
+import errno
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
+
+from syncbn.launch.faults import Fault
 
 EXIT_CODE = 2
 _PATIENCE_S = 5.0
@@ -50,6 +53,21 @@ def lightnings_refusals() -> Iterator[None]:
         if _is_lightnings_refusal(error) or (isinstance(error, ValueError) and _raised_by_lightning(error)):
             raise UserError(_first_paragraph(error)) from error
         raise
+
+
+@contextmanager
+def disk_faults() -> Iterator[None]:
+    """A disk that is full, read-only or broken ends a run in one line: what is whole on it stays so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE):
+            raise
+        where = f": can't write {error.filename!r}" if error.filename else ""
+        raise Fault(
+            f"{error.strerror}{where}; the run ends, and goes on from its last checkpoint when that is mended "
+            "(resume=auto)"
+        ) from error
 
 
 def _raised_by_lightning(error: Exception) -> bool:

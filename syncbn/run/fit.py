@@ -26,7 +26,7 @@ from syncbn.run import build, screen, start, tasks
 from syncbn.run.changes import Change, changes_since
 from syncbn.run.check import config_mistakes, inside
 from syncbn.run.compose import plain
-from syncbn.run.errors import UserError, lightnings_refusals, user_mistakes
+from syncbn.run.errors import UserError, disk_faults, lightnings_refusals, user_mistakes
 from syncbn.run.facts import DataFacts
 from syncbn.run.folder import git_commit, write_config
 from syncbn.run.lock import acquire, wait_for_rank_0
@@ -85,14 +85,15 @@ def train(config: DictConfig, world: World, hydra: DictConfig) -> float | None:
     sys.argv[1:] = redacted(sys.argv[1:])  # W&B records them
 
     folder = Path(config.paths.output_dir)
-    if world.rank:
-        wait_for_rank_0(folder)
-        return _train(config, world, hydra)
-    lock = acquire(folder)
-    try:
-        return _train(config, world, hydra, lock.check)
-    finally:
-        lock.release()
+    with disk_faults():
+        if world.rank:
+            wait_for_rank_0(folder)
+            return _train(config, world, hydra)
+        lock = acquire(folder)
+        try:
+            return _train(config, world, hydra, lock.check)
+        finally:
+            lock.release()
 
 
 def _train(

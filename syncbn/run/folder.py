@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from syncbn.launch.files import replace_text
 from syncbn.launch.secrets import redacted
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ def write_config(folder: Path, config: "DictConfig", hydra_config: Any) -> None:
     parts = {"config": config, "hydra": {"hydra": hydra_config}, "overrides": hydra_config.overrides.task}
     for name, node in parts.items():
         container = redacted(OmegaConf.to_container(OmegaConf.create(node)))
-        OmegaConf.save(OmegaConf.create(container), place / f"{name}.yaml")
+        replace_text(place / f"{name}.yaml", OmegaConf.to_yaml(OmegaConf.create(container)))
     if (sweep := folder.parent / "multirun.yaml").is_file() and redacted(text := sweep.read_text()) != text:
-        sweep.write_text(redacted(text))  # written by Hydra for the whole sweep
+        replace_text(sweep, redacted(text))  # which Hydra has written, for the whole sweep
 
 
 def load_run(folder: str | Path) -> tuple["nn.Module", "DictConfig"]:

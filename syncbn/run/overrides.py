@@ -1,6 +1,7 @@
 """Overrides of a command line by Hydra's grammar, and the jobs of a sweep."""
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -27,16 +28,31 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
+def with_quoted_paths(overrides: Sequence[str]) -> list[str]:
+    """Overrides as they are, but for paths that Hydra's grammar can't read, which are quoted for it.
+
+    `resume=/x/epoch=0-step=34.ckpt` is read as `evaluate` reads it: a value that begins like a path is one.
+    """
+    return [_quoted(text) if re.match(r"[^=]+=(/|\./|\.\./|~/)", text) else text for text in overrides]
+
+
+def _quoted(override: str) -> str:
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        key, _, value = override.partition("=")
+        return f"{key}={literal(value)}"
+    return override
+
+
 def _unreadable(override: str, error: Exception) -> str:
     key, equals, value = override.partition("=")
-    if equals and "=" in value and not re.search(r"['\"\[{(]", value):
-        return f"can't read {override!r}: a value with another = in it is quoted: '{key}=\"{value}\"'"
     if not equals:
         return f"can't read {override!r}: write group=choice or key=value, without spaces around the ="
-    return (
-        f"can't read {override!r}; write group=choice or key=value, and quote what holds commas, spaces or "
-        f"brackets: 'key=\"a, b\"' ({str(error).splitlines()[0]})"
-    )
+    if re.match(r"\s*[\[{]", value):
+        return f"can't read {override!r} as a list or a group of keys ({str(error).splitlines()[0]})"
+    quoted = shlex.quote(f"{key}={literal(value)}" if '"' in value else f'{key}="{value}"')
+    return f"can't read {override!r}: quote its value, {quoted}"
 
 
 def is_hydras(override: Override) -> bool:

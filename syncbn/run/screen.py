@@ -1,6 +1,8 @@
 """Screen output of a run, and suppression of other packages' messages."""
 
 import logging
+import os
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,8 +94,9 @@ def print_results(metrics: Mapping[str, Any], folder: Path, training: str | None
     plots = sorted((folder / "plots").glob("*.png"))
     if plots:
         print(f"plots:         {_shown(folder)}/plots/{{{','.join(plot.name for plot in plots)}}}")
-    if offline := sorted((folder / "wandb").glob("offline-run-*")):
-        print(f"W&B, offline:  wandb sync {' '.join(_shown(run) for run in offline)}")
+    wandb = Path(os.environ.get("WANDB_DIR") or folder, "wandb")
+    if offline := sorted(wandb.glob(f"offline-run-*-{folder.name}" if "WANDB_DIR" in os.environ else "offline-run-*")):
+        print(f"W&B, offline:  wandb sync {' '.join(shlex.quote(_shown(run)) for run in offline)}")
 
 
 def describe_training(trainer: "Trainer", seconds: float, first_step: int) -> str:

@@ -6,7 +6,6 @@ from syncbn.lazy import lazy_names
 
 if TYPE_CHECKING:
     from syncbn.training.callbacks.best_checkpoint import BestCheckpoint as BestCheckpoint
-    from syncbn.training.callbacks.changed_options import ChangedOptions as ChangedOptions
     from syncbn.training.callbacks.checks_folder import ChecksFolder as ChecksFolder
     from syncbn.training.callbacks.epoch_lines import EpochLines as EpochLines
     from syncbn.training.callbacks.exact_resume import ExactResume as ExactResume
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from syncbn.training.callbacks.norm_monitor import NormMonitor as NormMonitor
     from syncbn.training.callbacks.norm_profiler import NormProfiler as NormProfiler
     from syncbn.training.callbacks.norm_statistics import NormStatisticsRecorder as NormStatisticsRecorder
+    from syncbn.training.callbacks.option_changes import ChangedOptions as ChangedOptions
     from syncbn.training.callbacks.plots import Plots as Plots
     from syncbn.training.callbacks.preemption import Preemption as Preemption
     from syncbn.training.callbacks.ranks_agree import RanksAgree as RanksAgree
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AtomicCheckpointIO": "checkpoint",
-    "ChangedOptions": "callbacks.changed_options",
+    "ChangedOptions": "callbacks.option_changes",
     "ChecksFolder": "callbacks.checks_folder",
     "ClassificationTask": "tasks.classification",
     "EpochLines": "callbacks.epoch_lines",

@@ -1,8 +1,10 @@
 """Loggers that write to the run folder, and W&B without an account."""
 
 import csv
+import io
 import netrc
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from syncbn.launch.files import replace_text
 from syncbn.norm.core.messages import first_line
 from syncbn.training.loggers_options import WandbOptions as Options
 
@@ -25,6 +28,10 @@ class _Appending(ExperimentWriter):
         if Path(self.metrics_file_path).is_file():
             with open(self.metrics_file_path, newline="") as file:
                 self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with open(self.metrics_file_path, newline="") as file:
+            _replace_rows(Path(self.metrics_file_path), fieldnames, list(csv.DictReader(file)))
 
 
 class RunFolderCSVLogger(CSVLogger):
@@ -64,11 +71,18 @@ class RunFolderCSVLogger(CSVLogger):
             return
         with path.open(newline="") as file:
             reader = csv.DictReader(file)
-            keys, rows = reader.fieldnames or [], [row for row in reader if int(row["step"]) < step]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, keys)
-            writer.writeheader()
-            writer.writerows(rows)
+            keys, rows = list(reader.fieldnames or []), list(reader)
+        # A row that a full disk has cut short has no step, or cells missing at its end.
+        rows = [row for row in rows if None not in row.values() and row.get("step", "").isdigit()]
+        _replace_rows(path, keys, [row for row in rows if int(row["step"]) < step])
+
+
+def _replace_rows(path: Path, keys: list[str], rows: list[dict[str, str]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, keys)
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_text(path, text.getvalue())
 
 
 def wandb_logger(
@@ -96,16 +110,32 @@ def wandb_logger(
         tags: tags of the run.
         log_model: checkpoints as artifacts: False, True (the best and the last) or "all".
         init_timeout_s: seconds to try to reach W&B; then the run is logged offline.
+
+    W&B's own variables mean what W&B says: `WANDB_MODE=disabled`, `WANDB_NAME`, `WANDB_NOTES`, `WANDB_DIR`, ...
+
+    Raises:
+        ValueError: the run isn't to be offline, and nobody is logged in.
     """
     import wandb
 
+    disabled = os.environ.get("WANDB_MODE") == "disabled"
+    offline = not disabled and (is_offline() if offline is None else offline)
+    if not offline and not disabled and not _is_logged_in():
+        raise ValueError(
+            "logger.wandb: nobody is logged in to W&B: run wandb login, set WANDB_API_KEY, or take "
+            "logger.wandb.offline=true"
+        )
+    extra: Any = {"mode": "disabled"} if disabled else {}
+    save_dir = os.environ.get("WANDB_DIR") or save_dir
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     logger = _OfflineIfUnreachable(
         save_dir=save_dir,
         id=run_id,
-        name=run_id,
+        name=os.environ.get("WANDB_NAME") or run_id,
+        notes=os.environ.get("WANDB_NOTES"),
         resume="allow",
-        offline=is_offline() if offline is None else offline,
+        offline=offline,
+        **extra,
         project=project,
         entity=entity,
         group=group,
@@ -133,7 +163,7 @@ class _OfflineIfUnreachable(WandbLogger):
         except wandb.errors.CommError as error:
             print(
                 f"W&B can't be reached ({first_line(error)}): this run is logged offline, and sent later by "
-                f"wandb sync {self._wandb_init['dir']}/wandb/offline-run-*",
+                f"wandb sync {shlex.quote(str(self._wandb_init['dir']))}/wandb/offline-run-*",
                 file=sys.stderr,
                 flush=True,
             )
@@ -146,7 +176,11 @@ def is_offline() -> bool:
     """Whether W&B runs offline: by `WANDB_MODE` or, without it, if the user isn't logged in."""
     if mode := os.environ.get("WANDB_MODE"):
         return mode not in ("online", "shared")
-    return not (os.environ.get("WANDB_API_KEY") or _has_netrc_entry())
+    return not _is_logged_in()
+
+
+def _is_logged_in() -> bool:
+    return any(map(os.environ.get, ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))) or _has_netrc_entry()
 
 
 def _has_netrc_entry() -> bool:

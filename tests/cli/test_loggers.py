@@ -1,11 +1,15 @@
 """metrics.csv over a resumed run, and when W&B is offline."""
 
 import csv
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from syncbn.training.loggers import RunFolderCSVLogger, is_offline
+from syncbn.training.loggers import RunFolderCSVLogger, is_offline, wandb_logger
 
 
 def read(folder: Path) -> list[dict[str, str]]:
@@ -50,3 +54,78 @@ def test_wandb_is_offline_unless_somebody_is_logged_in_or_says_so(
     monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.setenv("WANDB_MODE", "online")
     assert not is_offline()
+
+
+def test_a_table_that_a_full_disk_has_cut_short_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("a,b,epoch,step\n1.0,2.0,0,0\n1.0,2.0,0,1\n1.0,2.")
+    logger = RunFolderCSVLogger(str(tmp_path))
+    logger.cut_at(5)
+    logger.log_metrics({"a": 3.0, "b": 4.0}, step=2)
+    logger.save()
+    assert [(row["step"], row["a"]) for row in read(tmp_path)] == [("0", "1.0"), ("1", "1.0"), ("2", "3.0")]
+
+
+def test_a_folder_that_is_another_starts_by_now_gets_no_row(tmp_path: Path) -> None:
+    def overtaken() -> None:
+        raise RuntimeError("overtaken")
+
+    logger = RunFolderCSVLogger(str(tmp_path))
+    logger.log_metrics({"a": 1.0}, step=0)
+    logger.check = overtaken
+    with pytest.raises(RuntimeError, match="overtaken"):
+        logger.log_metrics({"a": 2.0}, step=1)
+    assert [row["step"] for row in read(tmp_path)] == ["0"]
+
+
+@pytest.fixture
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a user who isn't logged in to W&B."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_DIR", "WANDB_NAME", "WANDB_NOTES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    return tmp_path
+
+
+@pytest.mark.parametrize("mode", [None, "online", "shared"])
+def test_a_run_that_must_be_online_needs_a_login(
+    mode: str | None, nobody: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if mode:
+        monkeypatch.setenv("WANDB_MODE", mode)
+    with pytest.raises(ValueError, match="nobody is logged in to W&B: run wandb login, set WANDB_API_KEY, or take"):
+        wandb_logger(str(nobody / "run"), "run", "syncbn", offline=None if mode else False)
+    assert not (nobody / "run").exists()
+
+
+@pytest.mark.parametrize("offline", [None, True, False])
+def test_a_disabled_run_writes_nothing(offline: bool | None, nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = wandb_logger(str(nobody / "run"), "run", "syncbn", offline=offline)
+    logger.log_metrics({"a": 1.0}, step=0)
+    logger.experiment.finish()
+    assert not list(nobody.rglob("*.wandb"))
+
+
+LOGGED = """
+from pathlib import Path
+from syncbn.run.screen import print_results
+from syncbn.training.loggers import wandb_logger
+run = wandb_logger("run", "run", "syncbn").experiment
+print(run.id, run.name, run.notes, sep="|")
+run.finish()
+print_results({}, Path("run").resolve())
+"""
+
+
+def test_wandbs_own_variables_mean_what_wandb_says(nobody: Path) -> None:
+    """In a process of its own: W&B reads them once."""
+    variables = {"WANDB_NAME": "a name", "WANDB_NOTES": "some notes", "WANDB_DIR": str(nobody / "it's elsewhere")}
+    words = [sys.executable, "-c", LOGGED]
+    environ = {**os.environ, **variables}
+    done = subprocess.run(words, cwd=nobody, env=environ, capture_output=True, text=True, check=True)
+    (written,) = nobody.rglob("offline-run-*")
+    assert written.parent.parent == nobody / "it's elsewhere"
+    assert "run|a name|some notes" in done.stdout.splitlines()
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("W&B, offline:")]
+    assert shlex.split(line.removeprefix("W&B, offline:")) == ["wandb", "sync", str(written.relative_to(nobody))]

@@ -1,9 +1,12 @@
 """Plots of a finished run, in its folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning.pytorch as L
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_warn
 
 from syncbn.training.callbacks import figures, norm_statistics
 from syncbn.training.callbacks.plots_options import PlotsOptions as Options
@@ -25,8 +28,11 @@ class Plots(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the curves and the norms."""
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            with _not_worth_a_run():
+                self._draw_training(trainer)
+
+    def _draw_training(self, trainer: L.Trainer) -> None:
         self._draw_curves(trainer)
         folder = self._folder(trainer)
         if rows := norm_statistics.read_statistics(folder / norm_statistics.FILENAME):
@@ -34,8 +40,11 @@ class Plots(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the confusion matrix, and the curves again with the test's point."""
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            with _not_worth_a_run():
+                self._draw_test(trainer, pl_module)
+
+    def _draw_test(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._draw_curves(trainer)
         counts = getattr(pl_module, "confusion_matrix", None)
         if counts is not None:
@@ -56,3 +65,12 @@ class Plots(L.Callback):
 
     def _folder(self, trainer: L.Trainer) -> Path:
         return Path(self.folder or trainer.default_root_dir)
+
+
+@contextmanager
+def _not_worth_a_run() -> Iterator[None]:
+    """A disk that can't take a picture has the run's checkpoints and metrics by then."""
+    try:
+        yield
+    except OSError as error:
+        rank_zero_warn(f"plots/ isn't complete: {error}")

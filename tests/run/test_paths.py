@@ -1,0 +1,72 @@
+"""Paths on a command line, and interpolations that can't be resolved: told in one line, ready to paste."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from syncbn.cli.arguments import OnRun
+from syncbn.cli.evaluate import PARSER
+from syncbn.run.command_line import CommandLine, read
+from syncbn.run.compose import checked_configs
+from syncbn.run.errors import UserError
+from syncbn.run.overrides import parse
+
+PATHS = [
+    "/x/epoch=0-step=34.ckpt",
+    "/新加卷2/last.ckpt",
+    "/it's here/last.ckpt",
+    "./a (1)/last.ckpt",
+    "../[old]/last.ckpt",
+    "/back\\slash/last.ckpt",
+    "/plain/last.ckpt",
+    "/with space/last.ckpt",
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_train_and_evaluate_take_a_path_as_it_is(path: str) -> None:
+    line, _ = read([f"resume={path}"])
+    (override,) = parse(line.overrides)
+    assert override.value() == path
+    options: OnRun = PARSER.read(["run=somewhere", f"checkpoint={path}"])
+    assert options.checkpoint == Path(path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_both_take_it_quoted(path: str) -> None:
+    if '"' in path or "\\" in path:
+        return
+    line, _ = read([f'resume="{path}"'])
+    (override,) = parse(line.overrides)
+    assert override.value() == path
+    options: OnRun = PARSER.read(["run=somewhere", f'checkpoint="{path}"'])
+    assert options.checkpoint == Path(path)
+
+
+@pytest.mark.parametrize("value", ["epoch=0-step=34.ckpt", "新加卷2", "a (1)", "it's", 'say "so"', "100%=all"])
+def test_what_cannot_be_read_is_printed_ready_to_paste(value: str) -> None:
+    with pytest.raises(UserError, match="quote its value, ") as raised:
+        parse([f"task_name={value}"])
+    pasted = shlex.split(str(raised.value).partition("quote its value, ")[2])
+    assert parse(pasted)[0].value() == value
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr=${nope}", "optimizer.lr: Interpolation key 'nope' not found"),
+        ("trainer.max_epochs=${data.nope}", "trainer.max_epochs: Interpolation key 'data.nope' not found"),
+        ("data.batch_size=${oc.env:NO_SUCH_VARIABLE}", "data.batch_size: .*'NO_SUCH_VARIABLE' not found"),
+    ],
+)
+def test_an_interpolation_that_leads_nowhere_is_told_with_its_key(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        checked_configs(CommandLine([override, "run_id=a"]))
+
+
+def test_the_message_is_one_line() -> None:
+    with pytest.raises(UserError) as raised:
+        checked_configs(CommandLine(["optimizer.lr=${nope}", "run_id=a"]))
+    assert not re.search(r"\n", str(raised.value))
