@@ -107,6 +107,8 @@ class GlobalBatchDataModule(LightningDataModule):
     def _resumed(self, loader: BatchLoader) -> BatchLoader:
         """Move the training loader to the position of the loaded checkpoint, if there is one."""
         self._train_loader = loader
+        limit: int | float = getattr(self.trainer, "limit_train_batches", 1.0)
+        loader.limit = min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit)
         if self._train_loader_state is not None:
             loader.load_state_dict(self._train_loader_state)
             self._train_loader_state = None

@@ -28,6 +28,7 @@ class BatchLoader(ABC):
         self.num_workers = num_workers
         self._delivered = 0  # batches of the current epoch that the training loop has taken
         self._resume_at = 0
+        self.limit: int | None = None  # batches of an epoch, where a trainer takes fewer than there are
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -50,7 +51,8 @@ class BatchLoader(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Start the next iteration after the delivered batches; after a finished epoch, at the next one."""
         delivered = int(state["delivered"])
-        self._resume_at = delivered if delivered < len(self) else 0
+        whole = len(self) if self.limit is None else self.limit
+        self._resume_at = delivered if delivered < whole else 0
 
 
 class IndexedLoader(BatchLoader):
