@@ -1,22 +1,24 @@
 """Compare finished runs, as a table and as curves, without W&B.
 
 Give folders of runs or of sweeps: syncbn compare outputs/*. The table shows the differences between the runs' configs
-and their metrics; the plot shows their validation curves.
+and their metrics; the plot shows their curves over epochs. Runs that differ by their seed alone are averaged: mean and
+half of the 95 % interval by Student's t. A run counts with its best epoch's val/acc and val/miou, and with the last
+value of another metric.
 """
 
-import csv
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from omegaconf import OmegaConf
+from typing import Literal
 
 from syncbn import cli
 from syncbn.cli.arguments import Parser
 from syncbn.norm.core.options import option, required
+from syncbn.run.comparison import Comparison, compared, find_runs, write_table
+from syncbn.run.curves import draw_curves
 from syncbn.run.errors import UserError, user_mistakes
 
-_METRICS = ("val/acc", "test/acc", "test/loss")
+_IN_THE_TABLE = ("val/acc", "test/acc", "test/loss")
+_DRAWN = ("val/acc", "val/loss")
 
 
 @dataclass
@@ -24,30 +26,13 @@ class Options:
     """Options of `syncbn compare`."""
 
     folders: list[str] = required("of runs and of sweeps")
-    plot: Path = option(Path("compare.png"), "file for the picture of the curves")
+    metric: str | None = option(None, "metrics, such as val/loss,test/acc; accuracies and losses where it isn't given")
+    seeds: Literal["average", "apart"] = option("average", "what becomes of runs that differ by their seed alone")
+    table: Path | None = option(None, "file for the table: .csv, .md or .tex (for booktabs)")
+    plot: Path = option(Path("compare.png"), "file for the picture of the curves: .png, .pdf or .svg")
 
 
 PARSER = Parser("syncbn compare", __doc__, Options, words="folders")
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished run: its name, its overrides of the defaults, and its metrics by epoch."""
-
-    name: str
-    settings: Mapping[str, str]
-    rows: list[dict[str, str]]
-
-    def curve(self, metric: str) -> tuple[list[float], list[float]]:
-        """Epochs and values of a metric."""
-        rows = [row for row in self.rows if row.get(metric) and row.get("epoch")]
-        points = [(float(row["epoch"]), float(row[metric])) for row in rows]
-        return [epoch for epoch, _ in points], [value for _, value in points]
-
-    def final(self, metric: str) -> float | None:
-        """Best validation accuracy, or last value of another metric; None if the run has none."""
-        values = self.curve(metric)[1]
-        return (max(values) if metric == "val/acc" else values[-1]) if values else None
 
 
 def main() -> None:
@@ -63,67 +48,35 @@ def compare(arguments: list[str]) -> None:
     """
     with user_mistakes():
         options = PARSER.read(arguments)
-    runs = find_runs(map(Path, options.folders))
-    if not runs:
-        raise UserError(f"no finished run in {', '.join(options.folders) or 'no folders'}: syncbn compare outputs/*")
-    print_table(runs)
-    plot_curves(runs, options.plot)
-    print(f"plot: {options.plot}")
+        runs = find_runs(map(Path, options.folders))
+        if not runs:
+            raise UserError(
+                f"no finished run in {', '.join(options.folders) or 'no folders'}: syncbn compare outputs/*"
+            )
+        named = [name.strip() for name in options.metric.split(",")] if options.metric else None
+        in_any = [{name for run in runs for name in names if run.curve(name)} for names in (_IN_THE_TABLE, _DRAWN)]
+        chosen = [named or [name for name in (*_IN_THE_TABLE, *_DRAWN) if name in found] for found in in_any]
+        average = options.seeds == "average"
+        table, drawn = (compared(runs, list(dict.fromkeys(metrics)), average=average) for metrics in chosen)
+        print_table(table)
+        if options.table is not None:
+            write_table(table, options.table)
+            print(f"table: {options.table}")
+        draw_curves(drawn, options.plot)
+        print(f"plot: {options.plot}")
 
 
-def find_runs(folders: Iterable[Path]) -> list[Finished]:
-    """Find runs in folders and in the numbered folders of sweeps; other folders are skipped."""
-    places = [(place, folder) for folder in folders for place in [folder, *sorted(folder.glob("*/"))]]
-    return [_read(place, folder) for place, folder in places if _is_run(place)]
-
-
-def print_table(runs: list[Finished]) -> None:
-    """Print a row per run: the overrides in which runs differ, and metrics."""
+def print_table(comparison: Comparison) -> None:
+    """Print a row for each group of runs: the overrides in which they differ, and metrics."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("run", *(columns := _differing(runs)), *_METRICS)
-    for run in runs:
-        metrics = ("" if (value := run.final(metric)) is None else f"{value:.4f}" for metric in _METRICS)
-        table.add_row(run.name, *(run.settings.get(column, "") for column in columns), *metrics)
+    table = Table(*comparison.header())
+    for row in comparison.rows():
+        table.add_row(*row)
     # Files and pipes get a width that truncates nothing.
     console = Console()
     (console if console.is_terminal else Console(width=400)).print(table)
-
-
-def plot_curves(runs: list[Finished], path: Path) -> None:
-    """Plot validation accuracy and loss of all runs over epochs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    columns = _differing(runs)
-    for axes, metric in zip(figure.subplots(1, 2), ("val/acc", "val/loss"), strict=True):
-        for run in runs:
-            label = " ".join(f"{key}={run.settings[key]}" for key in columns if key in run.settings) or run.name
-            axes.plot(*run.curve(metric), label=label, marker=".")
-        axes.set(xlabel="epoch", ylabel=metric)
-        axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-
-
-def _is_run(place: Path) -> bool:
-    return (place / ".hydra" / "overrides.yaml").is_file() and (place / "metrics.csv").is_file()
-
-
-def _read(place: Path, folder: Path) -> Finished:
-    overrides = [str(item) for item in OmegaConf.load(place / ".hydra" / "overrides.yaml")]
-    settings = dict(item.lstrip("+~").split("=", 1) for item in overrides if "=" in item)
-    with (place / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return Finished(place.name if place == folder else f"{folder.name}/{place.name}", settings, rows)
-
-
-def _differing(runs: list[Finished]) -> list[str]:
-    keys = dict.fromkeys(key for run in runs for key in run.settings)
-    return [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,224 @@
+"""Finished runs side by side: what differs between them, and their metrics, with seeds averaged."""
+
+import csv
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from omegaconf import OmegaConf
+
+from syncbn.norm.core.options import suggest
+
+_NOT_SETTINGS = ("seed", "run_id", "output_root", "resume")  # runs that differ in these alone are one setting
+_HIGHEST = ("val/acc", "val/miou")  # metrics of which a run's best epoch counts
+
+
+class Mean(NamedTuple):
+    """Mean of some values; `half` is half of its 95 % interval by Student's t, None of fewer than two values."""
+
+    mean: float
+    half: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Mean":
+        """Compute it. The interval assumes that the values are independent and about normal."""
+        mean = statistics.fmean(values)
+        if len(values) < 2:
+            return cls(mean, None)
+        from scipy import stats
+
+        deviation = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+        return cls(mean, float(stats.t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values)))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its name, its overrides of the defaults, and its metrics by epoch."""
+
+    name: str
+    settings: Mapping[str, str]
+    rows: list[dict[str, str]]
+
+    def curve(self, metric: str) -> dict[float, float]:
+        """Values of a metric by epoch."""
+        rows = [row for row in self.rows if row.get(metric) and row.get("epoch")]
+        return {float(row["epoch"]): float(row[metric]) for row in rows}
+
+    def final(self, metric: str) -> float | None:
+        """Best value of a validation accuracy, last value of another metric; None if the run has none."""
+        values = list(self.curve(metric).values())
+        return (max(values) if metric in _HIGHEST else values[-1]) if values else None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs with the same settings, but for the seed."""
+
+    runs: list[Finished]
+
+    @property
+    def name(self) -> str:
+        """Name of the run, or of the first of several."""
+        first = self.runs[0].name
+        return first if len(self.runs) == 1 else f"{first} and {len(self.runs) - 1} more"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Overrides that the runs have in common."""
+        return {
+            key: value
+            for key, value in self.runs[0].settings.items()
+            if all(run.settings.get(key) == value for run in self.runs)
+        }
+
+    def final(self, metric: str) -> Mean | None:
+        """The runs' final values; None if none of them has the metric."""
+        values = [value for run in self.runs if (value := run.final(metric)) is not None]
+        return Mean.of(values) if values else None
+
+    def curve(self, metric: str) -> dict[float, Mean]:
+        """The runs' values by epoch, for epochs that all of them have."""
+        curves = [curve for run in self.runs if (curve := run.curve(metric))]
+        epochs = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+        return {epoch: Mean.of([curve[epoch] for curve in curves]) for epoch in epochs}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of runs and the metrics to compare them by."""
+
+    groups: list[Group]
+    metrics: Sequence[str]
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Settings in which the groups differ."""
+        keys = dict.fromkeys(key for group in self.groups for key in group.settings)
+        return [key for key in keys if len({group.settings.get(key) for group in self.groups}) > 1]
+
+    def label(self, group: Group) -> str:
+        """What tells a group from the others."""
+        settings = group.settings
+        words = (f"{key}={settings[key]}" for key in self.columns if key in settings)
+        return " ".join(words) or group.name
+
+    def header(self) -> list[str]:
+        """Names of the table's columns."""
+        return ["run", *self.columns, *(["runs"] if self._averages else []), *self.metrics]
+
+    def rows(self, plus_minus: str = " ± ") -> list[list[str]]:
+        """Cells of the table, a row for each group."""
+        return [
+            [
+                group.name,
+                *(group.settings.get(column, "") for column in self.columns),
+                *([str(len(group.runs))] if self._averages else []),
+                *(_shown(group.final(metric), plus_minus) for metric in self.metrics),
+            ]
+            for group in self.groups
+        ]
+
+    @property
+    def _averages(self) -> bool:
+        return any(len(group.runs) > 1 for group in self.groups)
+
+
+def find_runs(folders: Iterable[Path]) -> list[Finished]:
+    """Find runs in folders and in the numbered folders of sweeps; other folders are skipped."""
+    places = [
+        (place, folder)
+        for folder in folders
+        for place in [folder, *sorted(folder.glob("*/"), key=lambda job: (len(job.name), job.name))]
+    ]
+    return [_read(place, folder) for place, folder in places if _is_run(place)]
+
+
+def compared(runs: Sequence[Finished], metrics: Sequence[str], *, average: bool) -> Comparison:
+    """Put runs side by side; with `average`, those that differ by their seed alone are one.
+
+    Raises:
+        ValueError: no run has one of the metrics.
+    """
+    known = sorted({name for run in runs for row in run.rows for name in row if name and "/" in name})
+    for metric in metrics:
+        if not any(run.curve(metric) for run in runs):
+            raise ValueError(f"metric={metric}: no run has it; {suggest(metric, known)}")
+    groups: dict[object, list[Finished]] = {}
+    for run in runs:
+        setting = tuple(sorted((key, value) for key, value in run.settings.items() if key not in _NOT_SETTINGS))
+        groups.setdefault(setting if average else run.name, []).append(run)
+    return Comparison([Group(members) for members in groups.values()], metrics)
+
+
+def write_table(comparison: Comparison, path: Path) -> None:
+    """Write the table as CSV, Markdown or LaTeX, by the file's suffix.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    writers = {".csv": _csv, ".md": _markdown, ".tex": _latex}
+    if path.suffix not in writers:
+        raise ValueError(f"table={path}: a table is a file of {', '.join(writers)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        file.write(writers[path.suffix](comparison))
+
+
+def _csv(comparison: Comparison) -> str:
+    """Means and halves of intervals in columns of their own, unrounded."""
+    names = [name for metric in comparison.metrics for name in (metric, f"{metric} ±")]
+    lines = [["run", *comparison.columns, "runs", *names]]
+    for group in comparison.groups:
+        cells = [group.name, *(group.settings.get(column, "") for column in comparison.columns), str(len(group.runs))]
+        for found in map(group.final, comparison.metrics):
+            cells += ["", ""] if found is None else [repr(found.mean), "" if found.half is None else repr(found.half)]
+        lines.append(cells)
+    return "".join(",".join(map(_quoted, line)) + "\n" for line in lines)
+
+
+def _quoted(cell: str) -> str:
+    return '"' + cell.replace('"', '""') + '"' if set(cell) & set(',"\n') else cell
+
+
+def _markdown(comparison: Comparison) -> str:
+    header = comparison.header()
+    lines = [header, ["---"] * len(header), *comparison.rows()]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def _latex(comparison: Comparison) -> str:
+    """A `tabular` for the package booktabs."""
+    header = comparison.header()
+    words = len(header) - len(comparison.metrics)
+    rows = [" & ".join(map(_escaped, row)) + r" \\" for row in [header, *comparison.rows(" PLUSMINUS ")]]
+    body = [r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule"]
+    alignment = "l" * words + "r" * len(comparison.metrics)
+    return "\n".join([rf"\begin{{tabular}}{{{alignment}}}", *body, r"\end{tabular}", ""])
+
+
+def _escaped(cell: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    return "".join(special.get(sign, sign) for sign in cell).replace(" PLUSMINUS ", r" $\pm$ ")
+
+
+def _shown(found: Mean | None, plus_minus: str) -> str:
+    if found is None:
+        return ""
+    return f"{found.mean:.4f}" + ("" if found.half is None else f"{plus_minus}{found.half:.4f}")
+
+
+def _is_run(place: Path) -> bool:
+    return (place / ".hydra" / "overrides.yaml").is_file() and (place / "metrics.csv").is_file()
+
+
+def _read(place: Path, folder: Path) -> Finished:
+    overrides = [str(item) for item in OmegaConf.load(place / ".hydra" / "overrides.yaml")]
+    settings = dict(item.lstrip("+~").split("=", 1) for item in overrides if "=" in item)
+    with (place / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return Finished(place.name if place == folder else f"{folder.name}/{place.name}", settings, rows)
