@@ -59,9 +59,8 @@ def dashboard(arguments: list[str]) -> "Workspace":
     project = options.project or os.environ.get("WANDB_PROJECT", "syncbn")
     view = workspace(entity or "entity", project, options.name)
     for section in view.sections:
-        print(
-            f"{section.name + ':':<10} {', '.join(getattr(panel, 'title', None) or type(panel).__name__ for panel in section.panels)}"
-        )
+        titles = (getattr(panel, "title", None) or type(panel).__name__ for panel in section.panels)
+        print(f"{section.name + ':':<10} {', '.join(titles)}")
     if offline:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(view._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1) + "\n")
