@@ -9,6 +9,7 @@ import pytest
 from syncbn.cli import commands
 
 NAMES = ("compare", "dashboard", "evaluate", "export", "inspect", "recalibrate", "train", "verify")
+# Runs `syncbn` with a command line and prints on the last line what it has imported.
 PROGRAM = (
     "import sys\n"
     "from syncbn.cli import main\n"

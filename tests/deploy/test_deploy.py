@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -79,5 +80,8 @@ def test_the_dockerfile_copies_what_exists_and_installs_an_extra_of_the_project(
     for words in instructions:
         if words[0] == "COPY":
             assert all((REPOSITORY / source).exists() for source in words[1:-1]), words
+    copied = {source for words in instructions if words[0] == "COPY" for source in words[1:-1]}
+    wheel = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert {"pyproject.toml", *wheel["packages"], *wheel["force-include"]} <= copied
     assert any("/src[train]" in words for words in instructions)
     assert ["USER", "trainer"] in instructions

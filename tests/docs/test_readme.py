@@ -10,6 +10,7 @@ from tests.docs.markdown import REPOSITORY, blocks
 
 README = (REPOSITORY / "README.md").read_text()
 GUIDES = REPOSITORY / "docs" / "guides"
+RUN_HERE = ("choosing", "clusters", "layer", "lightning", "shipping")
 CHOOSER = re.compile(r"^\| you have \| take \| measured \|\n\|---\|---\|---\|\n(?P<rows>(?:\|.*\n)+)", re.MULTILINE)
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -24,9 +25,14 @@ def test_it_is_read_in_five_minutes() -> None:
     assert len(README.splitlines()) <= 150
 
 
-@pytest.mark.parametrize("guide", ["choosing", "clusters", "layer", "lightning", "shipping"])
+@pytest.mark.parametrize("guide", RUN_HERE)
 def test_a_guide(guide: str, tmp_path: Path) -> None:
     run_page(blocks((GUIDES / f"{guide}.md").read_text()), tmp_path)
+
+
+def test_every_guide_is_run() -> None:
+    elsewhere = {"examples", "runs", "your-own-project"}  # test_examples.py, below, test_guides.py
+    assert {guide.stem for guide in GUIDES.glob("*.md")} == {*RUN_HERE, *elsewhere}
 
 
 def test_the_guide_to_runs(tmp_path: Path) -> None:
