@@ -1,4 +1,4 @@
-"""Random networks that judge what the policies do: `python -m tests.networks`."""
+"""Tests of the policies on random networks: `python -m tests.networks`."""
 
 from tests.networks.generate import ROWS, Description, Network, build, generate, random_spec
 from tests.networks.registry import KINDS

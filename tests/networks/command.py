@@ -1,4 +1,4 @@
-"""Many random networks, one table: how often each kind of node was right, refused, wrong or crashed."""
+"""Tests on many random networks, as a table: how often each kind of node was right, refused, wrong or crashed."""
 
 import sys
 import time
@@ -30,11 +30,11 @@ FAILURES = ("wrong", "crashed")
 
 @dataclass
 class Tally:
-    """What came of one policy on many networks.
+    """Outcomes of one policy on many networks.
 
     Attributes:
         outcomes: by the network's Spec.
-        smallest: smallest networks that fail as some of them do, with their outcomes.
+        smallest: shrunk failing networks, with their outcomes.
     """
 
     policy: str
@@ -43,11 +43,11 @@ class Tally:
 
     @property
     def failed(self) -> list[Spec]:
-        """The networks that are wrong or crashed."""
+        """Networks with wrong or crashed outcomes."""
         return [spec for spec, outcome in self.outcomes.items() if outcome.verdict in FAILURES]
 
     def count(self, kind: str | None = None) -> Counter[str]:
-        """How many networks, with this kind of node, there are by verdict, and norms that were possible and done."""
+        """Count networks with this kind of node by verdict, and possible and done norms."""
         counts: Counter[str] = Counter()
         for spec, outcome in self.outcomes.items():
             if kind is None or kind in spec.kinds():
@@ -72,7 +72,7 @@ def examine(policies: Iterable[str], count: int, seed: int, shrinking: int = 20)
 
 
 def _counted(policy: str, spec: Spec, outcome: Outcome) -> Outcome:
-    """Where nothing came of it, nothing was folded of what could have been."""
+    """Facts of an outcome; without a result, none of the possible norms is done."""
     if outcome.verdict == "right" or policy != "fuse":
         return outcome
     return replace(outcome, facts=Facts(possible=len(build(spec).description.foldable)))
@@ -82,7 +82,7 @@ _COLUMNS = ("networks", "right", "refused", "wrong", "crashed", "possible", "don
 
 
 def table(tally: Tally) -> str:
-    """A row for each kind of node, those that must stand in 5 % of all networks first."""
+    """Format a row for each kind of node, those required in 5 % of all networks first."""
     kinds = Counter(kind for spec in tally.outcomes for kind in spec.kinds())
     rows = [("all", tally.count()), *((k, tally.count(k)) for k in (*ROWS, *sorted(set(kinds) - set(ROWS))))]
     lines = [f"{tally.policy:<24}" + "".join(f"{name:>10}" for name in _COLUMNS)]
@@ -93,7 +93,7 @@ def table(tally: Tally) -> str:
 
 
 def reproduction(tally: Tally) -> str:
-    """Each of the smallest failing networks, and how to see it again."""
+    """Format the smallest failing networks, with the commands that reproduce them."""
     lines = []
     for spec, outcome in tally.smallest.items():
         lines.append(

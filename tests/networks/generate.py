@@ -1,4 +1,4 @@
-"""Random networks: `generate(seed)` is one, and `build` makes the network that a Spec describes."""
+"""Random networks: `generate(seed)` makes one, and `build` makes the network of a Spec."""
 
 import functools
 import random
@@ -27,12 +27,12 @@ ROWS = (*sorted(name for name, kind in KINDS.items() if kind.row), *(f"output_{n
 
 @dataclass(frozen=True)
 class Description:
-    """What is known of a network by construction.
+    """Properties of a network that are known by construction.
 
     Attributes:
-        spec: what it was built from; `str(spec)` can be read by `parse`.
-        kinds: how often each kind of node is in it.
-        foldable: names of the norms that the layer before them can take in.
+        spec: spec that it was built from; `parse` reads `str(spec)`.
+        kinds: number of nodes of each kind.
+        foldable: names of the norms that can be folded into the preceding layer.
         removable: names of the norms that channels can be removed from.
     """
 
@@ -42,7 +42,7 @@ class Description:
     removable: list[str]
 
     def arguments(self, seed: int, batch: int = 3, scale: float = 1.0) -> tuple[Any, ...]:
-        """Random arguments of the network."""
+        """Make random arguments of the network."""
         generator = torch.Generator().manual_seed(seed)
         shape = (batch, CHANNELS, *SIZES[self.spec.dim])
 
@@ -58,7 +58,7 @@ class Description:
 
 
 class Network(NamedTuple):
-    """A network of float64 in training mode, arguments for it, and what is known of it."""
+    """A network of float64 in training mode, its arguments, and its description."""
 
     model: nn.Module
     example_input: tuple[Any, ...]
@@ -66,7 +66,7 @@ class Network(NamedTuple):
 
 
 def generate(seed: int) -> Network:
-    """The random network of this number; always the same one."""
+    """Generate the random network of a seed."""
     return build(random_spec(seed))
 
 
@@ -90,15 +90,15 @@ class Root(nn.Module):
 
 
 def _tap(spec: Spec) -> int:
-    """How many nodes come before the features that are returned."""
+    """Number of nodes before the features that are returned, too."""
     return max(len(spec.nodes) - spec.tap, 0)
 
 
 def build(spec: Spec) -> Network:
-    """Make a network; of equal specs, the networks are equal.
+    """Build a network; equal specs give equal networks.
 
     Raises:
-        DoesNotFitError: nodes that can't follow each other.
+        DoesNotFitError: a node can't follow another one.
     """
     with _float64(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -106,7 +106,7 @@ def build(spec: Spec) -> Network:
         body = nn.ModuleList(maker.nodes(spec.nodes, None if spec.output == "plain" else _tap(spec)))
         torch.manual_seed(spec.seed)
         model = Root(spec, body, _head(spec, maker))
-        with torch.no_grad():  # new layers make features smaller, until nothing but β is left of them
+        with torch.no_grad():  # new layers shrink features until only β is left
             for parameter in model.parameters():
                 if parameter.dim() > 1:
                     parameter.mul_(2)
@@ -152,7 +152,7 @@ def _float64() -> Iterator[None]:
 
 
 def random_spec(seed: int) -> Spec:
-    """A random network of three to eight nodes and their inner ones; it has one of ROWS, each in turn."""
+    """Make a random spec of three to eight nodes and their inner ones, including one of ROWS in turn."""
     rng = random.Random(seed)
     row = ROWS[seed % len(ROWS)]
     dims = KINDS[row].dims if row in KINDS else tuple(_FREQUENCY)
@@ -166,7 +166,7 @@ def random_spec(seed: int) -> Spec:
     if row in KINDS:
         chosen = nodes if dim in dims and (not features or 0 not in dims or rng.random() < 0.7) else features
         chosen.insert(rng.randint(0, len(chosen)), _node(rng, dim if chosen is nodes else 0, kind=row))
-    elif rng.random() < 0.5:  # what a layer returns before its norm is among the results
+    elif rng.random() < 0.5:  # a layer's output before its norm is also returned
         chosen, tap = features or nodes, 1
         chosen += [_node(rng, 0 if features else dim, kind=kind) for kind in ("conv", "norm")]
     if features:
@@ -192,7 +192,7 @@ _FREQUENCY = {0: 2, 1: 3, 2: 8, 3: 1}
 
 
 def _node(rng: random.Random, dim: int, depth: int = 0, kind: str | None = None) -> Node:
-    """A node for features with so many dimensions after (N, C)."""
+    """Choose a node for features with `dim` dimensions after (N, C)."""
     kind = kind or rng.choices(*_choice(dim, depth))[0]
     seed = rng.randrange(1000)
     chains = tuple(
@@ -203,7 +203,7 @@ def _node(rng: random.Random, dim: int, depth: int = 0, kind: str | None = None)
 
 @functools.cache
 def _choice(dim: int, depth: int) -> tuple[list[str], list[int]]:
-    """The kinds that fit, and how often to take them."""
+    """Kinds that fit, and their weights."""
     fitting = [name for name, k in KINDS.items() if dim in k.dims and k.after is None and (depth < 2 or not k.chains)]
     return fitting, [
         5 if name in ("conv", "norm") else 3 if KINDS[name].chains else 1 + KINDS[name].row for name in fitting

@@ -1,4 +1,4 @@
-"""What builds the nodes of a network: layers that fit the features so far, and a count of the norms to fold."""
+"""Builder of a network's nodes: layers that fit the features so far, and a record of foldable norms."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -41,11 +41,11 @@ class Maker:
     """Makes layers for features of `channels` and `space`, the sizes of the dimensions after (N, C).
 
     Attributes:
-        rng: what a node leaves to chance.
-        foldable: norms of which it is known, by construction, that the layer before them can take them in: a
-            convolution or linear layer without hooks, called once, whose output goes to that norm alone.
-        removable: norms with a scale, of which it is known that channels can be removed: between two such layers, with
-            nothing around them but functions that treat channels apart and leave 0 at 0.
+        rng: random choices of the nodes.
+        foldable: norms that are foldable by construction: the preceding layer is a convolution or linear layer without
+            hooks, called once, whose output is used only by the norm.
+        removable: norms with a scale whose channels are removable by construction: between two such layers, with only
+            functions around them that act on each channel separately and map 0 to 0.
     """
 
     def __init__(self, channels: int, space: tuple[int, ...], fresh: bool) -> None:
@@ -60,24 +60,24 @@ class Maker:
 
     @property
     def dim(self) -> int:
-        """How many dimensions follow (N, C)."""
+        """Number of dimensions after (N, C)."""
         return len(self.space)
 
     @property
     def along(self) -> tuple[int, ...]:
-        """The shape of a tensor with a number for each channel, without its C."""
+        """Shape after C of a tensor with one number per channel."""
         return (1,) * self.dim
 
     def width(self) -> int:
-        """A number of channels, even."""
+        """Choose an even number of channels."""
         return self.rng.choice([4, 6, 8])
 
     def chance(self, probability: float) -> bool:
-        """Whether something happens."""
+        """Return True with a probability."""
         return self.rng.random() < probability
 
     def conv(self, out: int | None = None, of: int | None = None, cls: Any = None, **options: Any) -> Any:
-        """A convolution that keeps the sizes, or a linear layer where there are none; random unless told otherwise."""
+        """Make a convolution that keeps the sizes, or a linear layer if there are none; random unless specified."""
         of, out = of or self.channels, out or self.width()
         options.setdefault("bias", self.chance(0.5))
         if self.dim == 0:
@@ -91,7 +91,7 @@ class Maker:
         return (cls or CONVOLUTIONS[self.dim])(of, out, kernel, **options)
 
     def norm(self, of: Any = None, cls: Any = None, **options: Any) -> Any:
-        """A batch norm over the output of a layer, or over so many channels, with random statistics and options."""
+        """Make a batch norm over a layer's output, or a number of channels, with random statistics and options."""
         if cls is None:
             cls = self.rng.choices([NORMS[self.dim], syncbn.SyncBatchNorm, nn.SyncBatchNorm], [8, 1, 1])[0]
         options.setdefault("affine", self.chance(0.9))
@@ -103,34 +103,34 @@ class Maker:
         return layer if self.fresh else randomized(layer)
 
     def pair(self, out: int | None = None, of: int | None = None, **options: Any) -> tuple[Any, Any]:
-        """A layer and a norm after it, which is foldable if the caller runs one right after the other, once."""
+        """Make a layer and a norm after it, which is foldable if the caller runs both once in sequence."""
         layer = self.conv(out, of, **options)
         return layer, self.fold(self.norm(layer))
 
     def unit(self, out: int | None = None, of: int | None = None, **options: Any) -> nn.Sequential:
-        """A layer, a foldable norm and an activation."""
+        """Make a layer, a foldable norm and an activation."""
         return nn.Sequential(*self.pair(out, of, **options), self.act())
 
     def fold(self, norm: Any) -> Any:
-        """Note that a norm is foldable."""
+        """Record that a norm is foldable."""
         if not self._repeated:
             self.foldable.append(norm)
         return norm
 
     def removed(self, *norms: Any) -> None:
-        """Note that norms are removable."""
+        """Record that norms are removable."""
         if not self._repeated:
             self.removable += [norm for norm in norms if norm.affine]
 
     def act(self, inplace: bool = False) -> nn.Module:
-        """An activation that is 0 at 0."""
+        """Make an activation that is 0 at 0."""
         if inplace:
             return self.rng.choice([nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.Hardswish, nn.ReLU6])(inplace=True)
         return self.rng.choice([nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.ELU, nn.Hardswish, nn.Identity])()
 
     @contextmanager
     def repeated(self) -> Iterator[None]:
-        """Nothing is foldable of what is made meanwhile: it is called more than once, or seen from elsewhere."""
+        """Make norms inside this context not foldable: they are called more than once, or seen from elsewhere."""
         before, self._repeated = self._repeated, True
         try:
             yield
@@ -138,14 +138,14 @@ class Maker:
             self._repeated = before
 
     def chain(self, index: int = 0) -> nn.Module:
-        """The nodes inside of this one, in a container of some kind; `channels` and `space` are those after them."""
+        """Make the nodes inside this one, in some container; `channels` and `space` are those after them."""
         rng, node = self.rng, self._node
         modules = self.nodes(node.chains[index])
         self.rng, self._node = rng, node
         return _contained(modules, rng.randrange(4))
 
     def nodes(self, nodes: tuple[Node, ...], seen: int | None = None) -> list[nn.Module]:
-        """One module for each node, in order; what comes before the node of index `seen` is used elsewhere, too."""
+        """Make a module for each node, in order; the features before the node `seen` are also used elsewhere."""
         made = []
         for i, node in enumerate(nodes):
             module = self._made(node)
@@ -162,7 +162,7 @@ class Maker:
         torch.manual_seed(node.seed)
         shape = (self.channels, *self.space)
         module = kind.make(self)
-        module.kind = node.kind  # what tells the nodes from their parts
+        module.kind = node.kind  # distinguishes nodes from their parts
         with torch.no_grad():
             y = module.eval()(torch.zeros(2, *shape))
         module.train()
@@ -171,16 +171,16 @@ class Maker:
 
 
 class DoesNotFitError(Exception):
-    """A node can't stand where it is."""
+    """A node doesn't fit at its place."""
 
 
 def width_of(layer: Any) -> int:
-    """How many channels a layer returns."""
+    """Number of output channels of a layer."""
     return layer.out_channels if hasattr(layer, "out_channels") else layer.out_features
 
 
 def randomized(norm: Any) -> Any:
-    """A norm with statistics, scales and shifts as after training; scales of both signs, none near 0."""
+    """Randomize a norm's statistics, scales and shifts, as after training; scales of both signs, none near 0."""
     if norm.running_mean is not None:
         norm.running_mean.normal_(0, 0.5)
         norm.running_var.uniform_(0.5, 2)
@@ -188,14 +188,14 @@ def randomized(norm: Any) -> Any:
         with torch.no_grad():
             norm.weight.uniform_(0.5, 1.5).mul_(torch.randint(0, 2, norm.weight.shape) * 2 - 1)
             if len(norm.weight) > 2 and torch.rand(()) < 0.1:
-                norm.weight[0] = 0  # as L1 penalties leave it, and zero-initialized blocks
+                norm.weight[0] = 0  # as after an L1 penalty, or in zero-initialized blocks
             if norm.bias is not None:
                 norm.bias.normal_(0, 0.5)
     return norm
 
 
 def _contained(modules: list[nn.Module], style: int) -> nn.Module:
-    """The modules, one after the other, in one of the containers that people use."""
+    """Put the modules, in sequence, in one of the usual containers."""
     if style == 0:
         return nn.Sequential(*modules)
     if style == 1:

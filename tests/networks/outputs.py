@@ -1,4 +1,4 @@
-"""How a network returns its result."""
+"""Forms in which networks return results."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class ClassifierOutput(ModelOutput):
 
 
 class Results(OrderedDict[str, Any]):
-    """A dict with attributes, as many projects have one."""
+    """A dict with attributes, as in many projects."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -51,7 +51,7 @@ class Pair(NamedTuple):
 
 
 class Holder:
-    """An object of a class that says nothing of what is inside."""
+    """An object of an opaque class."""
 
     def __init__(self, logits: Tensor, features: Tensor) -> None:
         self.logits = logits
@@ -70,11 +70,11 @@ OUTPUTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "named_tuple": lambda logits, features: Pair(logits, features),
     "object": lambda logits, features: Holder(logits, features),
 }
-OUTPUT_ROWS = ("dataclass", "model_output", "ordered_subclass")  # those that silently lost channels
+OUTPUT_ROWS = ("dataclass", "model_output", "ordered_subclass")  # forms whose results were silently wrong before
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """Every tensor in a result, in order, whatever it is packed in."""
+    """Tensors in a result, in order, in any packaging."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The kinds of nodes, by name."""
+"""Registry of the kinds of nodes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Kind:
 
     Attributes:
         make: builds the module, which takes features (N, C, ...) and returns features.
-        dims: how many dimensions may follow (N, C).
-        after: how many follow in what it returns; as before when None.
-        chains: how many lists of nodes it has inside.
-        row: whether it is one of the kinds that silently gave wrong results, and must stand in 5 % of all networks.
-        source: the public report of another project that it is from.
+        dims: allowed numbers of dimensions after (N, C).
+        after: number of dimensions after (N, C) in its result; unchanged when None.
+        chains: number of lists of inner nodes.
+        row: whether it once gave silently wrong results, and must be in 5 % of all networks.
+        source: public report of another project that it comes from.
     """
 
     make: Make
@@ -41,7 +41,7 @@ KINDS: dict[str, Kind] = {}
 def kind(
     dims: str = "0123", *, after: int | None = None, chains: int = 0, row: bool = False, source: str | None = None
 ) -> Callable[[Make], Make]:
-    """Register a function as the kind of its name."""
+    """Register a function as a kind under its name."""
 
     def add(make: Make) -> Make:
         name = make.__name__

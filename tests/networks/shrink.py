@@ -1,4 +1,4 @@
-"""Smaller networks that fail alike."""
+"""Shrinking of failing networks."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,12 +17,12 @@ _SIMPLEST = {
 
 
 def shrink(spec: Spec, oracle: Callable[[Spec], Facts], attempts: int = 300) -> tuple[Spec, Outcome]:
-    """A network from which nothing can be left out, without that another thing comes of it than of `spec`.
+    """Shrink a network as long as its outcome stays the same.
 
     Args:
-        spec: a network.
-        oracle: what judges it.
-        attempts: how many smaller networks to try, at most.
+        spec: network to shrink.
+        oracle: oracle that judges it.
+        attempts: largest number of smaller networks to try.
     """
     outcome = judge(spec, oracle)
     found = True
@@ -40,7 +40,7 @@ def shrink(spec: Spec, oracle: Callable[[Spec], Facts], attempts: int = 300) -> 
 
 
 def _error(outcome: Outcome) -> str:
-    """The class of what has crashed."""
+    """Class of a crash's exception."""
     return outcome.message.partition(":")[0] if outcome.verdict == "crashed" else ""
 
 
@@ -53,7 +53,7 @@ def _smaller(spec: Spec) -> Iterator[Spec]:
 
 
 def _with_less(nodes: tuple[Node, ...]) -> Iterator[tuple[Node, ...]]:
-    """The chain without one of its nodes, with what is inside of one in its place, or with less inside of one."""
+    """Smaller chains: without a node, with a node replaced by its inner nodes, or with fewer inner nodes."""
     half = len(nodes) // 2
     if half > 1:
         yield nodes[:half]

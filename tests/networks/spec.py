@@ -1,4 +1,4 @@
-"""What a random network is made of, as a value: it can be printed, read again and made smaller."""
+"""Specification of a random network as a value that can be printed, parsed and shrunk."""
 
 import re
 from collections import Counter
@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 
 @dataclass(frozen=True)
 class Node:
-    """One piece of a network, of a named kind; `seed` decides what the kind leaves open, `chains` are nodes inside."""
+    """A node of a network, of a named kind; `seed` determines its random choices, `chains` are inner nodes."""
 
     kind: str
     seed: int = 0
@@ -19,7 +19,7 @@ class Node:
         return f"{self.kind}.{self.seed}" + (f"({inner})" if self.chains else "")
 
     def walk(self) -> Iterator["Node"]:
-        """This node and all nodes inside of it."""
+        """Iterate over this node and all nodes inside it."""
         yield self
         for chain in self.chains:
             for node in chain:
@@ -31,15 +31,15 @@ class Spec:
     """A whole network.
 
     Attributes:
-        dim: how many dimensions of the input follow (N, C).
-        nodes: what the input goes through, in order.
-        head: what comes after the nodes: "linear", "conv" or "none".
-        output: how the result is returned, see `outputs.OUTPUTS`.
-        inputs: what the network takes: "one" tensor, "two", or a tensor and a "scalar".
+        dim: number of dimensions of the input after (N, C).
+        nodes: nodes, in order.
+        head: head after the nodes: "linear", "conv" or "none".
+        output: form of the result, see `outputs.OUTPUTS`.
+        inputs: inputs of the network: "one" tensor, "two", or a tensor and a "scalar".
         example: values of the example input: "normal", "zeros" or "ones".
         norms: statistics, scales and shifts of the norms: "random", or those of a "fresh" layer.
-        seed: what is left open of the head.
-        tap: the features beside the result are those before so many of the last nodes.
+        seed: seed of the head's random choices.
+        tap: number of last nodes before which features are returned, too.
     """
 
     dim: int
@@ -57,20 +57,20 @@ class Spec:
         return f"{' '.join(options)}: {' '.join(map(str, self.nodes))}"
 
     def walk(self) -> Iterator[Node]:
-        """All nodes."""
+        """Iterate over all nodes."""
         for node in self.nodes:
             yield from node.walk()
 
     def kinds(self) -> Counter[str]:
-        """How often each kind of node is in the network; its output, inputs and head are counted, too."""
+        """Count the kinds of nodes in the network, including its output, inputs and head."""
         return Counter([node.kind for node in self.walk()] + [f"output_{self.output}", f"inputs_{self.inputs}"])
 
 
 def parse(text: str) -> Spec:
-    """Read what `str` of a Spec has written.
+    """Parse the `str` of a Spec.
 
     Raises:
-        ValueError: it isn't that.
+        ValueError: the text isn't a Spec.
     """
     options, _, rest = text.partition(":")
     given: dict[str, str] = dict(re.findall(r"(\w+)=(\w+)", options))
@@ -90,7 +90,7 @@ def parse(text: str) -> Spec:
 
 
 def _chains(tokens: list[str]) -> tuple[tuple[Node, ...], ...]:
-    """Nodes up to the next closing parenthesis, which are taken from the front of `tokens`."""
+    """Parse nodes up to the next closing parenthesis, consuming `tokens` from the front."""
     chains: list[list[Node]] = [[]]
     while (token := tokens.pop(0)) != ")":
         if token == "|":

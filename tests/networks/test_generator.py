@@ -1,4 +1,4 @@
-"""The generator keeps its promises: every kind is there, every node runs, and what it calls foldable is."""
+"""The generator: every kind occurs, every node runs, and norms called foldable are."""
 
 from collections import Counter
 from typing import Any
@@ -48,7 +48,7 @@ def _is_under_an_unused_branch(name: str, nodes: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_a_kind_alone_depends_on_its_input(kind: str) -> None:
-    """No network is blind: its output differs from input to input, and most of its parameters have gradients."""
+    """The output depends on the input, and most parameters have gradients."""
     dim = KINDS[kind].dims[-1]
     chains = ((Node("conv", 3), Node("norm", 4)),) * KINDS[kind].chains
     for seed in range(4):
@@ -60,7 +60,7 @@ def test_a_kind_alone_depends_on_its_input(kind: str) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_norms_called_foldable_can_be_folded_by_hand(seed: int) -> None:
-    """Each has one layer whose output is its input; folding all of them at once changes nothing."""
+    """Each follows a single layer; folding all of them at once changes nothing."""
     network, folded = generate(seed), generate(seed)
     names = set(network.description.foldable)
     feeders = _feeders(folded.model, folded.example_input, names)
@@ -87,7 +87,7 @@ def test_norms_called_foldable_can_be_folded_by_hand(seed: int) -> None:
 
 
 def _feeders(model: nn.Module, arguments: Any, names: set[str]) -> dict[str, Any]:
-    """The layer whose output is what a norm takes, by the norm's name."""
+    """Layers whose output is a norm's input, by the norm's name."""
     outputs: list[tuple[Any, Any]] = []
     found: dict[str, Any] = {}
     handles = []

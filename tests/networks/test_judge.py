@@ -1,4 +1,4 @@
-"""The judge finds what is wrong: policies that are wrong on purpose are found out, a right one isn't."""
+"""The judge detects deliberately wrong policies, and accepts correct ones."""
 
 import copy
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from tests.networks.spec import Node, Spec
 
 
 def naive_fuse(model: nn.Module, example_input: Any) -> nn.Module:
-    """Fold each batch norm into the layer registered before it, without looking at what the network does."""
+    """Fold each batch norm into the layer registered before it, ignoring the network's forward."""
     fused = copy.deepcopy(model).eval()
     before: Any = None
     for name, layer in list(fused.named_modules()):
@@ -40,7 +40,7 @@ def naive_fuse(model: nn.Module, example_input: Any) -> nn.Module:
 
 @pytest.fixture
 def fuse_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Put a function in the place of `syncbn.fuse`, which is the one judged then; it has no plan."""
+    """Replace `syncbn.fuse` by a function to judge, which has no plan."""
 
     def replace(function: Any) -> None:
         monkeypatch.setattr(syncbn, "fuse", function)
@@ -119,7 +119,7 @@ def test_a_refusal_is_a_line_that_the_package_raises() -> None:
 
 
 def pruned_by_hand(keep: torch.Tensor) -> Callable[..., nn.Module]:
-    """Take channels out of a convolution, the norm after it and the layer that reads them, in a network of one node."""
+    """Remove channels from a convolution, its norm and the layer that reads them, in a network of one node."""
 
     def prune(model: nn.Module, ratio: float, example_input: Any) -> nn.Module:
         pruned: Any = copy.deepcopy(model)
@@ -147,7 +147,7 @@ def test_pruning_by_hand(kind: str, verdict: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_channel_that_something_else_reads_is_not_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With γ = β = 0 a sum over channels stays right without one; with masks before the weights it doesn't."""
+    """With γ = β = 0, a sum over channels is correct without one; with masks before the weights it isn't."""
 
     def summed(m: Maker) -> nn.Module:
         def run(self: Any, x: torch.Tensor) -> torch.Tensor:
@@ -196,7 +196,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], fuse_as: Callable[[Any]
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_what_a_smaller_weight_has_kept_is_read_from_its_values(groups: int, transposed: bool) -> None:
-    """The places of rows and columns, of which each group may keep its own."""
+    """Indices of rows and columns, which may differ between groups."""
     cls: Any = nn.ConvTranspose1d if transposed else nn.Conv1d
     torch.manual_seed(0)
     large, small = cls(8, 12, 3, groups=groups), cls(2 * groups, 3 * groups, 3, groups=groups)

@@ -1,4 +1,4 @@
-"""fuse and prune on random networks: right or refused in a line of ours. 500 of them: `python -m tests.networks`."""
+"""fuse and prune on random networks are right or refuse in one line. On 500 networks: `python -m tests.networks`."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""All kinds of nodes; importing the modules registers them."""
+"""All kinds of nodes, registered by importing the modules."""
 
 from tests.networks.kinds import (
     constants,

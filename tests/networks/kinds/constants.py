@@ -1,4 +1,4 @@
-"""Functions after a norm that aren't 0 at 0, and others that need care: a channel of zeros doesn't stay one."""
+"""Functions after a norm that aren't 0 at 0, and others that don't keep channels of zeros."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def plus_one(m: Maker) -> nn.Module:
 
 @kind("123", row=True)
 def depthwise_bias(m: Maker) -> nn.Module:
-    """A depthwise convolution with a bias: a channel of zeros comes out as the bias."""
+    """A depthwise convolution with a bias: a channel of zeros becomes the bias."""
     layer, norm = m.pair(6)
     each = m.conv(6, 6, groups=6, bias=True, kernel_size=3)
     after = [m.norm(each)] if m.chance(0.5) else []
@@ -98,7 +98,7 @@ def multiplied(m: Maker) -> nn.Module:
 
 @kind(source="VainF/Torch-Pruning#328")
 def squeeze_excitation(m: Maker) -> nn.Module:
-    """A gate from the mean of each channel, by linear layers or 1x1 convolutions; with a norm inside, perhaps."""
+    """A gate from the mean of each channel, by linear layers or 1x1 convolutions, sometimes with a norm inside."""
     layer, norm = m.pair(8)
     m.removed(norm)
     axes = tuple(range(2, 2 + m.dim))
@@ -117,7 +117,7 @@ def squeeze_excitation(m: Maker) -> nn.Module:
 
 @kind()
 def powers(m: Maker) -> nn.Module:
-    """Functions that are 0 at 0, more of them than a list is likely to have."""
+    """Functions that are 0 at 0, including rare ones."""
     functions = [
         lambda x: x.abs(),
         lambda x: x.square() * 0.3,

@@ -1,4 +1,4 @@
-"""Values that go through something that a recorder may not see: scripts, numpy, hooks, checkpoints."""
+"""Values that pass through code that a recorder may not see: scripts, numpy, hooks, checkpoints."""
 
 import functools
 import warnings
@@ -111,7 +111,7 @@ def through_python(m: Maker) -> nn.Module:
 
 @kind()
 def on_value(m: Maker) -> nn.Module:
-    """Python decides by a value what is computed."""
+    """Control flow that depends on a value."""
     layer = m.conv(6)
 
     def run(self: Any, x: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def on_value(m: Maker) -> nn.Module:
 
 @kind(row=True)
 def forward_hook(m: Maker) -> nn.Module:
-    """A hook on the convolution, or on the norm, changes what it returns or takes."""
+    """A hook on the convolution or the norm changes its output or input."""
     layer = m.conv()
     norm = m.norm(layer)
     style = m.rng.randrange(5)
@@ -143,7 +143,7 @@ def forward_hook(m: Maker) -> nn.Module:
 
 @kind()
 def stored_features(m: Maker) -> nn.Module:
-    """A hook keeps a layer's output, which is used later: how features are usually extracted."""
+    """A hook stores a layer's output for later use, as in feature extraction."""
     layer = m.conv(6)
 
     def keep(module: Any, args: Any, output: Tensor) -> None:

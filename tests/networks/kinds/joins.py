@@ -1,4 +1,4 @@
-"""Where paths part and meet: sums, concatenations, splits, several heads."""
+"""Branching and joining paths: sums, concatenations, splits, several heads."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tests.networks.registry import kind
 
 
 def _fitting(m: Maker, before: tuple[int, tuple[int, ...]]) -> nn.Module:
-    """What brings features to the channels that the input had, where the sizes are the same; else a marker."""
+    """A layer that restores the input's channels if the sizes are equal; else a marker."""
     channels, _ = before
     if m.channels == channels:
         return nn.Identity()
@@ -20,7 +20,7 @@ def _fitting(m: Maker, before: tuple[int, tuple[int, ...]]) -> nn.Module:
 
 
 def _resized(y: Tensor, like: Tensor) -> Tensor:
-    """Features of the sizes of others, by repeating or leaving out."""
+    """Resize features to other features' sizes, by repeating or cropping."""
     return y if y.shape[2:] == like.shape[2:] else F.interpolate(y, size=like.shape[2:])
 
 
@@ -62,7 +62,7 @@ def branches(m: Maker) -> nn.Module:
 
 @kind(chains=1)
 def repeated(m: Maker) -> nn.Module:
-    """The same layers called again on what they returned."""
+    """The same layers called again on their output."""
     before = m.channels, m.space
     with m.repeated():
         inner = nn.Sequential(m.chain(), _fitting(m, before))
@@ -90,7 +90,7 @@ def unused_branch(m: Maker) -> nn.Module:
 
 @kind(chains=1)
 def auxiliary_loss(m: Maker) -> nn.Module:
-    """Layers that run and whose result is dropped, or kept as an attribute."""
+    """Layers whose result is dropped, or stored as an attribute."""
     before = m.channels, m.space
     chain, keep = m.chain(), m.chance(0.5)
     m.channels, m.space = before
@@ -106,7 +106,7 @@ def auxiliary_loss(m: Maker) -> nn.Module:
 
 @kind(source="VainF/Torch-Pruning#146")
 def concatenated_twice(m: Maker) -> nn.Module:
-    """A tensor beside itself."""
+    """A tensor concatenated with itself."""
     unit = m.unit(4)
     m.removed(unit[1])
     return Block(lambda self, x: self.out(torch.cat([y := self.unit(x), y], 1)), unit=unit, out=m.conv(of=8))
@@ -114,7 +114,7 @@ def concatenated_twice(m: Maker) -> nn.Module:
 
 @kind("0", source="VainF/Torch-Pruning#481")
 def wide_and_deep(m: Maker) -> nn.Module:
-    """A linear layer without a norm beside layers with one, concatenated."""
+    """A linear layer without a norm, concatenated with layers with one."""
     unit, wide = m.unit(6), nn.Linear(m.channels, 3)
     m.removed(unit[1])
     deep = nn.Sequential(unit, nn.Dropout(0.1))
@@ -146,7 +146,7 @@ def simple_gate(m: Maker) -> nn.Module:
 
 @kind(source="tianyic/only_train_once#50")
 def split_by_attribute(m: Maker) -> nn.Module:
-    """Channels split into parts whose sizes are read from the layers that take them."""
+    """Channels split into parts with sizes read from the following layers."""
     unit = m.unit(8)
     a, b = m.conv(4, 3), m.conv(4, 5)
 
@@ -197,7 +197,7 @@ def hierarchical_splits(m: Maker) -> nn.Module:
 
 @kind("123")
 def ghost(m: Maker) -> nn.Module:
-    """GhostNet: features beside cheap ones made of them, cut to the number that is wanted."""
+    """GhostNet: features concatenated with cheap ones derived from them, cut to the required number."""
     unit = m.unit(6)
     cheap, norm = m.pair(6, 6, groups=6, kernel_size=3, bias=False)
 
@@ -210,7 +210,7 @@ def ghost(m: Maker) -> nn.Module:
 
 @kind("2", source="VainF/Torch-Pruning#147")
 def pyramid(m: Maker) -> nn.Module:
-    """A U-Net's step down and up, or an SPPF: pooled maps beside each other."""
+    """A U-Net's step down and up, or an SPPF: concatenated pooled maps."""
     unit, mode = m.unit(6), m.rng.randrange(2)
     if mode == 0:
         down = nn.Sequential(*m.pair(8, 6, kernel_size=3, stride=2, padding=1, padding_mode="zeros"), m.act())
@@ -234,7 +234,7 @@ def pyramid(m: Maker) -> nn.Module:
 
 @kind("123", source="open-mmlab/mmdetection#6515")
 def shared_head(m: Maker) -> nn.Module:
-    """A convolution shared by two levels of features, with a norm of its own for each."""
+    """A convolution shared by two levels of features, each with its own norm."""
     unit = m.unit(6)
     shared = m.conv(6, 6, padding_mode="zeros", kernel_size=3)
     norms = nn.ModuleList(m.norm(6) for _ in range(2))
@@ -290,7 +290,7 @@ def stacked(m: Maker) -> nn.Module:
 
 @kind()
 def along_other_axes(m: Maker) -> nn.Module:
-    """Concatenated along the batch or along positions, and parted again."""
+    """Concatenation along the batch or positions, split again later."""
     unit, layer = m.unit(6), m.conv(6, 6)
     axis = m.rng.choice([0, 0, 2]) if m.dim else 0
 
@@ -333,7 +333,7 @@ def padded_shortcut(m: Maker) -> nn.Module:
 
 @kind("2")
 def unpooled(m: Maker) -> nn.Module:
-    """SegNet: the places of the largest values come back when features are unpooled."""
+    """SegNet: unpooling at the places of the largest values."""
     unit, inner = m.unit(6), m.conv(6, 6)
 
     def run(self: Any, x: Tensor) -> Tensor:
@@ -345,7 +345,7 @@ def unpooled(m: Maker) -> nn.Module:
 
 @kind()
 def channel_loop(m: Maker) -> nn.Module:
-    """Python goes over the channels one by one."""
+    """A Python loop over the channels."""
     unit, style = m.unit(4), m.rng.randrange(2)
 
     def run(self: Any, x: Tensor) -> Tensor:

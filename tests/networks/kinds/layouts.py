@@ -12,7 +12,7 @@ from tests.networks.registry import kind
 
 @kind("01", row=True)
 def pool_over_channels(m: Maker) -> nn.Module:
-    """A pool of one dimension more than the features have takes the channels for positions."""
+    """A pool with one dimension too many treats the channels as positions."""
     unit = m.unit(6)
     if m.dim == 0:
         pool: nn.Module = m.rng.choice([nn.AvgPool1d, nn.MaxPool1d])(3, 1, 1)
@@ -67,7 +67,7 @@ def hard_coded_view(m: Maker) -> nn.Module:
 
 @kind("0", source="VainF/Torch-Pruning#125")
 def features_to_map(m: Maker) -> nn.Module:
-    """A generator's start: features seen as a map of as many channels as the next layer says that it takes."""
+    """A generator's start: features viewed as a map with the next layer's number of input channels."""
     unit, up = m.unit(16), nn.ConvTranspose2d(4, 6, 2, stride=2)
     norm = m.norm(6, cls=nn.BatchNorm2d)
 
@@ -136,7 +136,7 @@ def temporal_shift(m: Maker) -> nn.Module:
 
 @kind("123")
 def channels_last(m: Maker) -> nn.Module:
-    """Permuted to (N, H, W, C) for linear layers, as in transformers and ConvNeXt."""
+    """Permutation to (N, H, W, C) for linear layers, as in transformers and ConvNeXt."""
     unit = m.unit(6)
     a, b = nn.Linear(6, 8), nn.Linear(8, 6)
 
@@ -173,7 +173,7 @@ def unfolded(m: Maker) -> nn.Module:
 
 @kind("123", source="midasklr/yolov5prune#6")
 def squeezed(m: Maker) -> nn.Module:
-    """`squeeze()` without an axis: it would take the channels, too, if there was only one left."""
+    """`squeeze()` without an axis, which would also drop a single channel's dimension."""
     unit, axes = m.unit(4), tuple(range(2, 2 + m.dim))
 
     def run(self: Any, x: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ def broadcast_features(m: Maker) -> nn.Module:
 
 @kind("3")
 def time_distributed(m: Maker) -> nn.Module:
-    """A layer for images on each of several, which are seen as samples."""
+    """A layer for images applied to each of several, viewed as samples."""
     layer = nn.Conv2d(m.channels, 6, 3, padding=1)
     norm = m.fold(m.norm(6, cls=nn.BatchNorm2d))
 
@@ -245,7 +245,7 @@ def time_distributed(m: Maker) -> nn.Module:
 
 @kind("12")
 def channels_as_samples(m: Maker) -> nn.Module:
-    """Each channel is a sample for one more convolution, which has a norm of one channel."""
+    """Each channel is a sample of another convolution, with a norm of one channel."""
     unit = m.unit(6)
     layer = CONVOLUTIONS[m.dim](1, 1, 3, padding=1)
     norm = m.fold(m.norm(1))

@@ -37,7 +37,7 @@ def channel_statistics(m: Maker) -> nn.Module:
 
 @kind()
 def layer_norm(m: Maker) -> nn.Module:
-    """A layer norm over channels, which are last for it."""
+    """A layer norm over channels, which are its last dimension."""
     unit = m.unit(6)
     return Block(
         lambda self, x: self.out(self.ln(self.unit(x).movedim(1, -1)).movedim(-1, 1)),

@@ -1,4 +1,4 @@
-"""Paths that evaluation doesn't take, and parts that are called otherwise than by calling them."""
+"""Paths that evaluation doesn't take, and parts that are called indirectly."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def without_gradients(m: Maker) -> nn.Module:
 
 @kind()
 def functional_call(m: Maker) -> nn.Module:
-    """A part that is called with other values for its parameters, made of its own."""
+    """A part that is called with changed values for its parameters."""
     layer = m.conv(6)
     inner, factor = nn.Sequential(layer, m.norm(layer)), m.rng.choice([1.0, 1.5])
 
@@ -70,7 +70,7 @@ def functional_call(m: Maker) -> nn.Module:
 
 @kind()
 def data_parallel(m: Maker) -> nn.Module:
-    """A part inside of a wrapper of torch's."""
+    """A part inside one of torch's wrappers."""
     return nn.Sequential(nn.DataParallel(m.unit(6)), m.conv(of=6))
 
 

@@ -1,4 +1,4 @@
-"""Norms of other classes, in other places, held in other ways."""
+"""Norms of unusual classes, in unusual places, stored in unusual ways."""
 
 import functools
 from typing import Any
@@ -14,7 +14,7 @@ from tests.networks.registry import kind
 @functools.cache
 def _activating(dim: int) -> type[nn.Module]:
     class ActivatingNorm(NORMS[dim]):  # type: ignore[misc]
-        """A batch norm with its activation, which an input may fail to trigger."""
+        """A batch norm with an activation that only some inputs trigger."""
 
         def __init__(self, channels: int, activation: Any, **options: Any) -> None:
             super().__init__(channels, **options)
@@ -108,7 +108,7 @@ def always_evaluating(m: Maker) -> nn.Module:
 
 @kind(source="pytorch/pytorch#122070")
 def functional_norm(m: Maker) -> nn.Module:
-    """F.batch_norm with the buffers of a norm that is never called, or with those of the model itself."""
+    """F.batch_norm with the buffers of a norm that is never called, or of the model itself."""
     layer, norm = m.conv(6), NORMS[m.dim](6)
     norm = norm if m.fresh else randomized(norm)
 
@@ -122,7 +122,7 @@ def functional_norm(m: Maker) -> nn.Module:
 
 @kind(source="pytorch/pytorch#37823")
 def untracked_later(m: Maker) -> nn.Module:
-    """Tracking is switched off after construction: buffers stay, and evaluation goes by them."""
+    """Tracking switched off after construction: buffers stay, and evaluation uses them."""
     layer = m.conv()
     norm = m.norm(layer, cls=NORMS[m.dim])
     norm.track_running_stats = False
@@ -141,7 +141,7 @@ def shared_norm(m: Maker) -> nn.Module:
 
 @kind()
 def aliased_list(m: Maker) -> nn.Module:
-    """Registered layers are called through a plain list, a dict or a bound method, which still hold the old ones."""
+    """Registered layers called through a plain list, a dict or a bound method, which still have the old ones."""
     layer = m.conv()
     norm = m.norm(layer)
     style = m.rng.randrange(3)
@@ -159,7 +159,7 @@ def aliased_list(m: Maker) -> nn.Module:
 
 @kind()
 def hidden_layers(m: Maker) -> nn.Module:
-    """Layers in a plain list, which no one finds: not `parameters`, not `eval`."""
+    """Layers in a plain list, invisible to `parameters` and `eval`."""
     unit = m.unit(6)
     layer = m.conv(6, 6)
     hidden = [layer.eval(), m.norm(layer).eval(), nn.ReLU()]

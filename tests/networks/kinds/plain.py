@@ -149,7 +149,7 @@ def padded(m: Maker) -> nn.Module:
 
 @kind()
 def separate_linear(m: Maker) -> nn.Module:
-    """A 1x1 convolution written as a linear layer over the last axis, as in ConvNeXt; its norm is over another one."""
+    """A 1x1 convolution as a linear layer over the last axis, as in ConvNeXt, with a norm over another axis."""
     layer = nn.Linear(m.channels, m.width())
 
     def run(self: Any, x: Tensor) -> Tensor:

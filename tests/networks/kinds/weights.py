@@ -1,4 +1,4 @@
-"""Weights that aren't a layer's own parameter: computed, masked, tied, shared, read from elsewhere."""
+"""Weights that aren't a layer's own parameter: computed, masked, tied, shared, or read elsewhere."""
 
 import copy
 import functools
@@ -109,7 +109,7 @@ def self_padding_conv(m: Maker) -> nn.Module:
 
 @kind("0", row=True)
 def tied_weights(m: Maker) -> nn.Module:
-    """An autoencoder, whose decoder is the encoder's weight, transposed; or whose layers share a Parameter."""
+    """An autoencoder whose decoder has the encoder's transposed weight, or whose layers share a Parameter."""
     first, norm = m.pair(6)
     second, style = nn.Linear(6, m.width()), m.rng.randrange(3)
     bn = m.norm(second)
@@ -148,7 +148,7 @@ def tied_convolutions(m: Maker) -> nn.Module:
 
 @kind(row=True)
 def bare_parameter(m: Maker) -> nn.Module:
-    """A parameter of the model itself, one number a channel: a layer scale, a bias, an embedding of positions."""
+    """A parameter of the model itself with one number per channel: a layer scale, a bias, a position embedding."""
     layer, norm = m.pair()
     of = width_of(layer)
     style = m.rng.randrange(4)
@@ -167,7 +167,7 @@ def bare_parameter(m: Maker) -> nn.Module:
 
 @kind()
 def channel_buffer(m: Maker) -> nn.Module:
-    """A buffer or a plain tensor, one number a channel."""
+    """A buffer or a plain tensor with one number per channel."""
     layer, norm = m.pair()
     of, plain = width_of(layer), m.chance(0.5)
     block = Block(lambda self, x: self.out(self.norm(self.conv(x)) * self.scale), conv=layer, norm=norm)
@@ -182,7 +182,7 @@ def channel_buffer(m: Maker) -> nn.Module:
 
 @kind("123", source="adobe/antialiased-cnns")
 def blur(m: Maker) -> nn.Module:
-    """A depthwise convolution by a fixed filter, expanded to the channels there are."""
+    """A depthwise convolution with a fixed filter, expanded to the channels."""
     unit = m.unit()
     of = width_of(unit[0])
     function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[m.dim]
@@ -201,7 +201,7 @@ def blur(m: Maker) -> nn.Module:
 
 @kind("123")
 def functional_weight(m: Maker) -> nn.Module:
-    """A layer's weight and bias are given to the function, so that the layer itself is never called."""
+    """A layer's weight and bias passed to the function, without a call of the layer."""
     layer = CONVOLUTIONS[m.dim](m.channels, 6, 3, padding=1)
     function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[m.dim]
     bn = m.norm(layer)
@@ -214,7 +214,7 @@ def functional_weight(m: Maker) -> nn.Module:
 
 @kind()
 def regularized_weight(m: Maker) -> nn.Module:
-    """The forward pass reads a weight otherwise: its norm scales the features."""
+    """Another use of a weight in the forward pass: its norm scales the features."""
     layer = m.conv()
 
     def run(self: Any, x: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ def regularized_weight(m: Maker) -> nn.Module:
 
 @kind(source="Tencent/TNN#808")
 def shared_weight_two_norms(m: Maker) -> nn.Module:
-    """Two convolutions with one Parameter, and a norm each."""
+    """Two convolutions with one Parameter, each with a norm."""
     a = m.conv(6)
     b = copy.deepcopy(a)  # of the same padding and dilation
     b._parameters |= {"weight": a.weight, "bias": None}

@@ -12,7 +12,7 @@ from tests.networks.registry import kind
 
 @kind(row=True)
 def inplace_activation(m: Maker) -> nn.Module:
-    """Every torchvision network."""
+    """An in-place activation, as in all torchvision networks."""
     return nn.Sequential(*m.pair(), m.act(inplace=True))
 
 
@@ -36,7 +36,7 @@ def inplace_add(m: Maker) -> nn.Module:
 
 @kind(row=True)
 def growing_list(m: Maker) -> nn.Module:
-    """DenseNet: a list is concatenated, and then it grows."""
+    """DenseNet: a list that is concatenated and then grows."""
     growth, of = 4, m.channels
     layers = nn.ModuleList()
     for _ in range(2):
@@ -76,7 +76,7 @@ def written_slice(m: Maker) -> nn.Module:
 
 @kind(row=True)
 def assembled(m: Maker) -> nn.Module:
-    """The output is allocated first, and layers write their parts into it."""
+    """An output that is allocated first, and written in parts by layers."""
     a, b = m.unit(4), m.unit(2)
     spare = m.rng.choice([0, 2])  # channels that stay 0
 
@@ -125,7 +125,7 @@ def written_after_norm(m: Maker) -> nn.Module:
 
 @kind()
 def given_output(m: Maker) -> nn.Module:
-    """A result is written into a tensor that was made before (`out=`, `copy_`)."""
+    """A result written into an existing tensor (`out=`, `copy_`)."""
     a, b = m.unit(6), m.conv(6)
     style = m.rng.randrange(2)
 
@@ -156,7 +156,7 @@ def indexed_writes(m: Maker) -> nn.Module:
 
 @kind()
 def written_view(m: Maker) -> nn.Module:
-    """A view is made before the tensor is written, and read after it."""
+    """A view made before a write of the tensor, and read after it."""
     layer = m.conv(6)
 
     def run(self: Any, x: Tensor) -> Tensor:

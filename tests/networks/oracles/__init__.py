@@ -1,1 +1,1 @@
-"""For each policy, what is right: computed in float64, by means of torch alone, from a network built a second time."""
+"""Oracles for each policy, computed in float64 with only torch, from a network built a second time."""

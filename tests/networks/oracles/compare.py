@@ -1,4 +1,4 @@
-"""What the oracles share: comparing results, and finding out whether a network can still be used."""
+"""Helpers shared by the oracles: comparison of results, and checks that a network is still usable."""
 
 import copy
 import warnings
@@ -16,23 +16,23 @@ TOLERANCE = 1e-9  # relative to the largest value
 
 
 class WrongError(Exception):
-    """A policy's result isn't the right one."""
+    """A policy's result is wrong."""
 
 
 def run(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
-    """Every tensor that a network returns, without gradients; dropout is the same for each network."""
+    """Run a network without gradients, with a fixed seed for dropout; returns all its tensors."""
     torch.manual_seed(0)
     with torch.no_grad():
         return [t.detach().clone() for t in tensors_of(model(*arguments))]
 
 
 def example(network: Network) -> Any:
-    """The example input as the policies take it."""
+    """Example input in the policies' form."""
     return network.example_input[0] if len(network.example_input) == 1 else network.example_input
 
 
 def probes(description: Description) -> Iterator[tuple[Any, ...]]:
-    """Arguments of several sizes and scales, so that activations are on both of their sides."""
+    """Arguments of several sizes and scales, which reach both sides of activations."""
     for seed, batch, scale in ((1, 3, 1.0), (2, 2, 20.0), (3, 4, 0.1)):
         yield description.arguments(100 + seed, batch, scale)
 
@@ -47,12 +47,12 @@ def check_equal(
     """Raise unless the tensors are equal to TOLERANCE.
 
     Args:
-        found: of the network to judge.
-        expected: of the reference.
-        noise: what the reference returns after a relative change of 1e-12 of each parameter; a larger difference than
-            ten times the one it makes can't be rounding.
-        what: what was compared, for the message.
-        scale: what differences are relative to; each tensor's largest value when None.
+        found: result of the network to judge.
+        expected: result of the reference.
+        noise: result of the reference after a relative change of 1e-12 of each parameter; differences larger than ten
+            times its effect can't be rounding.
+        what: description of the comparison, for the message.
+        scale: scale of relative differences; each tensor's largest value when None.
     """
     if [t.shape for t in found] != [t.shape for t in expected]:
         raise WrongError(f"{what}: shapes {[tuple(t.shape) for t in found]} != {[tuple(t.shape) for t in expected]}")
@@ -64,7 +64,7 @@ def check_equal(
 
 
 def largest_difference(found: list[Tensor], expected: list[Tensor], largest: float | None = None) -> float:
-    """The largest difference of any two values, relative to the largest of the tensor, or to `largest`."""
+    """Largest difference of two values, relative to the largest of the tensor, or to `largest`."""
     worst = 0.0
     for a, b in zip(found, expected, strict=True):
         if b.numel() and b.is_floating_point():
@@ -75,7 +75,7 @@ def largest_difference(found: list[Tensor], expected: list[Tensor], largest: flo
 
 
 def shaken(model: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], list[Tensor]]:
-    """What a network returns when its parameters are off by 1e-12."""
+    """Result of a network with parameters changed by a relative 1e-12."""
 
     def noise() -> list[Tensor]:
         before = {p: p.detach().clone() for p in model.parameters()}
@@ -94,21 +94,21 @@ def shaken(model: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], list[Te
 
 
 def same_results(found: nn.Module, reference: nn.Module, description: Description, what: str) -> None:
-    """Raise unless two networks return the same for all probes, and for the example again and again."""
+    """Raise unless two networks return the same for all probes, and for the example repeatedly."""
     for arguments in probes(description):
         expected = run(reference, arguments)
         check_equal(run(found, arguments), expected, shaken(reference, arguments), what)
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """What a policy that returns a copy has to leave alone."""
+    """Snapshot of everything that a policy that returns a copy must not change."""
     state = {name: value.detach().clone() for name, value in (*model.named_parameters(), *model.named_buffers())}
     modules = {name: (type(m), m.training, number_of_hooks(m)) for name, m in model.named_modules()}
     return {"state": state, "modules": modules}
 
 
 def check_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
-    """Raise if a network isn't what `snapshot` saw."""
+    """Raise if a network differs from its `snapshot`."""
     now = snapshot(model)
     if now["modules"] != before["modules"]:
         changed = [name for name, facts in before["modules"].items() if now["modules"].get(name) != facts]
@@ -121,18 +121,18 @@ def check_unchanged(model: nn.Module, before: dict[str, Any]) -> None:
 
 
 def number_of_hooks(module: nn.Module) -> int:
-    """How many hooks of any kind a module has."""
+    """Number of hooks of any kind of a module."""
     return sum(len(value) for name, value in vars(module).items() if name.endswith("_hooks") and value is not None)
 
 
 def check_usable(model: nn.Module, description: Description, copyable: bool, train: bool) -> None:
-    """Let a network do what people do next; whatever it raises is a crash.
+    """Use a network as people would; any exception is a crash.
 
     Args:
-        model: what a policy returned.
-        description: for its arguments.
-        copyable: whether the original can be copied; some hooks of torch don't allow it.
-        train: whether to train, or to go backward in evaluation only.
+        model: result of a policy.
+        description: description of the network, for its arguments.
+        copyable: whether the original can be copied; some hooks of torch prevent it.
+        train: whether to train, or only to run backward in evaluation.
     """
     evaluated = run(model.eval(), description.arguments(7, 2))
     if copyable:
@@ -152,7 +152,7 @@ def check_usable(model: nn.Module, description: Description, copyable: bool, tra
 
 
 def is_copyable(model: nn.Module) -> bool:
-    """Whether deepcopy accepts a network, and the copy can be trained; that of a scripted module can't."""
+    """Whether a network can be deep-copied and the copy trained; copies of scripted modules can't."""
     try:
         return all(parameter.is_leaf for parameter in copy.deepcopy(model).parameters())
     except RuntimeError:
@@ -161,7 +161,7 @@ def is_copyable(model: nn.Module) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Warnings are the policies' way to list what they leave."""
+    """Suppress warnings, by which policies list what they skip."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""A converted network computes what its new norms say and keeps hooks, keys and layers; reverting gives it back."""
+"""A converted network computes what its new norms define and keeps hooks, keys and layers; reverting restores it."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ from tests.networks.spec import Spec
 
 
 def judge_sync(spec: Spec) -> Facts:
-    """In one process, a synchronized norm is a batch norm: outputs, gradients and buffers in training, too."""
+    """In one process a synchronized norm is a batch norm, including outputs, gradients and buffers in training."""
     network, reference = build(spec), build(spec).model
     converted = _converted(network, "sync")
     _check_kept(converted, reference)
@@ -39,7 +39,7 @@ def judge_sync(spec: Spec) -> Facts:
 
 
 def judge_frozen(spec: Spec) -> Facts:
-    """A frozen norm is a norm in evaluation mode, whatever the network's mode."""
+    """A frozen norm is a norm in evaluation mode, in any mode of the network."""
     if "functional_call" in spec.kinds():  # the network itself counts on γ and β being parameters
         return Facts()
     network, reference = build(spec), build(spec).model
@@ -52,7 +52,7 @@ def judge_frozen(spec: Spec) -> Facts:
 
 
 def judge_cross_iteration(spec: Spec) -> Facts:
-    """In evaluation, and while it burns in, it is a batch norm; with a window it must run."""
+    """In evaluation and during burn-in it is a batch norm; with a window it must run."""
     spec = replace(spec, inputs="one")
     for burn_in in (1000, 0):
         network, reference = build(spec), build(spec).model
@@ -67,7 +67,7 @@ def judge_cross_iteration(spec: Spec) -> Facts:
 
 
 def judge_group(spec: Spec) -> Facts:
-    """Each converted layer returns what torch.nn.functional.group_norm does of its input."""
+    """Each converted layer equals torch.nn.functional.group_norm of its input."""
     if _READERS & spec.kinds().keys():  # the network itself asks its norms for statistics, which these don't have
         return Facts()
     network, reference = build(spec), build(spec).model
@@ -82,7 +82,7 @@ def judge_group(spec: Spec) -> Facts:
         if isinstance(module, nn.GroupNorm):
 
             def note(m: nn.Module, args: Any, y: Tensor) -> None:
-                if isinstance(m, nn.GroupNorm):  # and not the old layer, whose hooks these are, too
+                if isinstance(m, nn.GroupNorm):  # and not the old layer, which shares these hooks
                     calls.append((m, args[0].detach().clone(), y.detach().clone()))
 
             handles.append(module.register_forward_hook(note, prepend=True))
@@ -102,7 +102,7 @@ _READERS = {"functional_norm", "norm_read_by_python", "functional_call"}
 
 
 def _converted(network: Network, name: str, **options: Any) -> nn.Module:
-    """Convert the norms of a network; those that refuse because of their class are left out, if there are others."""
+    """Convert the norms of a network; those refused for their class are excluded, if there are others."""
     of_frozen_class = [n for n, m in network.model.named_modules() if type(m).__name__ == "FrozenBatchNorm2d"]
     custom = [n for n, m in network.model.named_modules() if is_norm(m) and not _is_usual(m)]
     try:
@@ -116,7 +116,7 @@ def _converted(network: Network, name: str, **options: Any) -> nn.Module:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a batch norm, by what it has."""
+    """Whether a module is a batch norm, by its attributes."""
     return hasattr(module, "running_mean") and not isinstance(module, nn.modules.instancenorm._InstanceNorm)
 
 
@@ -135,7 +135,7 @@ def _check_kept(converted: nn.Module, reference: nn.Module) -> None:
 
 
 def _check_reverted(reverted: nn.Module, reference: nn.Module, description: Description, compare: bool = True) -> None:
-    """Raise unless the network has its layers, and what they had come to, again."""
+    """Raise unless the network has its layers again, with their current state."""
     if _classes(reverted) != _classes(reference):
         raise WrongError("reverting doesn't give the original's layers back")
     for name, module in reference.named_modules():
@@ -147,7 +147,7 @@ def _check_reverted(reverted: nn.Module, reference: nn.Module, description: Desc
 
 
 def _classes(model: nn.Module) -> list[tuple[str, str]]:
-    """Names of modules and of their classes; parametrizations make a new class each time."""
+    """Names of modules and of their classes; parametrizations create a new class each time."""
     return [(name, type(module).__qualname__) for name, module in model.named_modules()]
 
 
@@ -157,11 +157,11 @@ def same_step(
     """Raise unless a step of training gives the same outputs, gradients and buffers.
 
     Args:
-        found: the network to judge.
-        reference: the network that is right.
-        description: for the arguments.
-        what: what is compared, for the message.
-        frozen: names of norms of the reference that evaluate meanwhile; their parameters may be without gradients.
+        found: network to judge.
+        reference: correct network.
+        description: description of the network, for its arguments.
+        what: description of the comparison, for the message.
+        frozen: names of norms of the reference in evaluation mode; their parameters may have no gradients.
     """
     arguments, state = description.arguments(50), copy.deepcopy(reference.state_dict())
     expected = _step(reference, arguments, frozen or [])

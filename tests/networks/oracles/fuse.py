@@ -1,4 +1,4 @@
-"""A fused network returns what the network returns in evaluation, norm by norm."""
+"""A fused network returns the same as the network in evaluation, norm by norm."""
 
 import copy
 from typing import Any
@@ -62,7 +62,7 @@ def _is_folded(name: str, reference: nn.Module, fused: nn.Module) -> bool:
 
 
 def _same_norms(fused: nn.Module, reference: nn.Module, names: list[str], arguments: tuple[Any, ...]) -> None:
-    """Raise unless what stands for a folded norm returns what the norm did."""
+    """Raise unless the replacement of each folded norm returns the same as the norm."""
     expected = _outputs(reference, names, arguments)
     for name, found in _outputs(fused, names, arguments).items():
         if len(found) == len(expected[name]):
@@ -70,7 +70,7 @@ def _same_norms(fused: nn.Module, reference: nn.Module, names: list[str], argume
 
 
 def shaken_outputs(model: nn.Module, name: str, arguments: tuple[Any, ...]) -> Any:
-    """As `shaken`, of a layer in the network."""
+    """As `shaken`, for layers in the network."""
     seen: list[Tensor] = []
 
     def noise() -> list[Tensor]:
@@ -83,7 +83,7 @@ def shaken_outputs(model: nn.Module, name: str, arguments: tuple[Any, ...]) -> A
 
 
 def _outputs(model: nn.Module, names: list[str], arguments: tuple[Any, ...]) -> dict[str, list[Tensor]]:
-    """What each of these layers returned, in order of its calls."""
+    """Outputs of each of these layers, in order of calls."""
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
     handles = []
     for name in names:

@@ -1,4 +1,4 @@
-"""A pruned network is the original with masks before its weights, and the original with removed scales of 0."""
+"""A pruned network equals the original with masks before its weights, and the original with removed scales of 0."""
 
 import copy
 from typing import Any
@@ -26,11 +26,11 @@ _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 def judge_prune(spec: Spec) -> Facts:
-    """Prune a network, see by the values of its parameters what was removed, and compare it with two originals.
+    """Prune a network, find the removed channels by the parameters' values, and compare with two originals.
 
-    - the original in which γ and β of the removed channels are 0 and nothing else is changed;
-    - the original with a 0/1 mask immediately before each weight that lost input columns. Constants that were folded
-      into biases are taken over, since a mask leaves them out.
+    - the original in which only γ and β of the removed channels are set to 0;
+    - the original with a 0/1 mask right before each weight that lost input columns. Constants folded into biases are
+      copied, since a mask removes them.
     """
     network, reference, masked = build(spec), build(spec).model.eval(), build(spec).model.eval()
     model, description = network.model, network.description
@@ -63,7 +63,7 @@ def tell_scales_apart(model: nn.Module) -> None:
 
 
 def _check_ties(original: nn.Module, pruned: nn.Module) -> None:
-    """Raise unless parameters that were one are one."""
+    """Raise unless tied parameters are still tied."""
     if _ties(original) != _ties(pruned):
         raise WrongError("parameters that were tied aren't any more, or others are")
 
@@ -76,7 +76,7 @@ def _ties(model: nn.Module) -> set[frozenset[str]]:
 
 
 def zero_removed(reference: nn.Module, pruned: nn.Module) -> set[str]:
-    """Set γ and β of removed channels to 0; the names of their norms."""
+    """Set γ and β of removed channels to 0; returns the names of their norms."""
     removed = set()
     for name, layer in reference.named_modules():
         weight = getattr(layer, "weight", None)
@@ -98,21 +98,21 @@ def zero_removed(reference: nn.Module, pruned: nn.Module) -> set[str]:
 
 
 def _is_batch_norm(layer: nn.Module) -> bool:
-    """Whether a layer has γ and β that count; one without running statistics has them, too."""
+    """Whether a layer has relevant γ and β, with or without running statistics."""
     return isinstance(layer, nn.modules.batchnorm._BatchNorm) or isinstance(
         getattr(layer, "running_mean", None), Tensor
     )
 
 
 def _places(small: Tensor, large: Tensor) -> Tensor | None:
-    """Where each value of `small` stands in `large`, both flattened; None if one is missing."""
+    """Index of each value of `small` in `large`, both flattened; None if one is missing."""
     values, order = large.flatten().sort()
     places = torch.searchsorted(values, small.flatten().contiguous()).clamp(max=len(values) - 1)
     return order[places] if torch.equal(values[places], small.flatten()) else None
 
 
 def _mask(masked: nn.Module, pruned: nn.Module, description: Description) -> bool:
-    """Put masks before the layers that lost inputs. False where that can't be known from the values of a weight."""
+    """Put masks before the layers that lost inputs. False if the weights' values don't identify them."""
     called: set[str] = set()
     masks: dict[str, Tensor] = {}
     if _loses_bare_columns(masked, pruned):
@@ -137,11 +137,11 @@ def _mask(masked: nn.Module, pruned: nn.Module, description: Description) -> boo
 
         layer.register_forward_pre_hook(multiply)
     run(masked, description.arguments(1))
-    return called == masks.keys()  # a weight that is read otherwise than by its layer can't be masked so
+    return called == masks.keys()  # a weight that isn't used by its layer's call can't be masked this way
 
 
 def _loses_bare_columns(original: nn.Module, pruned: nn.Module) -> bool:
-    """Whether a matrix that is no layer's has become smaller: nothing tells where it is read."""
+    """Whether a matrix outside a layer has shrunk; where it is read is unknown."""
     smaller = {name: parameter.shape for name, parameter in pruned.named_parameters()}
     for name, parameter in original.named_parameters():
         layer = original.get_submodule(name.rpartition(".")[0])
@@ -151,10 +151,10 @@ def _loses_bare_columns(original: nn.Module, pruned: nn.Module) -> bool:
 
 
 def kept(small: Any, layer: Any) -> tuple[Tensor, Tensor] | None:
-    """A mask of the inputs that a smaller layer still has, and the places of its outputs, by its weight's values."""
+    """Mask of a smaller layer's inputs, and indices of its outputs, by its weight's values."""
     large = layer.weight.detach()
     places = _places(small.weight.detach(), large)
-    if places is None or not bool((small.weight != 0).all()):  # zeros, of a mask, don't tell where they were
+    if places is None or not bool((small.weight != 0).all()):  # zeros, from a mask, can't be located
         return None
     first, second = large.shape[:2]
     kernel = large[0, 0].numel()
@@ -190,7 +190,7 @@ def _is_tied(model: nn.Module, layer: Any) -> bool:
 
 
 def check_sizes(pruned: nn.Module) -> None:
-    """Raise unless layers say of themselves what their weights say."""
+    """Raise unless layers' sizes match their weights."""
     for name, layer in pruned.named_modules():
         if isinstance(layer, nn.Linear):
             said, seen = (layer.out_features, layer.in_features), tuple(layer.weight.shape)

@@ -1,4 +1,4 @@
-"""Running statistics: measured anew, inspected and frozen, against all samples at once in float64."""
+"""Running statistics: recalibrated, inspected and frozen, against all samples at once in float64."""
 
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ from tests.networks.spec import Spec
 
 
 def judge_recalibrate(spec: Spec) -> Facts:
-    """Running statistics become the mean and the unbiased variance of all that a layer sees in training mode."""
+    """Recalibrated statistics are the mean and unbiased variance of a layer's inputs in training mode."""
     network, reference = _single_input(spec), _single_input(spec)
     batches = [network.description.arguments(60 + i, batch)[0] for i, batch in enumerate((4, 3))]
     with policy():
@@ -36,7 +36,7 @@ def judge_recalibrate(spec: Spec) -> Facts:
 
 
 def judge_inspect(spec: Spec) -> Facts:
-    """The distances of running statistics from those of all batches, in evaluation; nothing changes."""
+    """Inspection measures the distances of running statistics from those of all batches, and changes nothing."""
     network, reference = _single_input(spec), _single_input(spec)
     batches = [network.description.arguments(60 + i, batch)[0] for i, batch in enumerate((4, 3))]
     before = snapshot(network.model)
@@ -48,7 +48,7 @@ def judge_inspect(spec: Spec) -> Facts:
         row, layer = rows.get(name), reference.model.get_submodule(name)
         if row is None and hasattr(layer, "momentum"):
             raise WrongError(f"{name} isn't in the report")
-        if not values or row is None:  # a norm that never moves its statistics needs none
+        if not values or row is None:  # a norm that never updates its statistics has none
             continue
         mean, variance = _moments(values, unbiased=False)
         deviation = (variance + layer.eps).sqrt()
@@ -62,7 +62,7 @@ def judge_inspect(spec: Spec) -> Facts:
 
 
 def judge_freeze(spec: Spec) -> Facts:
-    """Frozen norms evaluate in training, and their statistics stay; `unfreeze` undoes it."""
+    """Frozen norms evaluate in training, with unchanged statistics; `unfreeze` undoes it."""
     network, reference = build(spec), build(spec).model
     model, description = network.model, network.description
     norms = [n for n, m in model.named_modules() if isinstance(getattr(m, "running_mean", None), Tensor)]
@@ -82,7 +82,7 @@ def _single_input(spec: Spec) -> Network:
 
 
 def _inputs(network: Network, batches: list[Tensor], train: bool) -> dict[str, list[Tensor]]:
-    """All inputs of each norm with statistics, by its name; the norms train, or evaluate, and all else evaluates."""
+    """Inputs of each norm with statistics, by name; the norms train or evaluate, everything else evaluates."""
     network.model.eval()
     seen: dict[str, list[Tensor]] = {}
     handles = []

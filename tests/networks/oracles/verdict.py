@@ -1,4 +1,4 @@
-"""What may come of a policy: right, refused, wrong or crashed."""
+"""Outcomes of a policy: right, refused, wrong or crashed."""
 
 import linecache
 import traceback
@@ -17,11 +17,11 @@ PACKAGE = Path(syncbn.__file__).parent
 
 @dataclass(frozen=True)
 class Facts:
-    """What an oracle has counted in a network.
+    """Counts of an oracle in a network.
 
     Attributes:
-        possible: norms that can be folded, or that channels can be removed from, by construction.
-        done: how many of them were, or lost channels.
+        possible: number of norms that are foldable or prunable by construction.
+        done: number of those that were folded or pruned.
     """
 
     possible: int = 0
@@ -30,12 +30,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a policy on a network.
+    """Outcome of a policy on a network.
 
     Attributes:
         verdict: "right", "refused", "wrong" or "crashed".
-        message: why it isn't right.
-        facts: what was counted.
+        message: reason, unless it is right.
+        facts: counts.
     """
 
     verdict: str
@@ -44,12 +44,12 @@ class Outcome:
 
 
 class RefusedError(Exception):
-    """A policy has refused a network by a one-line ValueError or TypeError of its own."""
+    """A policy refused a network by its own one-line ValueError or TypeError."""
 
 
 @contextmanager
 def policy() -> Iterator[None]:
-    """The call of a policy: a refusal of its own is told from an error that escaped it."""
+    """Call a policy; distinguishes its refusals from errors that escaped it."""
     with quiet():
         try:
             yield
@@ -60,7 +60,7 @@ def policy() -> Iterator[None]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether an error was raised by a statement of the package, in one line."""
+    """Whether an error is a one-line message raised by a statement of the package."""
     last: TracebackType | None = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
@@ -72,7 +72,7 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def judge(network: Any, oracle: Callable[[Any], Facts]) -> Outcome:
-    """What comes of a policy on a network, which the oracle builds of a Spec, or knows otherwise."""
+    """Judge a policy on a network, which the oracle builds from a Spec or gets otherwise."""
     try:
         with quiet():
             return Outcome("right", facts=oracle(network))
