@@ -1,4 +1,4 @@
-"""Real process groups for tests: processes that stay, joined by gloo, and run what a test sends them."""
+"""Real process groups for tests: persistent gloo processes that run functions of the tests."""
 
 import multiprocessing
 import tempfile
@@ -28,7 +28,7 @@ class Ranks:
         self._timeout_s = timeout_s
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
-        # A file, not a port: another test may take a port between the choice and the use.
+        # A file instead of a port, which another test could take in between.
         self._meetings = tempfile.TemporaryDirectory()
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:

@@ -1,9 +1,9 @@
-"""Exchange after exchange over ranks of this machine, under load, every sum compared: python -m tests.soak_exchange
+"""Soak test of exchanges over ranks of this machine, under load, comparing every sum: python -m tests.soak_exchange
 
     python -m tests.soak_exchange --exchanges 1000000 --ranks 4 --load 2
 
-Sums and messages in flight of all lengths, in three groups, while processes that only compute take the processors away.
-Numbers are whole, so that any order of adding gives the same; that the order is the ranks' is tested elsewhere.
+Sums and messages in flight of all lengths, in three groups, while compute-only processes compete for the processors.
+Numbers are integers, so that the order of addition doesn't matter; rank order is tested elsewhere.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from syncbn.norm.core.exchange import exchange_for
 from syncbn.norm.core.one_shot import OneShot
 
 LENGTHS = [0, 1, 7, 129, 129, 129, 513, 4097, 8193]
-IN_FLIGHT = 6  # by one more than the exchange holds, now and then
+IN_FLIGHT = 6  # sometimes one more than the exchange holds
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def _rank(rank: int, world_size: int, store: str, exchanges: int, answers: Any) 
     meeting = dist.FileStore(store, world_size)
     timeout = timedelta(seconds=300)
     dist.init_process_group("gloo", store=meeting, rank=rank, world_size=world_size, timeout=timeout)
-    members = [range(world_size), range(world_size), range(world_size - 1)]  # two of the same ranks, and fewer
+    members = [range(world_size), range(world_size), range(world_size - 1)]  # two with all ranks, one with fewer
     groups = [(list(ranks), dist.new_group(list(ranks))) for ranks in members]
     ends = []
     for ranks, group in groups:
@@ -93,7 +93,7 @@ def _rank(rank: int, world_size: int, store: str, exchanges: int, answers: Any) 
 
 
 class _End:
-    """A rank's end of a group."""
+    """A rank's state for a group."""
 
     def __init__(self, exchange: OneShot, ranks: list[int], rank: int) -> None:
         self.exchange, self.ranks, self.rank = exchange, ranks, rank

@@ -1,4 +1,4 @@
-"""Paths of version 0.1 go on leading to what was there: in configs, in pickles and in imports."""
+"""Paths of version 0.1 still work, in configs, pickles and imports."""
 
 import importlib
 import pickle
@@ -7,7 +7,7 @@ import pytest
 
 from syncbn.moved import MOVED, homes_of, renamed
 
-# What version 0.1 had in the modules that have become several.
+# Names of version 0.1 in modules that were split.
 SPLIT = {
     "syncbn.norm.batch_free": ("GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "no_norm"),
     "syncbn.norm.dynamic": ("DynamicErf", "DynamicTanh"),

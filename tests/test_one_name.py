@@ -1,4 +1,4 @@
-"""One name, one thing: no two rooms have classes of the same name, and no helper is written twice."""
+"""One name, one thing: no two rooms have classes of the same name, and no helper is duplicated."""
 
 import ast
 from collections import defaultdict
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
-# Classes that describe the options of something are named after it, or "Options" within a command.
+# Classes of options are named after what they describe, or "Options" within a command.
 OPTIONS = ("_options.py", "run/options.py", "/cli/", "/command.py")
 
 
 def definitions(kind: type[ast.AST]) -> Iterator[tuple[str, str, ast.AST]]:
-    """Name, file and node of each class or function at the level of a module."""
+    """Name, file and node of each top-level class or function."""
     for top in ("syncbn", "science"):
         for file in sorted((REPOSITORY / top).rglob("*.py")):
             path = file.relative_to(REPOSITORY).as_posix()
@@ -33,6 +33,6 @@ def test_no_function_is_written_twice() -> None:
     for name, path, node in definitions(ast.FunctionDef):
         assert isinstance(node, ast.FunctionDef)
         body = "".join(map(ast.unparse, node.body))
-        if len(body) > 60:  # shorter ones are alike by chance
+        if len(body) > 60:  # shorter ones may be equal by chance
             bodies[ast.unparse(node.args), body].append(f"{path}: {name}")
     assert [places for places in bodies.values() if len(places) > 1] == []

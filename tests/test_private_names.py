@@ -1,4 +1,4 @@
-"""Private names of torch are used in `norm/core/compat.py` alone, and those of Lightning where a list says so."""
+"""Private names of torch are used only in `norm/core/compat.py`, and those of Lightning only where a list allows it."""
 
 import ast
 import inspect
@@ -19,7 +19,7 @@ from torch import nn
 PACKAGE = Path(__file__).parents[1] / "syncbn"
 COMPAT = {"norm/core/compat.py", "norm/core/private.py"}
 
-# Ways to extend `nn.Module` that torch's own documentation names, and the dictionaries that they are about.
+# Documented ways to extend `nn.Module`, and the dictionaries that they concern.
 EXTENSION_POINTS = {
     "_apply",
     "_buffers",
@@ -84,7 +84,7 @@ def is_private(name: str) -> bool:
 
 
 def private_names_of(*objects: object) -> set[str]:
-    """Those of some objects and of their classes."""
+    """Private names of some objects and of their classes."""
     names = {name for thing in objects for name in (*dir(thing), *getattr(thing, "__dict__", {}))}
     return {name for name in names if is_private(name)}
 
@@ -102,13 +102,13 @@ def lightning_attributes() -> frozenset[str]:
     loops = trainer.fit_loop, trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_loop.val_loop
     connectors = trainer._logger_connector, trainer._signal_connector
     others = DDPStrategy(), _MultiProcessingLauncher, ExperimentWriter, torchmetrics.MeanMetric()
-    loggers = (CSVLogger, WandbLogger)  # whose attributes are read from the source: making one begins a run
+    loggers = (CSVLogger, WandbLogger)  # attributes are read from the source, since creating one starts a run
     assigned = {name for cls in loggers for name in names_assigned(ast.parse(inspect.getsource(cls)))}
     return frozenset(private_names_of(trainer, *loops, *connectors, *others, *loggers) | assigned) - torch_attributes()
 
 
 def names_assigned(tree: ast.AST) -> set[str]:
-    """Attributes that a file, or a class, gives its own objects: by assignment, by annotation or as a method."""
+    """Attributes that a file or a class defines on its own objects: by assignment, annotation or as a method."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -121,7 +121,7 @@ def names_assigned(tree: ast.AST) -> set[str]:
 
 
 def imported_from(package: str, tree: ast.AST) -> dict[str, str]:
-    """The names that a file has from a package, and where they are there."""
+    """Names that a file imports from a package, and their origin."""
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -134,11 +134,11 @@ def imported_from(package: str, tree: ast.AST) -> dict[str, str]:
 
 
 def private_uses(tree: ast.AST, packages: Iterable[str], attributes: Iterable[str]) -> Iterator[tuple[str, int]]:
-    """Every private name of some packages in a file, and its line.
+    """Find all uses of packages' private names in a file, with line numbers.
 
-    - private modules and names that are imported, and what is reached from an imported module;
-    - attributes and strings that are private names of the packages' objects, whatever they are asked of, unless the
-      file gives its own objects an attribute of that name.
+    - imported private modules and names, and private names of an imported module;
+    - attributes and strings that are private names of the packages' objects, on any object, unless the file defines an
+      attribute of that name on its own objects.
     """
     attributes = set(attributes) - names_assigned(tree)
     imported = {name: where for package in packages for name, where in imported_from(package, tree).items()}
@@ -181,7 +181,7 @@ def test_private_names_of_lightning_are_listed_by_file() -> None:
     for file, tree in sources():
         if any(imported_from(package, tree) for package in packages):
             names = {name for name, _ in private_uses(tree, packages, lightning_attributes())}
-            # A subclass of Lightning's own gives its objects attributes of these names, too.
+            # Subclasses of Lightning's classes also have attributes of these names.
             names |= (
                 (names_assigned(tree) | attributes_asked(tree)) & lightning_attributes() & LIGHTNING.get(file, set())
             )

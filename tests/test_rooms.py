@@ -1,4 +1,4 @@
-"""Imports between the rooms of the package run one way, lazy ones and those for type checkers counted."""
+"""Imports between the rooms of the package run one way, including lazy and type-checking ones."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ MODULES = {
 # `import syncbn` and `syncbn.norm` lead to everything below them, for users. Inside, nobody goes through them.
 FACADES = {"syncbn", "syncbn.norm"}
 SUBROOMS = {"core", "kernels", "fusion", "surgery"}
-# From the bottom to the top; rooms of one line don't import each other.
+# From bottom to top; rooms of one line don't import each other.
 FLOORS = (
     {"syncbn.moved", "syncbn.lazy"},
     {"syncbn.norm.kernels"},
@@ -36,7 +36,7 @@ FLOORS = (
 
 
 def room_of(module: str) -> str:
-    """The room of a module: a package, a part of `norm`, or a facade."""
+    """Room of a module: a package, a part of `norm`, or a facade."""
     parts = module.split(".")
     if module in FACADES or parts[0] != "syncbn":
         return module if module in FACADES else parts[0]
@@ -46,7 +46,7 @@ def room_of(module: str) -> str:
 
 
 def imports(module: str, file: Path) -> Iterator[str]:
-    """The modules of ours that a file imports, wherever in it, or names in a string that is imported when needed."""
+    """Our modules that a file imports anywhere, or names in a lazily imported string."""
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -59,7 +59,7 @@ def imports(module: str, file: Path) -> Iterator[str]:
 
 
 def arrows() -> dict[str, dict[str, list[str]]]:
-    """For each room, the rooms that it imports from, and where."""
+    """Rooms that each room imports from, and where."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for module, file in MODULES.items():
         for imported in imports(module, file):
@@ -99,7 +99,7 @@ def test_an_import_in_a_function_and_a_relative_one_are_seen(tmp_path: Path) -> 
 
 
 def test_norm_holds_layers_alone() -> None:
-    """At its own level: every module registers a name, or is the options of one that does."""
+    """Every top-level module of `norm` registers a name, or has the options of one that does."""
     for file in (REPOSITORY / "syncbn" / "norm").glob("*.py"):
         if file.name != "__init__.py" and not file.stem.endswith("_options"):
             assert re.search(r"^@register\(", file.read_text(), re.M), file.name

@@ -1,4 +1,4 @@
-"""Cross-iteration batch normalization by its definition, in float64, one process, Jacobians by autograd."""
+"""Oracle of cross-iteration batch normalization: its definition in float64, one process, Jacobians by autograd."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple

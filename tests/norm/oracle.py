@@ -1,4 +1,4 @@
-"""Batch normalization in float64, in one process, over the whole batch, by the formula and by autograd."""
+"""Oracle of batch normalization: float64, one process, the whole batch, by the formula and autograd."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Step(NamedTuple):
-    """What one training step of the layer gives. Gradients are those of Σ y·dy."""
+    """Results of one training step of the layer. Gradients are those of Σ y·dy."""
 
     y: Tensor
     dx: Tensor
@@ -18,7 +18,7 @@ class Step(NamedTuple):
 
 
 def normalize(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, mask: Tensor | None = None) -> Tensor:
-    """y by the definition, differentiable; 0 where the mask is False."""
+    """Compute y by the definition, differentiable; 0 where the mask is False."""
     mask = torch.ones_like(x[:, :1], dtype=torch.bool) if mask is None else mask.unsqueeze(1)
     mask = mask.expand_as(x)
     columns = x.movedim(1, 0)
@@ -40,7 +40,7 @@ def training_step(
     eps: float = 1e-5,
     momentum: float = 0.1,
 ) -> Step:
-    """One step from fresh running statistics (0 and 1)."""
+    """Do one step from fresh running statistics (0 and 1)."""
     x, weight, bias = (t.detach().double().requires_grad_() for t in (x, weight, bias))
     y = normalize(x, weight, bias, eps, mask)
     dx, dweight, dbias = torch.autograd.grad((y * dy.double()).sum(), (x, weight, bias))

@@ -12,7 +12,7 @@ import syncbn
 
 @dataclass
 class Share:
-    """A norm with its parameters, a whole batch, and how many of its samples each rank holds."""
+    """A norm with its parameters, a whole batch, and each rank's number of samples."""
 
     norm: str
     x: Tensor
@@ -24,7 +24,7 @@ class Share:
     traced: bool = False
 
     def layer(self) -> nn.Module:
-        """The layer in the dtype of the parameters, from fresh running statistics."""
+        """Make the layer in the dtype of the parameters, with fresh running statistics."""
         layer = syncbn.norm_layer(self.norm, **self.options)(self.x.shape[1])
         for name, value in self.parameters.items():
             parameter = layer.get_parameter(name)
@@ -34,7 +34,7 @@ class Share:
 
 @dataclass
 class Trained:
-    """What one step gives: output, gradient of the input, gradients of parameters, buffers."""
+    """Results of one step: output, gradient of the input, gradients of parameters, buffers."""
 
     y: Tensor
     dx: Tensor
@@ -49,7 +49,7 @@ def train(share: Share) -> Trained:
     layer = share.layer()
     if share.traced:
         torch.compiler.reset()  # a limit on recompilations counts across the cases of a process
-    # Without Inductor: what it makes of a graph is tested for all norms at once, and takes a minute.
+    # Without Inductor, which is tested for all norms at once and takes a minute.
     forward = torch.compile(layer, fullgraph=True, backend="aot_eager") if share.traced else layer
     x = share.x[rows].clone().requires_grad_()
     y = forward(x) if share.mask is None else forward(x, share.mask[rows])
@@ -64,7 +64,7 @@ def train(share: Share) -> Trained:
 
 
 def join(ranks: list[Trained]) -> Trained:
-    """The ranks' shares as one process's step; buffers must be equal to the last bit."""
+    """Join the ranks' shares as one process's step; buffers must be bitwise equal."""
     for other in ranks[1:]:
         torch.testing.assert_close(other.buffers, ranks[0].buffers, rtol=0, atol=0)
     return Trained(

@@ -1,4 +1,4 @@
-"""Steps of the layer under test, for one rank of a group: what `Ranks.run` sends to its processes."""
+"""Steps of the layer under test on one rank of a group, run by `Ranks.run`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from tests.norm.oracle import Step
 
 @dataclass
 class Batch:
-    """A whole batch and how many of its samples each rank holds."""
+    """A whole batch and each rank's number of samples."""
 
     x: Tensor
     dy: Tensor
@@ -27,7 +27,7 @@ class Batch:
     options: dict[str, Any] = field(default_factory=dict)
 
     def share(self, rank: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A rank's slice of x, dy and mask, in the case's dtype and layout."""
+        """Slice x, dy and mask for a rank, in the case's dtype and layout."""
         start = sum(self.sizes[:rank])
         stop = start + self.sizes[rank]
         mask = None if self.mask is None else self.mask[start:stop]
@@ -79,7 +79,7 @@ def _buffers(layer: syncbn.SyncBatchNorm) -> tuple[Any, Any]:
 
 
 def gather(steps: list[Step]) -> Step:
-    """The ranks' steps as one process's: shares joined, shares of the parameters' gradients summed."""
+    """Gather the ranks' steps as one process's: join shares, sum the parameters' gradients."""
     for step in steps[1:]:
         for name in ("running_mean", "running_var"):
             torch.testing.assert_close(getattr(step, name), getattr(steps[0], name), rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""Adaptive batch normalization against a batch normalization of its own for each domain."""
+"""Adaptive batch normalization against a separate batch normalization for each domain."""
 
 import copy
 import io
@@ -32,7 +32,7 @@ def model() -> nn.Sequential:
 
 
 def seen(net: nn.Module, where: int) -> list[Tensor]:
-    """The statistics of a domain, without a change."""
+    """Statistics of a domain, without changes."""
     with domain(net, where):
         return [
             getattr(layer, name).clone()

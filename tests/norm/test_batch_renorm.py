@@ -61,7 +61,7 @@ def by_formula(
 def by_layer(
     batches: list[Tensor], grads: list[Tensor], options: dict[str, Any], masks: list[Tensor | None]
 ) -> dict[str, Any]:
-    """The same of the layer, its limits those of the options. β moves a hair at each step, for the count."""
+    """Results of the layer with the options' limits. β changes slightly at each step, for the count."""
     layer = syncbn.norm_layer("batch_renorm", momentum=MOMENTUM, eps=EPS, **options)(3).double()
     with torch.no_grad():
         layer.weight.fill_(1.5), layer.bias.fill_(0.5)

@@ -319,7 +319,7 @@ def test_state_a_slot_is_what_the_design_says() -> None:
 
 
 class Awkward(nn.Module):
-    """Every way in which a norm has no convolution of its own."""
+    """A module with all ways in which a norm lacks its own convolution."""
 
     def __init__(self) -> None:
         super().__init__()

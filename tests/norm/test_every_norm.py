@@ -1,4 +1,4 @@
-"""What every norm of the registry must do, whatever it computes: saving, copies, precisions, compilation, ranks."""
+"""Requirements of every registered norm: saving, copies, precisions, compilation, ranks."""
 
 import copy
 import io
@@ -23,7 +23,7 @@ from tests.ranks import Ranks
 
 C = 8
 
-# Options without which a norm doesn't fit 8 channels, or would not be itself within a few steps.
+# Options that a norm needs for 8 channels, or to show its behaviour within a few steps.
 OPTIONS: dict[str, dict[str, Any]] = {
     "batch_renorm": {"start_step": 0, "r_max_step": 2, "d_max_step": 2},
     "group": {"groups": 2},
@@ -35,10 +35,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 # At most two.
 NOT_IN_ONE_GRAPH = {"cross_iteration": "it looks at what Python saw of the convolution; its graph breaks there"}
 
-# Two ranks' training isn't that of one process with both batches, by definition.
+# By definition, two ranks' training differs from one process with both batches.
 MOMENTS_OF_A_RANK = {"batch", "ghost"}
 
-# The backward pass isn't the derivative of the forward pass, by definition.
+# By definition, the backward pass isn't the derivative of the forward pass.
 OTHER_GRADIENT = {"moving_average"}
 
 every_norm = pytest.mark.parametrize("name", syncbn.available_norms())
@@ -75,7 +75,7 @@ def train(model: Callable[[Tensor], Tensor], *batches: Tensor) -> list[Tensor]:
 
 
 def trained(name: str, dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    """A model after three steps, so that none of its state is as it was made."""
+    """A model after three steps, so that all of its state has changed."""
     model = build(name, dtype=dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for seed in range(3):
@@ -336,7 +336,7 @@ def test_extreme_inputs_give_finite_numbers_or_a_clear_error(name: str, extreme:
     assert model.eval()(images(8)).isfinite().all()
 
 
-# A value that isn't the default, where none can be made from the default's type.
+# Values other than the default, where none follows from the default's type.
 OTHER_VALUES = {
     ("sync", "memory"): "recompute",
     ("batch_renorm", "start_step"): 1,
@@ -346,7 +346,7 @@ OTHER_VALUES = {
     ("dynamic_erf", "channel_dim"): -1,
 }
 
-# Options that another one doesn't go without.
+# Options required by another one.
 COMPANIONS = {("sync", "memory"): {"fuse_activation": True}}
 
 

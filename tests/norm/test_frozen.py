@@ -1,4 +1,4 @@
-"""Frozen batch normalization against torch's own in evaluation mode, and what becomes of an optimizer."""
+"""Frozen batch normalization against torch's in evaluation mode, and its effect on optimizers."""
 
 import copy
 
@@ -10,7 +10,7 @@ import syncbn
 
 
 def trained(norm: type[nn.Module], channels: int = 5, **options: bool) -> nn.Module:
-    """A layer with statistics and parameters that are nobody's defaults."""
+    """A layer with non-default statistics and parameters."""
     torch.manual_seed(0)
     layer = norm(channels, **options)
     with torch.no_grad():

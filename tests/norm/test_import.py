@@ -1,4 +1,4 @@
-"""The core imports torch alone."""
+"""The core imports only torch."""
 
 import subprocess
 import sys

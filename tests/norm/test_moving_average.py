@@ -32,7 +32,7 @@ def batch(step: int, samples: int = 6) -> Tensor:
 
 
 def weights(y: Tensor, step: int) -> Tensor:
-    """What the loss Σ y · weights has for a gradient."""
+    """Weights of the loss Σ y · weights."""
     return random(1000 + step, *y.shape) / len(y)
 
 
@@ -84,7 +84,7 @@ def keep(x: Tensor, step: int) -> Tensor:
 def by_layer(
     rows: slice, world_size: int = 1, masked: bool = False, model: nn.Sequential | None = None
 ) -> dict[str, Any]:
-    """The same of the layer, on some rows of every batch; gradients are added over ranks, as the loss is a sum."""
+    """Results of the layer on some rows of every batch; gradients are summed over ranks, since the loss is a sum."""
     model = net() if model is None else model
     outputs = []
     for step in range(STEPS):

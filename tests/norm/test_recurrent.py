@@ -142,7 +142,7 @@ def test_ranks_with_other_lengths_equal_one_process(ranks: Callable[[int], Ranks
 
 @pytest.mark.slow
 def test_a_compiled_layer_moves_the_row_of_its_step() -> None:
-    """By Inductor, which moves row 0 where an operator is given a view of a row."""
+    """With Inductor, which updates row 0 if an operator gets a view of a row."""
     x, dy, _ = random_sequence()
     plain, layer = random_layer(), random_layer()
     torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""Weight and spectral normalization equal torch's, go on by convert and off by revert, and say what is wrong."""
+"""Weight and spectral normalization equal torch's, are added by convert and removed by revert, and report errors."""
 
 import copy
 import pickle
@@ -27,7 +27,7 @@ FEEDERS = [
 
 
 def torchs(name: str, feeder: nn.Module) -> nn.Module:
-    """torch's own parametrization; of filters, which are in dimension 1 of a transposed convolution."""
+    """torch's own parametrization of filters, which are in dimension 1 of a transposed convolution."""
     if name == "weight":
         return parametrizations.weight_norm(feeder, dim=1 if isinstance(feeder, nn.ConvTranspose2d) else 0)
     return parametrizations.spectral_norm(feeder)

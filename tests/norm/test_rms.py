@@ -1,4 +1,4 @@
-"""RMSNorm equals torch's, at every position, whatever the number of dimensions and the layout."""
+"""RMSNorm equals torch's at every position, for any number of dimensions and layout."""
 
 import warnings
 

@@ -27,7 +27,7 @@ def random_batch(seed: int, shape: list[int], sizes: list[int], **kwargs: object
 
 
 def assert_equals_one_process(batch: Batch, results: list[oracle.Step]) -> None:
-    # What the layer is given is the rounded input, so the oracle is given it, too.
+    # The layer gets the rounded input, and so does the oracle.
     x, dy = batch.x.to(batch.dtype), batch.dy.to(batch.dtype)
     wide = torch.float64 if batch.dtype == torch.float64 else torch.float32
     expected = oracle.training_step(x, dy, batch.weight.to(wide), batch.bias.to(wide), batch.mask)

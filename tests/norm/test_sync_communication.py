@@ -1,4 +1,4 @@
-"""Who talks to whom, how often, and what data-parallel training makes of it."""
+"""Number and group of messages, and data-parallel training."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -27,7 +27,7 @@ COLLECTIVES = {"collective": "c10d::allreduce_", "one_shot": "syncbn::one_shot"}
 
 
 def collectives(action: Callable[[], object]) -> Counter[str]:
-    """The messages that torch's profiler sees in an action."""
+    """Messages that torch's profiler sees in an action."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         action()
     return Counter(

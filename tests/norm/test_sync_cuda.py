@@ -1,4 +1,4 @@
-"""On a GPU: the same answers, no wait of the host for the device, and capture in a CUDA graph."""
+"""On a GPU: the same results, no wait of the host for the device, and capture in a CUDA graph."""
 
 import copy
 
@@ -21,14 +21,14 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, to
 
 @pytest.fixture(autouse=True, params=["aten", "triton"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What SYNCBN_KERNELS would choose."""
+    """Set the kernels as SYNCBN_KERNELS would."""
     monkeypatch.setattr("syncbn.norm.core.kernels._FASTEST", candidates(request.param))
     return request.param
 
 
 @pytest.fixture
 def group(tmp_path):
-    """A one-rank NCCL group whose collectives are really sent, since the layer is told that it has company."""
+    """A one-rank NCCL group whose collectives are really sent, by overriding the layer's check."""
     dist.init_process_group("nccl", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     yield dist.group.WORLD
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Second and third derivatives across ranks, and what torch.func and forward mode get."""
+"""Second and third derivatives across ranks, torch.func transforms and forward mode."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ from tests.ranks import Ranks
 def chain(order: int, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
     """Derivatives up to `order`, each of a sum over samples of the last one's: a gradient penalty where order is 2.
 
-    Sums over samples, since the ranks' values are to add up to the one-process value.
+    Sums over samples, so that the ranks' values add up to the one-process value.
     """
     value, gradients = y.pow(3).sum(), []
     for _ in range(order - 1):

@@ -1,4 +1,4 @@
-"""Activation checkpointing and compilation, combined: statistics move once a step, and gradients stay right."""
+"""Activation checkpointing combined with compilation: one update of statistics per step, and correct gradients."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Buffers, dtypes, checkpoints, copies, and every wrong argument."""
+"""Buffers, dtypes, checkpoints, copies, and all wrong arguments."""
 
 import copy
 import io

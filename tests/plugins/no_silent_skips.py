@@ -1,4 +1,4 @@
-"""In CI a skip is a failure: what CI can run and doesn't is no check. Tests that need a GPU are the exception."""
+"""Skipped tests fail in CI, except those that need a GPU."""
 
 import os
 from collections.abc import Generator
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn a skipped test's report into a failed one, where `CI=true`."""
+    """Turn a skipped test's report into a failed one if `CI=true`."""
     report = yield
     if os.environ.get("CI") == "true" and report.skipped and not hasattr(report, "wasxfail"):
         fail_skip(report, has_gpu_marker=item.get_closest_marker("gpu") is not None)
@@ -16,13 +16,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
-    """A module skipped as a whole (`importorskip`) never gets to a test's report."""
+    """The same for a module skipped as a whole (`importorskip`), which has no test reports."""
     if os.environ.get("CI") == "true" and report.skipped:
         fail_skip(report, has_gpu_marker=False)
 
 
 def fail_skip(report: pytest.TestReport | pytest.CollectReport, *, has_gpu_marker: bool) -> None:
-    """Make a skip a failure that says why it was one; tests marked `gpu` may skip."""
+    """Make a skip a failure with its reason; tests marked `gpu` may skip."""
     if has_gpu_marker:
         return
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr

@@ -1,4 +1,4 @@
-"""The page of versions says what its rows say, and a run of the tests adds the right row."""
+"""The page of versions matches its rows, and a test run adds the right row."""
 
 import re
 import subprocess

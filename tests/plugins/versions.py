@@ -1,7 +1,7 @@
-"""The table of docs/versions.md: `make test TORCH=2.11.0` adds a row, made of what pytest counted.
+"""The table of docs/versions.md: `make test TORCH=2.11.0` adds a row with pytest's counts.
 
 As a plugin (`-p tests.plugins.versions --row docs/versions.csv`) it counts; `python -m tests.plugins.versions` writes
-the page from the rows that there are.
+the page from the rows.
 """
 
 import csv
@@ -29,12 +29,12 @@ from installing syncbn beside it: what a version of torch lacks is looked for wh
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--row`."""
+    """Add the option `--row`."""
     parser.addoption("--row", type=Path, help="add a row of counts to this CSV file")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Write the row, when all counts are there."""
+    """Write the row once all counts are known."""
     path: Path | None = config.getoption("--row")
     if path is None:
         return
@@ -56,7 +56,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def write_row(path: Path, row: dict[str, str]) -> None:
-    """Put a row into a file, in the place of an older one of the same versions and tests."""
+    """Write a row to a file, replacing an older one of the same versions and tests."""
     rows = [old for old in read_rows(path) if any(old[key] != row[key] for key in KEY)]
     rows = sorted([*rows, row], key=lambda row: ([int(part) for part in row["torch"].split(".")], row["lightning"]))
     with path.open("w", newline="") as file:
@@ -66,7 +66,7 @@ def write_row(path: Path, row: dict[str, str]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a file; none where there is no file yet."""
+    """Read the rows of a file; empty if there is none."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
@@ -74,7 +74,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def page(rows: list[dict[str, str]]) -> str:
-    """docs/versions.md, newest torch first."""
+    """Format docs/versions.md, newest torch first."""
     lines = []
     for row in reversed(rows):
         skipped = f"{row['skipped']} ({row['why_skipped']})" if row["why_skipped"] else row["skipped"]

@@ -24,7 +24,7 @@ class TwoStages(nn.Module):
 
 
 def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    """A network with weights, statistics, scales and shifts that aren't those of a new one."""
+    """Make a network with weights, statistics, scales and shifts unlike a new one's."""
     torch.manual_seed(seed)
     net = make()
     for module in net.modules():

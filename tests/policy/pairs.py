@@ -1,4 +1,4 @@
-"""Convolutions and norms as other people connect them, and whether the norm can be folded."""
+"""Convolutions and norms in various connections, and whether the norm can be folded."""
 
 from collections.abc import Callable
 from typing import Any
@@ -48,7 +48,7 @@ def written_later(net: Any, x: Tensor) -> Tensor:
 
 
 def both(function: Callable[[Tensor], Any]) -> Callable[[Any, Tensor], Any]:
-    """A body in which a function sees the convolution's output beside the norm."""
+    """Make a body in which a function also uses the convolution's output."""
 
     def body(net: Any, x: Tensor) -> Any:
         y = net.conv(x)
@@ -72,7 +72,7 @@ def not_for_all(net: Any, x: Tensor) -> Tensor:
     return net.norm(y) if x.mean() < 5 else net.norm2(y)
 
 
-# What the norm `norm` becomes: "folded", or a part of the reason why it isn't.
+# Outcome of the norm `norm`: "folded", or a part of the reason why it isn't.
 PAIRS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "in-place activation": (lambda: Pair(lambda net, x: F.relu(net.norm(net.conv(x)), inplace=True)), "folded"),
     "in-place sum": (lambda: Pair(in_the_shortcut), "folded"),

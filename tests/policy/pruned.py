@@ -1,4 +1,4 @@
-"""What pruning is tested with: a small network, and the comparison with the original."""
+"""A small network to prune, and the comparison with the original."""
 
 import copy
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tests.policy.strangers import results
 
 
 class Net(nn.Module):
-    """conv, norm, something, conv: 8 channels that can go where `middle` allows it."""
+    """conv, norm, `middle`, conv: 8 channels that are removable if `middle` allows it."""
 
     def __init__(self, middle: Callable[..., Any] = F.relu, into: int = 8, norm: Any = nn.BatchNorm2d) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ def norms_of(net: nn.Module) -> dict[str, Any]:
 
 
 def check(net: nn.Module, ratio: float, x: Any, probes: list[Any]) -> dict[str, tuple[int, ...]]:
-    """Prune, and compare with the original with γ = β = 0, and with one whose lost columns are 0; what was removed."""
+    """Prune, and compare with the original with γ = β = 0, and with lost columns of 0; returns the removed channels."""
     plan = {step.layer: step for step in syncbn.plan_prune(net, ratio, x)}
     state = copy.deepcopy(net.state_dict())
     pruned = syncbn.prune(net, ratio, x)

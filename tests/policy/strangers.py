@@ -1,4 +1,4 @@
-"""Networks as other people write them: what fuse and prune have to see through. (N, 3, 8, 8) or (N, 3) -> whatever."""
+"""Networks in various styles that fuse and prune must handle. (N, 3, 8, 8) or (N, 3) -> anything."""
 
 import dataclasses
 from collections import OrderedDict
@@ -14,7 +14,7 @@ from syncbn.norm.surgery.forward import copied, tensors_in
 
 
 def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    """In float64 and eval mode, with γ, β and statistics that aren't those of a new network."""
+    """Convert to float64 and eval mode, with γ, β and statistics unlike a new network's."""
     torch.manual_seed(seed)
     net = make().double().eval()
     for module in net.modules():
@@ -33,7 +33,7 @@ def images(count: int = 2, seed: int = 1) -> Tensor:
 
 
 def results(net: nn.Module, x: Any) -> list[Tensor]:
-    """All tensors that a network returns in evaluation; the network is left as it was."""
+    """Tensors that a network returns in evaluation; the network isn't changed."""
     torch.manual_seed(0)
     arguments = x if isinstance(x, tuple) else (x,)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def results(net: nn.Module, x: Any) -> list[Tensor]:
 
 
 class Pair(nn.Module):
-    """conv, norm; another of each; how they are called is up to `body`."""
+    """Two convolutions and two norms; `body` calls them."""
 
     def __init__(self, body: Callable[[Any, Tensor], Any] = lambda net, x: net.norm(net.conv(x))) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Pair(nn.Module):
 
 
 def changed(change: Callable[[Any], Any]) -> Callable[[], nn.Module]:
-    """A `Pair` whose norm follows its convolution, after a change."""
+    """A changed `Pair` whose norm follows its convolution."""
 
     def make() -> nn.Module:
         net = Pair()
@@ -70,7 +70,7 @@ def swish(x: Tensor) -> Tensor:
 
 
 class ByNumpy(torch.autograd.Function):
-    """tanh, computed where torch doesn't see it."""
+    """tanh, computed outside torch."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -86,28 +86,28 @@ class StandardizedConv(nn.Conv2d):
 
 
 class ActivatedConv(nn.Conv2d):
-    """A convolution with a ReLU of its own."""
+    """A convolution with its own ReLU."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).relu()
 
 
 class PaddedConv(nn.Conv2d):
-    """A convolution that pads by itself, as TensorFlow does."""
+    """A convolution that pads by itself, as in TensorFlow."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride, self.padding)
 
 
 class DeafConv(nn.Conv2d):
-    """A convolution that wouldn't use a bias."""
+    """A convolution that ignores a bias."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, None, self.stride, self.padding)
 
 
 class ActivatedNorm(nn.BatchNorm2d):
-    """A norm with a ReLU of its own."""
+    """A norm with its own ReLU."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(super().forward(x))
@@ -143,14 +143,14 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
 @dataclasses.dataclass
 class Result:
-    """What a network returns."""
+    """Result of a network."""
 
     first: Tensor
     second: Tensor
 
 
 class ModelOutput(OrderedDict[str, Any]):
-    """A dictionary with attributes, as transformers has it."""
+    """A dictionary with attributes, as in transformers."""
 
     def __getattr__(self, name: str) -> Any:
         return self[name]
@@ -170,7 +170,7 @@ class DenseLayer(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """As torchvision's: a list of features that grows after it was concatenated."""
+    """As in torchvision: a list of features that grows after its concatenation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class DenseNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """As torchvision's: one ReLU in place for all, and a sum in place."""
+    """As in torchvision: one in-place ReLU for all, and an in-place sum."""
 
     def __init__(self, channels: int, planes: int) -> None:
         super().__init__()

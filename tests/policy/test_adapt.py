@@ -17,7 +17,7 @@ from tests.ranks import Ranks
 
 
 def by_batch_statistics(net: TwoStages, affine: list[Tensor], x: Tensor) -> Tensor:
-    """The network's logits when norms take the batch's statistics, by functional operations; affine is γ1 β1 γ2 β2."""
+    """Logits when norms use batch statistics, by functional operations; affine is γ1 β1 γ2 β2."""
     y = F.conv2d(x, net.stem[0].weight, net.stem[0].bias)
     y = F.batch_norm(y, None, None, affine[0], affine[1], training=True).relu()
     y = F.conv2d(y, net.body[0].weight)
@@ -32,7 +32,7 @@ def affine_of(net: TwoStages) -> list[Tensor]:
 def tent_by_definition(
     net: TwoStages, batches: list[Tensor], lr: float, steps: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """γ and β after Tent, and the logits it predicts on the way."""
+    """γ and β after Tent, and the logits that it predicts."""
     affine = [p.requires_grad_() for p in affine_of(net)]
     optimizer = torch.optim.Adam(affine, lr)
     predicted = []

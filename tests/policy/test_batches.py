@@ -12,7 +12,7 @@ from tests.policy.nets import images
 
 
 class Detector(nn.Module):
-    """Lists of images of several sizes, as torchvision's detectors take them."""
+    """Takes lists of images of several sizes, like torchvision's detectors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Detector(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Keyword arguments, as transformers' models take them."""
+    """Takes keyword arguments, like transformers' models."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Frozen layers stay what they are, whatever is done to the model; unfrozen ones are what they were."""
+"""Frozen layers don't change, whatever is done to the model; unfrozen ones are restored."""
 
 import copy
 import io
@@ -19,7 +19,7 @@ from tests.ranks import Ranks
 
 
 def train(net: nn.Module, steps: int = 2) -> nn.Module:
-    """Some steps in training mode, with weight decay and momentum."""
+    """Do some steps in training mode, with weight decay and momentum."""
     net.train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     for step in range(steps):

@@ -1,4 +1,4 @@
-"""A fused network is the network in evaluation, and what can't be fused says why."""
+"""A fused network equals the network in evaluation, and layers that can't be fused are listed with the reason."""
 
 import copy
 import warnings
@@ -68,7 +68,7 @@ def test_a_cross_iteration_norm_leaves_no_hook_on_its_convolution() -> None:
 
 
 class Odd(nn.Module):
-    """One norm for each reason not to fold it."""
+    """A network with one norm for each reason not to fold it."""
 
     def __init__(self) -> None:
         super().__init__()

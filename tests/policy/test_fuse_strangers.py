@@ -1,4 +1,4 @@
-"""Fusing networks as other people write them: never wrong, never broken, and folded where that can be."""
+"""Fusing networks in various styles: never wrong, never broken, and folded where possible."""
 
 import copy
 import warnings
@@ -28,7 +28,7 @@ def fused_of(net: nn.Module, x: Any, **options: Any) -> nn.Module:
 
 
 def check(net: nn.Module, fused: nn.Module) -> None:
-    """On numbers that the policy hasn't seen."""
+    """Compare on numbers that the policy hasn't seen."""
     for seed in (5, 6):
         x = images(3, seed)
         torch.testing.assert_close(results(fused, x), results(net, x), rtol=1e-9, atol=1e-9)
@@ -106,7 +106,7 @@ def test_linear_layers_over_tokens() -> None:
 
 
 class Detector(nn.Module):
-    """As torchvision's: a list of images of any size, results as a list of dictionaries."""
+    """As in torchvision: a list of images of any size, results as a list of dictionaries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ def test_parts_that_are_compiled_or_scripted_stay_as_they_are() -> None:
 
 
 def test_a_path_that_the_example_does_not_take_is_found_by_other_numbers() -> None:
-    """Whichever norm the example takes, folding it is wrong for other inputs."""
+    """For either norm that the example takes, folding is wrong for other inputs."""
 
     def body(net: Any, x: Tensor) -> Tensor:
         y = net.conv(x)
@@ -246,7 +246,7 @@ def test_a_wrong_folding_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_side_use_that_only_the_proof_can_see_is_found() -> None:
-    """A thread of its own, whose numbers come back as Python's: no operator, no tensor."""
+    """A separate thread that returns Python numbers: no operator, no tensor."""
     import threading
 
     def body(net: Any, x: Tensor) -> Tensor:
@@ -262,7 +262,7 @@ def test_a_side_use_that_only_the_proof_can_see_is_found() -> None:
 
 
 def test_an_unstable_network_is_no_false_alarm() -> None:
-    """Sorting by scores that are nearly ties, and a hundred layers: rounding isn't carried into the comparison."""
+    """Sorting by nearly equal scores, and a hundred layers: rounding doesn't accumulate in the comparison."""
 
     class Deep(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Policies on norms that others derive from ours, register, or bring along."""
+"""Policies on users' norms: derived from ours, registered, or independent."""
 
 import copy
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ class Mixing(TrackingNorm):
 
 
 class Scaled(nn.Module):
-    """A norm without a base of anybody's."""
+    """A norm without a norm as base class."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""No warning of `syncbn.inspect` fires on a network of the zoo that is well."""
+"""No warning of `syncbn.inspect` fires on a healthy network of the zoo."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What an inspection measures is what the layers do; each warning fires where it should and nowhere else."""
+"""Inspections measure correctly; each warning fires where it should and nowhere else."""
 
 import copy
 from collections.abc import Callable
@@ -141,7 +141,7 @@ def test_a_warning_fires_where_it_should(spoil: Callable[[Any], dict[str, Any]],
     net = healthy()
     assert not syncbn.inspect(net, data(), steps=100).warnings
     report = syncbn.inspect(net, **spoil(net))
-    if spoil is small_batches:  # two images have other statistics, too
+    if spoil is small_batches:  # two images also change the statistics
         assert identifiers <= fired(report)
     else:
         assert {w.identifier for w in report.warnings if w.layer == "stem.1"} == identifiers

@@ -1,4 +1,4 @@
-"""Two policies on one model, in either order: what they mean together, or that the second refuses."""
+"""Two policies on one model, in either order: their combined effect, or the second's refusal."""
 
 import copy
 import pickle
@@ -18,7 +18,7 @@ Change = Callable[[nn.Module], Any]
 
 
 def logits_net(norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Module:
-    """Images -> logits, with statistics of data that it has seen."""
+    """Network from images to logits, with statistics of its data."""
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -129,7 +129,7 @@ def test_fusing_a_frozen_model_folds_it() -> None:
 
 
 def lightnings_reset(net: nn.Module) -> None:
-    """What StochasticWeightAveraging does before it measures statistics anew."""
+    """Reset statistics as StochasticWeightAveraging does before recalibration."""
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean = torch.zeros_like(module.running_mean)

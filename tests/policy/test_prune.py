@@ -1,4 +1,4 @@
-"""Removing channels that do nothing changes nothing; what depends on removed channels is resized."""
+"""Removing channels without effect changes nothing; dependent layers are resized."""
 
 import copy
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class Branches(nn.Module):
 
 
 def silence(norms: list[Any], channels: list[int]) -> None:
-    """Make channels constantly 0."""
+    """Make channels constant 0."""
     for norm in norms:
         norm.weight.data[channels] = 0
         norm.bias.data[channels] = 0
@@ -64,7 +64,7 @@ def test_silent_channels_of_branches_go_and_the_output_stays() -> None:
     assert pruned.depthwise.groups == pruned.bn2.num_features == len(pruned.bn2.running_var) == 3
 
 
-# Channels of a ResNet of width 4 that can go: those inside of the blocks, and once those that a stage's blocks share.
+# Removable channels of a ResNet of width 4: those inside blocks, and once those that a stage's blocks share.
 # 18: (4 + 8 + 16 + 32)·(2 blocks + 1); 50: 4 of the stem + Σ c·(2·blocks + 4).
 @pytest.mark.parametrize(("make", "silent", "total"), [(resnet18, 9, 180), (resnet50, 5, 716)], ids=["18", "50"])
 @pytest.mark.parametrize("norm", ["batch", "sync", "cross_iteration"])
@@ -120,7 +120,7 @@ def test_what_is_not_understood_stays() -> None:
             return self.out(y.unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2))
 
     class MeanOfChannels(nn.Module):
-        """The mean has as many rows as there were channels."""
+        """A network whose mean has as many rows as there were channels."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""What lies between a norm and the next convolution: its channels go, or it is named as what holds them."""
+"""Operations between a norm and the next convolution: channels are removed, or held by the named operation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from tests.policy import strangers
 from tests.policy.pruned import Net, check
 from tests.policy.strangers import images, seeded
 
-# What lies between the norm and the convolution, and how many of the 8 channels half of them are, or what holds them.
+# Operation between norm and convolution, and the number of channels that half of the 8 are, or what holds them.
 MIDDLES: dict[str, tuple[Callable[..., Any], int | str]] = {
     "relu": (F.relu, 4),
     "in place": (lambda x: F.relu_(x), 4),

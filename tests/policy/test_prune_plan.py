@@ -1,4 +1,4 @@
-"""The plan of a pruning, how a model is called, what is refused, and the proof."""
+"""Pruning: the plan, calls of the model, refusals, and the proof."""
 
 import copy
 from typing import Any
@@ -67,7 +67,7 @@ def test_scripted_parts_stay_whole() -> None:
 
 
 def test_a_fault_is_found_and_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take softmax for a function of each channel: the proof tells, and names it."""
+    """Treat softmax as a function of each channel: the proof finds and names it."""
     from syncbn.policy.pruning import rules
 
     monkeypatch.setitem(rules._RULES, "_softmax", rules.positions.over_last(0))
@@ -95,7 +95,7 @@ def test_a_fault_that_no_channel_explains_is_refused(monkeypatch: pytest.MonkeyP
 
 
 def test_memory_whose_size_follows_that_of_channels_is_not_to_blame() -> None:
-    """Circular padding makes an empty tensor of its input's size; the view of a fixed size later is what fails."""
+    """Circular padding makes an empty tensor of its input's size; the later view of a fixed size fails."""
 
     class Circular(Net):
         def __init__(self) -> None:

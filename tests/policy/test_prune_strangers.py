@@ -1,4 +1,4 @@
-"""Pruning networks as other people write them: exact, or held by the operation that is named."""
+"""Pruning networks in various styles: exact, or channels are held by a named operation."""
 
 import copy
 from collections.abc import Callable
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is 
 
 
 class Depthwise(Net):
-    """MobileNet's: a norm, a depthwise convolution, perhaps another norm."""
+    """As in MobileNet: a norm, a depthwise convolution, optionally another norm."""
 
     def __init__(self, bias: bool, norm: bool, outputs: int = 8, groups: int = 8) -> None:
         super().__init__(into=outputs)
@@ -93,7 +93,7 @@ def test_groups_that_are_a_number_in_the_code_stay() -> None:
 
 
 class Shortcut(nn.Module):
-    """relu(norm(conv(x)) + short(x)), whose shortcut has a norm or hasn't."""
+    """relu(norm(conv(x)) + short(x)), whose shortcut may have a norm."""
 
     def __init__(self, normed: bool) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def test_a_shortcut_without_a_norm_holds() -> None:
 
 
 def test_an_activation_before_the_sum_with_a_shortcut_holds() -> None:
-    """conv(relu(bn(x))) + short(x): what reads the sum reads the first convolution's bias, and the shortcut."""
+    """conv(relu(bn(x))) + short(x): readers of the sum depend on the first convolution's bias and the shortcut."""
 
     class Preactivated(Net):
         def __init__(self) -> None:
@@ -175,7 +175,7 @@ def test_what_the_network_returns_stays_whole(wrap: Callable[..., Any]) -> None:
 
 
 class Linears(nn.Module):
-    """Linear layers with norms, and what `body` makes of them. (N, 3) -> (N, whatever)."""
+    """Linear layers with norms, called by `body`. (N, 3) -> (N, *)."""
 
     def __init__(self, body: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
@@ -290,7 +290,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str | None]] = {
 
 
 class Scaled:
-    """Holds a parameter where no module sees it."""
+    """Has a parameter that no module registers."""
 
     def __init__(self, several: list[Tensor]) -> None:
         self.several = several

@@ -1,4 +1,4 @@
-"""Recalibrated statistics are those of all the samples together, whatever the batches and the ranks."""
+"""Recalibrated statistics are those of all samples together, for any batches and ranks."""
 
 import copy
 import random
@@ -24,13 +24,13 @@ def cut(x: Tensor, sizes: list[int]) -> list[Tensor]:
 
 
 def pooled(values: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance of each channel over everything, by the definition."""
+    """Mean and unbiased variance of each channel over all samples, by the definition."""
     columns = torch.cat([v.double().movedim(1, 0).flatten(1) for v in values], dim=1)
     return columns.mean(1), columns.var(1, unbiased=True)
 
 
 def what_the_norms_see(net: TwoStages, batches: list[Tensor]) -> list[list[Tensor]]:
-    """The inputs of both norms when each normalizes by its batch, computed without the layers themselves."""
+    """Inputs of both norms when each normalizes by its batch, computed without the layers."""
     first, second = [], []
     for x in batches:
         first.append(net.stem[0](x))
@@ -194,7 +194,7 @@ def test_layers_with_other_statistics_are_refused(norm: str, message: str) -> No
 
 
 def recalibrate_on_ranks(norm: str, sizes: list[list[int]], wrapped: bool = False) -> dict[str, Tensor]:
-    """sizes[b][r]: the samples of batch b on rank r."""
+    """Recalibrate with sizes[b][r] samples of batch b on rank r."""
     net = syncbn.convert(seeded(TwoStages).double(), norm)
     rank = dist.get_rank() if dist.is_initialized() else None
     x = images(sum(map(sum, sizes))).double()

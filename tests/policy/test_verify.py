@@ -1,4 +1,4 @@
-"""Models that are one process on ranks pass; others fail, by the first layer that differs and the reason."""
+"""Models that compute the same on ranks pass; others fail, with the first layer that differs and the reason."""
 
 import subprocess
 import sys
@@ -50,7 +50,7 @@ class Slow(nn.Module):
 
 
 class Descriptors(nn.Module):
-    """Returns vectors of length 1, as networks that describe image patches do."""
+    """Returns vectors of length 1, like networks for patch descriptors."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The user's own project: where it is found, what it may say, and what it adds to the configs."""
+"""The user's project: how it is found, its allowed settings, and its configs."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Norms of the user's own project are choices of `norm=`, imported when one of them is asked for."""
+"""Norms of the user's project are choices of `norm=`, imported on demand."""
 
 import subprocess
 import sys
@@ -125,7 +125,7 @@ def test_what_asks_for_none_of_them_is_answered_without_importing_them() -> None
     ],
 )
 def test_a_file_of_ones_own_for_a_norm(package: Path, text: str, expected: dict[str, object]) -> None:
-    """With the options of another choice, with all options, or with what it says alone."""
+    """With the options of another choice, with all options, or with only its own."""
     from omegaconf import OmegaConf
 
     from syncbn.run.build import build_data, build_network

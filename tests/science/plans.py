@@ -1,4 +1,4 @@
-"""A small plan, and records for it, in place of those of science/plans."""
+"""A small plan and records for it, for tests."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The program behind docs/results/finetuning.md, on one seed: what the page says of it holds there too."""
+"""The program behind docs/results/finetuning.md, on one seed: the page's claims hold there too."""
 
 import sys
 
@@ -9,7 +9,7 @@ from tests.docs.markdown import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "results" / "finetuning.md"
 
-# What the program, a script, silences; and Lightning's advice on settings that it chooses on purpose.
+# Warnings that the program silences, and Lightning's advice on deliberate settings.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`isinstance:FutureWarning", "ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning"
 )

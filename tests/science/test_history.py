@@ -1,4 +1,4 @@
-"""The commit that brought a plan's claims, in repositories made for it."""
+"""The commit that introduced a plan's claims, in test repositories."""
 
 import subprocess
 from pathlib import Path

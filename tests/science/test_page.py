@@ -1,4 +1,4 @@
-"""Pages say what the records say; those in docs/results are the ones their records give."""
+"""Pages match the records; those in docs/results are up to date."""
 
 import re
 import statistics
@@ -85,7 +85,7 @@ def test_committed_pages_are_complete_and_what_their_records_give() -> None:
 
 
 def test_claims_are_those_that_the_runs_were_made_to_judge() -> None:
-    """Of the plan as it is, of the records, and of the commit that the page names, where its history is here."""
+    """Claims of the plan, of the records, and of the commit that the page names, if the history has it."""
     for name in COMPLETE:
         plan = standing_plan(name, RESULTS)
         rows = Records(RESULTS / f"{name}.csv", plan.metrics()).rows

@@ -1,4 +1,4 @@
-"""Every plan of science/plans says what a plan says, and composes; a mistake in one is told by name."""
+"""Every plan of science/plans is valid and composes; mistakes are reported by key."""
 
 import csv
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_an_unknown_result_or_measure_lists_the_known_ones() -> None:
 
 
 def test_settings_are_what_a_plan_says_and_not_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A default that is said, or an option that a later version has, is no other setting; a null may be one."""
+    """An explicit default, or an option of a later version, doesn't change the settings; a null may."""
     monkeypatch.setenv("SYNCBN_RUN_ID", "test")
 
     def settings(*overrides: str) -> str:

@@ -1,4 +1,4 @@
-"""Records survive a kill, and forget runs of other settings."""
+"""Records survive a kill, and drop runs of other settings."""
 
 from pathlib import Path
 

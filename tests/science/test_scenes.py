@@ -1,4 +1,4 @@
-"""docs/results/scenes.md has the figures of scenes.csv, and the program that made them adds to it."""
+"""docs/results/scenes.md has the figures of scenes.csv, and its program adds rows."""
 
 import csv
 from pathlib import Path

@@ -21,7 +21,7 @@ ALONE = World("python", rank=0, local_rank=0, world_size=1, local_world_size=1, 
 
 
 def smoke(name: str, folder: Path) -> str:
-    """What `scripts/reproduce.py <name> smoke=true` does, in this process or as one of the ranks it would start."""
+    """Do `scripts/reproduce.py <name> smoke=true` in this process or as one of its ranks."""
     with fits.launched():
         os.environ["SYNCBN_RUN_ID"] = "smoke"
         world = ALONE

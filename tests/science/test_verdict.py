@@ -1,4 +1,4 @@
-"""Intervals and tests against scipy's, Holm's method against its definition, verdicts where they can be read off."""
+"""Intervals and tests against scipy's, Holm's method against its definition, verdicts in obvious cases."""
 
 import itertools
 import math
@@ -119,7 +119,7 @@ def test_holms_method_is_the_closed_test_of_bonferronis(ps: list[float]) -> None
 
 
 def test_claims_of_one_page_are_corrected_for_their_number() -> None:
-    """What is decided alone isn't among ten that are left open."""
+    """A claim that is decided alone is undecided among ten others."""
     values = {"a": dict(enumerate([1.0, 2.0, 3.0, 0.2, 1.5])), "n": dict(enumerate(NOISY)), "z": dict(enumerate(ZERO))}
 
     def of(cell: str, metric: str) -> dict[int, float]:
@@ -134,7 +134,7 @@ def test_claims_of_one_page_are_corrected_for_their_number() -> None:
 
 
 def test_sides_are_paired_by_seed() -> None:
-    """Seeds differ much and sides little: unpaired, nothing could be said."""
+    """Seeds differ much and sides little: an unpaired test would be undecided."""
     left, right = [10.0, 20.0, 30.0, 40.0, 50.0], [9.0, 18.9, 29.1, 39.0, 49.0]
     found = judged(left, ">", right)
     assert found.verdict == "holds"
@@ -155,7 +155,7 @@ def test_a_side_may_be_multiplied_and_another_cell_subtracted() -> None:
 
 
 def test_ratios_are_compared_by_their_logarithms() -> None:
-    """Runs that vary by factors: the mean of the differences is that of the largest run, and undecided."""
+    """Runs vary by factors: the mean difference is dominated by the largest run, and undecided."""
     left, right = [1.0, 12.0, 900.0, 3.0, 40.0], [3.0, 30.0, 3000.0, 8.0, 130.0]
     assert judged(left, "<", right).verdict == "undecided"
     found = judged(left, "<", right, scale="ratio")

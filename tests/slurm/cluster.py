@@ -51,7 +51,7 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def why_not() -> str | None:
-    """What keeps the cluster from being started here."""
+    """Why the cluster can't be started here."""
     if os.geteuid() != 0:
         return "SLURM's daemons need root"
     missing = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
@@ -59,21 +59,21 @@ def why_not() -> str | None:
 
 
 class Cluster:
-    """The cluster's daemons and commands."""
+    """Daemons and commands of the cluster."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environ = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
 
     def start(self) -> None:
-        """Bring it up; returns when both nodes take jobs.
+        """Start the cluster; returns when both nodes accept jobs.
 
         Raises:
-            RuntimeError: they don't within half a minute, with what the daemons' logs say.
+            RuntimeError: they don't within half a minute; with the daemons' logs.
         """
         (self.folder / "state").mkdir(parents=True)
         self.folder.chmod(0o755)
-        _take_back_names()  # of a cluster that was killed
+        _take_back_names()  # left by a killed cluster
         with _HOSTS.open("a") as hosts:
             hosts.writelines(f"127.0.0.1 {node}\n" for node in NODES)
         controller, *ports = _free_ports(1 + len(NODES))
@@ -106,7 +106,7 @@ class Cluster:
         self.run("munged", "--force", *(f"--{option}={self.folder}/munge.{end}" for option, end in places.items()))
 
     def stop(self) -> None:
-        """End all jobs and daemons, and take the nodes' names back."""
+        """End all jobs and daemons, and remove the nodes' names."""
         with contextlib.suppress(subprocess.CalledProcessError):
             self.run("scancel", "--user=root", "--signal=KILL", "--full")
             self.run("scancel", "--user=root")
@@ -114,7 +114,7 @@ class Cluster:
         _take_back_names()
 
     def run(self, *command: str, **options: object) -> str:
-        """What a command prints."""
+        """Run a command; returns its output."""
         done = subprocess.run(
             command,
             env=self.environ,
@@ -127,14 +127,14 @@ class Cluster:
         return str(done.stdout)
 
     def state(self, job: str) -> str:
-        """A job's state, COMPLETED say."""
+        """State of a job, such as COMPLETED."""
         return _field(self.run("scontrol", "show", "job", job), "JobState")
 
     def wait(self, job: str, *states: str, timeout_s: float = 200) -> str:
-        """The state that a job ends in, or the first of `states` that it comes to.
+        """Wait for a job's final state, or the first of `states`.
 
         Raises:
-            TimeoutError: it comes to none.
+            TimeoutError: it reaches none in time.
         """
         ends = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         deadline = time.monotonic() + timeout_s
@@ -145,7 +145,7 @@ class Cluster:
         return state
 
     def restarts(self, job: str) -> int:
-        """How often a job was requeued."""
+        """Number of times a job was requeued."""
         return int(_field(self.run("scontrol", "show", "job", job), "Restarts"))
 
 

@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A running SLURM; the tests are skipped, with the reason, where there can be none."""
+    """A running SLURM; tests are skipped, with the reason, if it can't be started."""
     if reason := why_not():
         pytest.skip(reason)
     cluster = Cluster(tmp_path_factory.mktemp("slurm"))
@@ -25,7 +25,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What a user's clone of the repository is to sbatch, with room for logs and outputs of its own."""
+    """A copy of the repository for sbatch, with its own logs and outputs."""
     for name in ("scripts", "slurm"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     return tmp_path

@@ -27,7 +27,7 @@ SHORT = (
 
 
 def submit(cluster: Cluster, folder: Path, *arguments: str, **environ: str) -> str:
-    """`sbatch arguments` in `folder`, with this Python in the PATH; the job's id."""
+    """Run `sbatch arguments` in `folder`, with this Python in the PATH; returns the job's id."""
     done = subprocess.run(
         ["sbatch", "--parsable", *arguments],
         cwd=folder,
@@ -40,7 +40,7 @@ def submit(cluster: Cluster, folder: Path, *arguments: str, **environ: str) -> s
 
 
 def in_reach(environ: dict[str, str]) -> dict[str, str]:
-    """The environment of a user whose `python` is this one."""
+    """Environment of a user whose `python` is this one."""
     inherited = {key: value for key, value in environ.items() if not key.startswith(("SYNCBN_", "SLURM_JOB"))}
     bin_folder = Path(sys.executable).parent
     return {
@@ -77,7 +77,7 @@ def test_torchrun_on_two_nodes_of_two_ranks(cluster: Cluster, checkout: Path) ->
 
 @pytest.mark.parametrize("script", ["slurm/train.sbatch", "slurm/torchrun.sbatch"])
 def test_a_job_whose_time_is_over_is_queued_again_and_goes_on(cluster: Cluster, checkout: Path, script: str) -> None:
-    """Two ranks on one node. The signal is sent by hand: SLURM's clock has minutes."""
+    """Two ranks on one node. The signal is sent by hand, since SLURM's time limits are in minutes."""
     longer = [argument for argument in SHORT if "limit_train" not in argument]
     options = ("trainer.max_epochs=2", "callbacks=[checkpoint,lr_monitor]", "trainer.log_every_n_steps=1")
     job = submit(cluster, checkout, script, *longer, *options)
@@ -119,7 +119,7 @@ def test_an_array_is_a_run_for_each_line(cluster: Cluster, checkout: Path) -> No
 
 
 def test_a_sweep_from_the_login_node_is_a_job_for_each_of_its_runs(cluster: Cluster, checkout: Path) -> None:
-    """launcher=slurm, jobs over two nodes: one gives way and goes on, the other fails; the command waits for both."""
+    """launcher=slurm, jobs over two nodes: one is requeued and resumes, the other fails; the command waits for both."""
     arguments = [*SHORT, "trainer=ddp", "norm=group", "norm.groups=4,3", "run_id=sweep", "test=false"]
     arguments += ["trainer.limit_train_batches=30", "data.batch_size=16", "trainer.log_every_n_steps=1"]
     arguments += ["callbacks=[checkpoint,lr_monitor]", "launcher=slurm", "hydra.launcher.nodes=2"]

@@ -1,4 +1,4 @@
-"""Trainings of which rank 1 differs from rank 0 in one thing."""
+"""Trainings in which rank 1 differs from rank 0 in one respect."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ class Module(L.LightningModule):
 
 
 def fit(kind: str, every_n_steps: int | None) -> str:
-    """What the run says."""
+    """Fit, and return the run's message."""
     settings = {"norm": {"name": "batch" if kind == "settings" and dist.get_rank() == 1 else "sync"}}
     with fits.launched():
         run = fits.trainer(max_epochs=1, callbacks=[RanksAgree(settings, every_n_steps)])

@@ -13,7 +13,7 @@ from syncbn.training import ClassificationTask, ddp
 
 
 class FailingTask(ClassificationTask):
-    """Raises on one rank, before the first step or at the third, where "hang" makes the other rank sleep."""
+    """Raises on one rank, before the first step or at the third; with "hang", the other rank sleeps."""
 
     failing_rank: int
     where: str

@@ -1,4 +1,4 @@
-"""Trainings for one process or for every rank of a pool: what `Ranks.run` sends to its processes."""
+"""Trainings in one process or on every rank of a pool, run by `Ranks.run`."""
 
 import os
 import warnings
@@ -22,16 +22,16 @@ from syncbn.training import AtomicCheckpointIO, ClassificationTask, SyncBatchNor
 
 @contextmanager
 def launched() -> Iterator[None]:
-    """Inside a rank of a pool, what torchrun would have told Lightning; otherwise nothing."""
+    """Set torchrun's variables for Lightning inside a rank of a pool."""
     before = dict(os.environ)
     if dist.is_initialized():
         rank, world = str(dist.get_rank()), str(dist.get_world_size())
         os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0", "WORLD_SIZE": world}
         os.environ |= {"LOCAL_WORLD_SIZE": world, "GROUP_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "tests"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # not asked: the group is there already
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # unused: the group exists already
     try:
         with warnings.catch_warnings():
-            # Lightning's own use of torch's pytree, and advice about settings that a test chooses on purpose.
+            # Lightning's own use of torch's pytree, and advice about deliberate settings.
             warnings.filterwarnings("ignore", message=r".*`isinstance\(treespec, LeafSpec\)` is deprecated")
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
             warnings.filterwarnings("ignore", category=L.utilities.warnings.PossibleUserWarning)
@@ -42,7 +42,7 @@ def launched() -> Iterator[None]:
 
 
 def trainer(**options: Any) -> L.Trainer:
-    """A quiet trainer over this process, or over the pool that it is a rank of."""
+    """A quiet trainer for this process or its pool."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     quiet = {
         "logger": False,
@@ -58,7 +58,7 @@ def trainer(**options: Any) -> L.Trainer:
 
 
 def digits(train: int = 1079, test: int = 359, **options: Any) -> DigitsDataModule:
-    """The digits with their first `train` and `test` samples alone."""
+    """The digits with only their first `train` and `test` samples."""
     data = DigitsDataModule(**options)
     data.train_indices = data.train_indices[:train]
     data.val_indices = data.test_indices = data.test_indices[:test]
@@ -66,7 +66,7 @@ def digits(train: int = 1079, test: int = 359, **options: Any) -> DigitsDataModu
 
 
 def task(norm: str = "sync", width: int = 4, lr: float = 0.02, **options: Any) -> ClassificationTask:
-    """A small network that is the same on every rank, in float32 as always or in a trainer's precision."""
+    """A small network, the same on every rank, in float32 or in the trainer's precision."""
     torch.manual_seed(0)
     net = resnet18(norm=norm, num_classes=10, in_channels=1, stem="cifar", width=width)
     optimizer = partial(torch.optim.SGD, lr=lr, momentum=0.9, weight_decay=1e-3)
@@ -78,14 +78,14 @@ def state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def shallow_net() -> nn.Module:
-    """Normalizes 36 values an image and channel, so that it can train on one image; a deep ResNet has one value."""
+    """A network with 36 values per image and channel, which can train on one image; a deep ResNet has one value."""
     torch.manual_seed(0)
     pool = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
     return nn.Sequential(nn.Conv2d(1, 6, 3, bias=False), syncbn.SyncBatchNorm(6), pool, nn.Linear(24, 10))
 
 
 def fit(batch_size: int, train: int, shallow: bool = False, **options: Any) -> dict[str, Any]:
-    """Fit for two epochs; the network's state, the logged metrics and the number of steps."""
+    """Fit for two epochs; returns the network's state, the logged metrics and the number of steps."""
     with launched():
         module, run = task(), trainer(max_epochs=2, **options)
         if shallow:
@@ -104,7 +104,7 @@ def evaluate(batch_size: int, test: int) -> dict[str, Any]:
 
 
 class UsersModule(L.LightningModule):
-    """A LightningModule that knows nothing of this package."""
+    """A LightningModule independent of this package."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class UsersModule(L.LightningModule):
 
 
 def fit_with_plugin(batch_size: int, plugin: Callable[[], SyncBatchNormPlugin] | None, folder: Path) -> dict[str, Any]:
-    """Fit a user's module on full batches, with the plugin where there are ranks."""
+    """Fit a user's module on full batches, with the plugin if there are ranks."""
     with launched():
         module = UsersModule()
         run = trainer(max_epochs=1, precision="64-true", plugins=[plugin()] if plugin else [])

@@ -1,4 +1,4 @@
-"""GAN trainings for one process or for every rank of a pool."""
+"""GAN trainings in one process or on every rank of a pool."""
 
 import copy
 from functools import partial
@@ -29,7 +29,7 @@ def net(norm: str = "sync") -> DCGAN:
 
 
 def fit(kind: type[GANTask], batch_size: int, train: int, **options: Any) -> dict[str, Any]:
-    """Fit for two epochs in float64; the networks' state and the losses."""
+    """Fit for two epochs in float64; returns the networks' state and the losses."""
     with fits.launched():
         task = kind(net(), ADAM, **options)
         run = fits.trainer(max_epochs=2, precision="64-true")
@@ -38,7 +38,7 @@ def fit(kind: type[GANTask], batch_size: int, train: int, **options: Any) -> dic
 
 
 def evaluate(samples: int) -> dict[str, float]:
-    """The test metrics of an untrained generator."""
+    """Test metrics of an untrained generator."""
     with fits.launched():
         run = fits.trainer()
         metrics = run.test(GANTask(net(), ADAM, quality_samples=samples), fits.digits(96, 60), verbose=False)[0]

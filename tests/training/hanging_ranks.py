@@ -1,4 +1,4 @@
-"""Trainings in which rank 1 stands still after some batches, each in another place."""
+"""Trainings in which rank 1 hangs after some batches, each at a different place."""
 
 import time
 from collections.abc import Iterator

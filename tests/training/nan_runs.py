@@ -1,4 +1,4 @@
-"""Trainings in which the data of one rank turns to NaN in some batches, and the same training by hand."""
+"""Trainings in which one rank's data is NaN in some batches, and the same training by hand."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ def net(norm: str = "sync") -> nn.Module:
 
 
 def batch(number: int) -> tuple[Tensor, Tensor]:
-    """The n-th batch of the training, of all ranks together."""
+    """The n-th batch of the training, over all ranks."""
     generator = torch.Generator().manual_seed(number)
     images = torch.randn(SIZE, 1, 8, 8, generator=generator, dtype=torch.float64)
     return images, torch.randint(10, (SIZE,), generator=generator)
@@ -55,7 +55,7 @@ def launched() -> Iterator[None]:
 
 
 class Data:
-    """This rank's part of each batch; NaN in those of `bad`, counted over the epochs, on the last rank."""
+    """This rank's part of each batch; on the last rank, NaN in the batches `bad`, counted over epochs."""
 
     def __init__(self, bad: Sequence[int]) -> None:
         self.bad, self.epoch = bad, 0
@@ -98,7 +98,7 @@ def fit(
     patience: int = 10,
     **options: Any,
 ) -> dict[str, Any]:
-    """The network and the last loss of a run; or what it says when it stops."""
+    """Fit; returns the network and the last loss, or the message of a stop."""
     with launched():
         callbacks = [
             NanPolicy(policy, folder / "last.ckpt", patience),  # type: ignore[arg-type]
@@ -117,7 +117,7 @@ def fit(
 
 
 def by_hand(numbers: Sequence[Sequence[int]], optimizer: str = "sgd", norm: str = "batch") -> tuple[nn.Module, Tensor]:
-    """A plain loop over the batches, those of a step together; the network and the losses of each batch."""
+    """Train in a plain loop over steps' batches; returns the network and the losses of each batch."""
     network = net(norm)
     steps = OPTIMIZERS[optimizer](network.parameters())
     losses = []
@@ -133,7 +133,7 @@ def by_hand(numbers: Sequence[Sequence[int]], optimizer: str = "sgd", norm: str 
 
 
 def gan(folder: Path, bad: Sequence[int]) -> list[dict[str, Tensor]]:
-    """The networks of a GAN after each batch, where the images of some are NaN."""
+    """Networks of a GAN after each batch, if the images of some are NaN."""
     states: list[dict[str, Tensor]] = []
 
     class States(L.Callback):

@@ -1,4 +1,4 @@
-"""Trainings that a signal stops and that go on, in one process or as a rank of a pool."""
+"""Trainings that a signal stops and that resume, in one process or as a rank of a pool."""
 
 import os
 import random
@@ -31,7 +31,7 @@ from tests.training import fits, gans
 
 
 class Rows(Logger):
-    """Keeps what is logged, at which step."""
+    """Records logged values and their steps."""
 
     name, version, experiment = "rows", "0", None
 
@@ -63,7 +63,7 @@ class SignalAt(L.Callback):
 
 
 class NoisyTask(ClassificationTask):
-    """Draws from every generator in training and in validation, and logs plain numbers too."""
+    """Draws from every generator in training and validation, and logs plain numbers, too."""
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         loss = super().training_step(batch, batch_idx)
@@ -105,9 +105,9 @@ def fit(
     recalibrate: bool = False,
     **options: Any,
 ) -> Any:
-    """Two epochs of 6 batches on one rank and of 3 on two; what the run is at its end, and what it has logged.
+    """Fit for two epochs, of 6 batches on one rank or 3 on two; returns the final state and the logs.
 
-    None where a signal stopped it.
+    None if a signal stopped it.
     """
     with fits.launched():
         module, rows = gan() if kind == "gan" else task(kind), Rows()
@@ -141,7 +141,7 @@ def fit(
 
 
 def whole_and_resumed(folder: Path, kind: str, stops: list[int], **options: Any) -> list[Any]:
-    """The uninterrupted run; and for each place to stop: whether it did, what was logged by then, the resumed run."""
+    """The uninterrupted run; and for each place to stop: whether it did, the logs until then, the resumed run."""
     whole = fit(folder / "whole", kind, None, resume=False, **options)
     pieces = []
     for stop_at in stops:

@@ -1,4 +1,4 @@
-"""The callbacks on a short real training, read back from what they wrote."""
+"""The callbacks on a short real training, checked by their files."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, and reading one executes nothing."""
+"""Checkpoints are complete or absent, and reading one executes nothing."""
 
 import os
 import subprocess
@@ -100,7 +100,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path, kept: int) -> None:
 
 
 def test_a_flipped_bit_is_found_wherever_it_matters(tmp_path: Path) -> None:
-    """Each bit of the file says something or is padding: what loads is what was saved."""
+    """Each bit of the file matters or is padding: a file that loads equals what was saved."""
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(STATE, path)
     good = path.read_bytes()

@@ -1,4 +1,4 @@
-"""The exchange that a run's ranks sum by is in its folder, and a resume with another says so."""
+"""A run's exchange is recorded in its folder, and resuming with another one warns."""
 
 import warnings
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from tests.training import fits
 
 
 def fit_and_resume(folder: Path, choices: list[str], norm: str = "sync") -> tuple[str, list[str]]:
-    """An epoch by each exchange, from the last one's checkpoint on; the record, and what was said about exchanges."""
+    """An epoch by each exchange, each resumed from the last; returns the record and the messages about exchanges."""
     said: list[str] = []
     for epoch, choice in enumerate(choices):
         with asked_for(choice), fits.launched(), warnings.catch_warnings(record=True) as caught:

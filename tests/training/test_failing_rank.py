@@ -1,4 +1,4 @@
-"""A rank that raises takes the other down, with its message, under every launcher."""
+"""A rank that raises ends the other, with its message, under every launcher."""
 
 import os
 import subprocess
@@ -37,4 +37,4 @@ def test_no_rank_is_left(launcher: list[str], start_method: str, rank: int, wher
 
     assert process.returncode != 0
     assert f"rank {rank} found something wrong" in output
-    assert "AttributeError" not in output  # the way down raises nothing of its own
+    assert "AttributeError" not in output  # the shutdown raises nothing itself

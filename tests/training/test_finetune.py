@@ -1,4 +1,4 @@
-"""Fine-tuning policies on short real fits: what should move moves, what shouldn't doesn't."""
+"""Fine-tuning policies on short real fits: only the right parameters and statistics change."""
 
 import copy
 import warnings
@@ -21,7 +21,7 @@ State = dict[str, Tensor]
 
 
 class Diary(L.Callback):
-    """The network's state at the start, after each epoch, and in each validation; what the optimizer has."""
+    """Records the network's state at the start, after each epoch, and in each validation; and the optimizer's."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.states, self.validated = [fits.state(pl_module.net)], []
@@ -132,7 +132,7 @@ def test_recalibration_every_n_epochs_and_in_the_last_and_without_validation() -
 
 def test_an_average_of_weights_gets_statistics_of_its_own() -> None:
     class Weights(L.Callback):
-        """The exponential average of the weights after each step, by the formula."""
+        """Computes the exponential average of the weights after each step, by the formula."""
 
         def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: object) -> None:
             now = {name: p.detach().clone() for name, p in pl_module.net.named_parameters()}

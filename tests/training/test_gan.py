@@ -1,4 +1,4 @@
-"""Adversarial training: against a loop by hand, over ranks, and what its test says about generated images."""
+"""Adversarial training: against a loop by hand, over ranks, and the test metrics of generated images."""
 
 from collections.abc import Callable
 from functools import partial
@@ -31,7 +31,7 @@ def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float) -
 
 
 class Recording(GANTask):
-    """Keeps what it trains on."""
+    """Records its training data."""
 
     def __init__(self, *args, **options) -> None:
         super().__init__(*args, **options)
@@ -63,7 +63,7 @@ def test_training_is_the_papers_loop() -> None:
     ids=["bce", "joint", "wgan_gp"],
 )
 def test_two_ranks_are_one_process(ranks: Pool, options: dict[str, object]) -> None:
-    """Each network is left out of the other's backward pass; two forward passes before one; derivatives twice."""
+    """Each network is unused in the other's backward pass; two forward passes before one; second derivatives."""
     single = gans.fit(gans.InRankOrder, 32, 96, **options)
 
     both = ranks(2).run(partial(gans.fit, **options), GANTask, 16, 96)

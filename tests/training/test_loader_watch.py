@@ -1,4 +1,4 @@
-"""A loader that sleeps is found out, and one that doesn't is not."""
+"""A slow loader causes a warning, and a fast one doesn't."""
 
 import time
 import warnings
@@ -11,7 +11,7 @@ from tests.training import fits
 
 
 class Slow(fits.DigitsDataModule):
-    """Takes its time for each training batch."""
+    """Sleeps before each training batch."""
 
     seconds = 0.05
 

@@ -11,7 +11,7 @@ from tests.training import fits
 
 
 class Seen(L.Callback):
-    """The first layer's momentum at each batch, by optimizer step."""
+    """Records the first layer's momentum at each batch, by optimizer step."""
 
     def __init__(self) -> None:
         self.momentum: dict[int, float] = {}

@@ -1,4 +1,4 @@
-"""A loss that isn't finite on one rank stops all of them, or its step is left out as if it had never been."""
+"""A non-finite loss on one rank stops all of them, or its step is skipped without a trace."""
 
 from collections.abc import Callable
 from functools import partial

@@ -22,7 +22,7 @@ from tests.training import fits
 
 
 class Twin(L.Callback):
-    """Keeps the network and the batch as they were before a step."""
+    """Records the network and the batch before a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step

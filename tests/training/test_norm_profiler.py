@@ -52,7 +52,7 @@ def test_times_are_those_of_the_ranges_and_of_the_messages_in_them() -> None:
 
 
 def fit(folder: Path, batch_size: int) -> list[str]:
-    """The names of modules that still have a hook of ours after the fit."""
+    """Fit; returns the names of modules that still have a hook of ours."""
     with fits.launched():
         module = fits.task()
         run = fits.trainer(

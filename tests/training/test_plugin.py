@@ -1,4 +1,4 @@
-"""What the plugin answers to wrong arguments and to the wrong Trainer."""
+"""Messages of the plugin for wrong arguments and the wrong Trainer."""
 
 import lightning.pytorch as L
 import pytest

@@ -1,4 +1,4 @@
-"""Two ranks are one process with the whole batch: training, metrics, and a user's module through the plugin."""
+"""Two ranks equal one process with the whole batch: training, metrics, and a user's module with the plugin."""
 
 from collections.abc import Callable
 from functools import partial

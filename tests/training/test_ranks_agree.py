@@ -1,4 +1,4 @@
-"""Ranks that hold different things say so at once, instead of waiting for each other or training on."""
+"""Differences between ranks are reported at once, instead of hanging or training on."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and goes on is the run that was not stopped, bit for bit."""
+"""A run that is stopped anywhere and resumed is bitwise equal to an uninterrupted one."""
 
 import random
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def test_resuming_after_a_stop_anywhere_is_exact(tmp_path: Path, options: dict[s
 @pytest.mark.distributed
 @pytest.mark.parametrize("kind", ["cross_iteration", "batch", "alone", "gan"])
 def test_two_ranks_resume_exactly(ranks: Callable[[int], Ranks], tmp_path: Path, kind: str) -> None:
-    """One of them gets the signal; with norm=batch, or alone in its group, each has running statistics of its own."""
+    """One of them gets the signal; with norm=batch, or alone in its group, each has its own running statistics."""
     stops = random.Random(kind).sample(range(7), 3)
 
     results = ranks(2).run(partial(whole_and_resumed, tmp_path, kind, stops))

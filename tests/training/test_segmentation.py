@@ -1,4 +1,4 @@
-"""Segmentation: four ranks of two images are one process of eight, and mIoU is that of all pixels."""
+"""Segmentation: four ranks of two images equal one process of eight, and mIoU is that of all pixels."""
 
 from collections.abc import Callable
 from functools import partial

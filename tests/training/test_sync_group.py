@@ -19,7 +19,7 @@ SAMPLES = 32  # a batch of 8 a rank, one step
 
 
 class KeepImages(L.Callback):
-    """What this rank has trained on."""
+    """Records this rank's training images."""
 
     images: Tensor
 
@@ -38,7 +38,7 @@ def shallow_fit(size: int | str) -> dict[str, Any]:
 
 
 def running_mean(images: list[Tensor]) -> Tensor:
-    """After one step, in float64, of the first convolution's output over all images of a group."""
+    """Running mean after one step, in float64, of the first convolution's output over all images of a group."""
     net = fits.shallow_net()
     with torch.no_grad():
         return 0.1 * net[0](torch.cat(images)).double().mean(dim=(0, 2, 3))
@@ -55,7 +55,7 @@ def test_a_groups_running_statistics_are_of_its_own_images(ranks: Pool) -> None:
 
 
 class UsersFit(L.Callback):
-    """Keeps the groups' sizes: after the fit the plugin has reverted the layers."""
+    """Records the groups' sizes during the fit, before the plugin reverts the layers."""
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         self.sizes = [m.process_group.size() for m in pl_module.modules() if hasattr(m, "converted_from")]

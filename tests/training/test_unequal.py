@@ -1,4 +1,4 @@
-"""Ranks with unequal numbers of batches train to the end as one process would, or say at once that they can't."""
+"""Ranks with unequal numbers of batches train like one process, or fail at once with a message."""
 
 from collections.abc import Callable
 

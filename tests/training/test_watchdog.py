@@ -1,4 +1,4 @@
-"""A rank that stands still is named, with the place, by those that wait for it, and all ranks end."""
+"""A hanging rank is reported, with its position, by those that wait for it, and all ranks end."""
 
 import os
 import re
@@ -27,7 +27,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def ends() -> dict[str, list[Ended]]:
-    """All cases at once: most of their time they wait."""
+    """Run all cases at once, since they mostly wait."""
     started = {}
     for case, norm in CASES.items():
         where = {"reduction": "forward", "slow": "loader"}.get(case, case)
@@ -40,7 +40,7 @@ def ends() -> dict[str, list[Ended]]:
 
 
 def message(ends: list[Ended]) -> str:
-    """What one of the ranks said, and only one."""
+    """The message, which only one of the ranks printed."""
     texts = [end.output for end in ends if "the run ends with exit code 124" in end.output]
     assert len(texts) == 1, [end.output for end in ends]
     return texts[0]

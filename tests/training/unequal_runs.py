@@ -37,7 +37,7 @@ def batches(rank: int, count: int) -> list[tuple[Tensor, Tensor]]:
 
 
 class Stream(IterableDataset[Any]):
-    """Batches whose number nobody knows before the end."""
+    """Batches of unknown number."""
 
     def __init__(self, batches: list[Any]) -> None:
         self.batches = batches
@@ -63,7 +63,7 @@ class Module(L.LightningModule):
 
 
 def fit(counts: tuple[int, int], policy: Any, known: bool) -> dict[str, Any]:
-    """The network, the last epoch's loss and the number of steps; or what the run says."""
+    """Fit; returns the network, the last epoch's loss and the number of steps, or the run's message."""
     own = batches(dist.get_rank(), counts[dist.get_rank()])
     loader: Any = DataLoader(own if known else Stream(own), batch_size=None)  # type: ignore[arg-type]
     with fits.launched():
@@ -77,7 +77,7 @@ def fit(counts: tuple[int, int], policy: Any, known: bool) -> dict[str, Any]:
 
 
 def by_hand(counts: tuple[int, int]) -> tuple[nn.Module, float]:
-    """A plain loop of one process over the ranks' batches put together."""
+    """Train in a plain loop of one process over the ranks' combined batches."""
     network = net()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     for _ in range(EPOCHS):

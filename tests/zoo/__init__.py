@@ -1,1 +1,1 @@
-"""Networks of other packages, with random weights, through every conversion and policy: `make zoo`, docs/zoo.md."""
+"""Tests of all conversions and policies on networks of other packages with random weights: `make zoo`, docs/zoo.md."""

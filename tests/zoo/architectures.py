@@ -1,4 +1,4 @@
-"""The networks: of torchvision, timm, segmentation-models-pytorch, monai, transformers and kornia, built when asked."""
+"""Networks of torchvision, timm, segmentation-models-pytorch, monai, transformers and kornia, built on demand."""
 
 import importlib
 import importlib.util
@@ -17,10 +17,10 @@ class Architecture:
     """A network of another package.
 
     Attributes:
-        name: in this table.
-        library: the package's name.
-        make: builds it with random weights; it is run by the library in question alone.
-        shape: of one sample.
+        name: name in this table.
+        library: name of the package.
+        make: builds it with random weights; only called with its library installed.
+        shape: shape of one sample.
     """
 
     name: str
@@ -35,7 +35,7 @@ def _called(path: str, *args: Any, **options: Any) -> Callable[[], Any]:
 
 
 def _tensors_only(path: str, **config: Any) -> Callable[[], Any]:
-    """A network of transformers: `package.Class` of a configuration, of which a keyword gives the class."""
+    """Build a network of transformers: `package.Class` with a configuration, whose class is given by a keyword."""
 
     def make() -> Any:
         transformers = importlib.import_module("transformers")
@@ -80,7 +80,7 @@ def _torchvision() -> list[Architecture]:
 
 
 def _small_vgg() -> Any:
-    """VGG-11, whose linear layers of 120 million numbers are replaced by one."""
+    """VGG-11 with its linear layers of 120 million numbers replaced by one."""
     net = _called("torchvision.models.vgg11_bn", weights=None)()
     net.classifier = nn.Linear(512 * 7 * 7, 10)
     return net
@@ -235,7 +235,7 @@ def _transformers() -> list[Architecture]:
 
 
 def _kornia() -> list[Architecture]:
-    """Kornia is there in the environment of the test suite, too: these are in CI."""
+    """Networks of kornia, which is also in the test suite's environment: these run in CI."""
     widths = {"initial_dim": 16, "block_dims": [16, 24, 32]}
     return [
         Architecture("kornia HardNet", "kornia", _called("kornia.feature.HardNet", pretrained=False), (1, 32, 32)),
@@ -256,15 +256,15 @@ def _kornia() -> list[Architecture]:
 
 
 def architectures() -> dict[str, Architecture]:
-    """All of them, by name."""
+    """All architectures, by name."""
     found = [*_torchvision(), *_timm(), *_smp(), *_monai(), *_transformers(), *_kornia()]
     return {architecture.name: architecture for architecture in found}
 
 
 def declare_operators() -> None:
-    """Declare torchvision's operators where its compiled library doesn't fit this build of torch, such as a CPU one.
+    """Declare torchvision's operators if its compiled library doesn't fit this build of torch, such as a CPU one.
 
-    It isn't imported without them; the networks of this table don't call them.
+    Importing torchvision requires them; the networks of this table don't call them.
     """
     if importlib.util.find_spec("torchvision") is None:
         return
@@ -278,4 +278,4 @@ def declare_operators() -> None:
         importlib.import_module("torchvision")
 
 
-_KEPT: list[Any] = []  # a library's definitions go with it
+_KEPT: list[Any] = []  # a library's definitions are removed with it

@@ -1,4 +1,4 @@
-"""What is done to each network, and what tells that it is right."""
+"""Checks of each conversion and policy on a network."""
 
 import copy
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Check = Callable[[Specimen], Facts]
 
 
 def sync(s: Specimen) -> Facts:
-    """In one process: outputs, and a training step, are those of before."""
+    """In one process, outputs and a training step are unchanged."""
     converted = _converted(s, "sync")
     s.same(converted, s.base, "converted to sync")
     s.same_step(converted, s.copy(), "converted to sync")
@@ -25,7 +25,7 @@ def sync(s: Specimen) -> Facts:
 
 
 def plain(s: Specimen) -> Facts:
-    """Likewise, by plain batch norms of ours."""
+    """With our plain batch norms, outputs and a training step are unchanged."""
     converted = _converted(s, "batch")
     s.same(converted, s.base, "converted to batch")
     s.same_step(converted, s.copy(), "converted to batch")
@@ -33,7 +33,7 @@ def plain(s: Specimen) -> Facts:
 
 
 def group(s: Specimen) -> Facts:
-    """Group norms train, and reverting gives the network back."""
+    """Group norms train, and reverting restores the network."""
     converted = _converted(s, "group")
     _trains(s, converted)
     _reverted(s, converted)
@@ -41,7 +41,7 @@ def group(s: Specimen) -> Facts:
 
 
 def cross_iteration(s: Specimen) -> Facts:
-    """While it burns in, a step is that of before; with a window it trains."""
+    """During burn-in a step is unchanged; with a window it trains."""
     converted = _converted(s, "cross_iteration", burn_in=1000, example_input=s.x)
     s.same(converted, s.base, "converted to cross_iteration")
     s.same_step(converted, s.copy(), "burning in")
@@ -52,7 +52,7 @@ def cross_iteration(s: Specimen) -> Facts:
 
 
 def frozen(s: Specimen) -> Facts:
-    """Whatever the mode, norms evaluate."""
+    """Norms evaluate in any mode."""
     converted = _converted(s, "frozen")
     s.same(converted, s.base, "converted to frozen")
     s.same_step(converted, s.copy(), "converted to frozen", tuple(s.norms(s.base)), whole=False)
@@ -60,7 +60,7 @@ def frozen(s: Specimen) -> Facts:
 
 
 def revert(s: Specimen) -> Facts:
-    """The old classes are back, with what a step of training made of the new layers' state."""
+    """The old classes are restored, with the state after a training step of the new layers."""
     converted, expected = _converted(s, "sync"), s.copy()
     s.step(converted)
     s.step(expected)
@@ -73,7 +73,7 @@ def revert(s: Specimen) -> Facts:
 
 
 def state_dict(s: Specimen) -> Facts:
-    """State dicts of the network and of the converted one are exchanged, strictly."""
+    """State dicts of the network and of the converted one load into each other, strictly."""
     converted, other = _converted(s, "sync"), s.copy()
     s.step(converted)
     if list(converted.state_dict()) != list(s.base.state_dict()):
@@ -86,7 +86,7 @@ def state_dict(s: Specimen) -> Facts:
 
 
 def fuse(s: Specimen) -> Facts:
-    """The result is the network's evaluation; how many norms after a convolution or linear layer are folded."""
+    """The result equals the network's evaluation; counts folded norms after a convolution or linear layer."""
     model, before = s.copy(), snapshot(s.base)
     with policy():
         fused = syncbn.fuse(model, s.x)
@@ -97,7 +97,7 @@ def fuse(s: Specimen) -> Facts:
 
 
 def prune(s: Specimen) -> Facts:
-    """The result is the network in which γ and β of the removed channels are 0, and goes on training."""
+    """The result equals the network with γ and β of the removed channels set to 0, and is trainable."""
     model = s.copy()
     tell_scales_apart(model)
     silent, before = copy.deepcopy(model), snapshot(model)
@@ -126,7 +126,7 @@ def freeze(s: Specimen) -> Facts:
 
 
 def recalibrate(s: Specimen) -> Facts:
-    """Running statistics are the mean and unbiased variance of what each norm sees while the norms train."""
+    """Running statistics are the mean and unbiased variance of each norm's input while the norms train."""
     model = s.copy()
     with policy():
         syncbn.recalibrate(model, [s.x])
@@ -137,7 +137,7 @@ def recalibrate(s: Specimen) -> Facts:
 
 
 def inspect(s: Specimen) -> Facts:
-    """Nothing changes; the distance of each norm's statistics from the batch's is right."""
+    """Nothing changes; the distance of each norm's statistics from the batch's is correct."""
     model, before = s.copy(), snapshot(s.base)
     with policy():
         report = syncbn.inspect(model, [s.x])
@@ -153,13 +153,13 @@ def inspect(s: Specimen) -> Facts:
 
 
 def verify(s: Specimen) -> Facts:
-    """Two ranks with synchronized norms are one process.
+    """Two ranks with synchronized norms equal one process.
 
     Of two and four samples: torch's gradients for a batch of one aren't always those of a sample in a larger batch
     (timm's efficientvit_m0 in float64 is off by 0.7, without any norm of ours).
     """
     model = _converted(s, "sync").train()
-    for module in model.modules():  # each rank would draw other numbers
+    for module in model.modules():  # each rank would draw different numbers
         if hasattr(module, "drop_rate"):
             module.drop_rate = 0.0
         if type(module).__name__ in ("Dropout", "Dropout2d", "DropPath", "StochasticDepth"):
@@ -201,7 +201,7 @@ def _classes(model: nn.Module) -> list[tuple[str, type]]:
 
 
 def _trains(s: Specimen, model: nn.Module) -> None:
-    """Raise unless two steps of training work, with numbers that are finite, and an evaluation after them."""
+    """Raise unless two training steps and an evaluation after them work, with finite numbers."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     for _ in range(2):
         for part in s.step(model).values():
@@ -220,7 +220,7 @@ def _reverted(s: Specimen, converted: nn.Module) -> None:
 
 
 def _seen(s: Specimen, train: bool) -> dict[str, tuple[Tensor, Tensor]]:
-    """The moments of what each norm sees, if it is called once; the norms train, or evaluate, all else evaluates."""
+    """Moments of each norm's input, if it is called once; the norms train or evaluate, everything else evaluates."""
     model, seen = s.copy().eval(), {}
     calls: dict[str, int] = {}
 

@@ -1,4 +1,4 @@
-"""`python -m tests.zoo`: each network in a process of its own; rows to docs/zoo.csv, the page to docs/zoo.md."""
+"""`python -m tests.zoo`: checks each network in its own process; writes docs/zoo.csv and docs/zoo.md."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ def _row(name: str) -> dict[str, str]:
 
 
 def _in_a_process(name: str, library: str, checks: list[str]) -> dict[str, str]:
-    """The row of a network; one that ends the process, or takes too long, has crashed."""
+    """Row of a network; one that ends the process, or takes too long, has crashed."""
     command = [sys.executable, "-m", "tests.zoo.one", name, *checks]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)

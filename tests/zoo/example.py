@@ -1,4 +1,4 @@
-"""Runs a file of examples/ that needs this environment: torchrun -m tests.zoo.example examples/timm_loop.py"""
+"""Run a file of examples/ that needs this environment: torchrun -m tests.zoo.example examples/timm_loop.py"""
 
 import runpy
 import sys

@@ -1,4 +1,4 @@
-"""The row of one network: `python -m tests.zoo.one NAME CHECK ...`. The processes of `verify` import this module."""
+"""Row of one network: `python -m tests.zoo.one NAME CHECK ...`. The processes of `verify` import this module."""
 
 import importlib.metadata
 import json
@@ -15,11 +15,11 @@ from tests.zoo.specimen import Specimen
 
 declare_operators()
 
-_LONGEST = 160  # of a reason: lists of layers are cut
+_LONGEST = 160  # characters of a reason: lists of layers are truncated
 
 
 def examine(architecture: Architecture, checks: list[str]) -> dict[str, str]:
-    """The row of a network."""
+    """Make the row of a network."""
     torch.set_num_threads(1)
     specimen = Specimen(architecture.make, architecture.shape)
     row = {

@@ -1,4 +1,4 @@
-"""One network of somebody else's: built once, copied for each check, and how it is run."""
+"""A foreign network: built once, copied for each check, with helpers to run it."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -15,12 +15,12 @@ BATCH = 4
 
 
 class Specimen:
-    """A network with random weights and statistics that fit them, in float64 if it runs there.
+    """A network with random weights and matching statistics, in float64 if it runs in it.
 
     Attributes:
         base: the network, in evaluation mode; never changed.
         x: an input of `BATCH` samples.
-        tolerance: for differences, as a part of the largest value.
+        tolerance: largest difference, relative to the largest value.
     """
 
     def __init__(self, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
@@ -30,12 +30,12 @@ class Specimen:
         self.tolerance = 1e-7
         try:
             self._settle()
-        except RuntimeError:  # it casts by itself
+        except RuntimeError:  # it casts internally
             self.base, self.x, self.tolerance = self.base.float(), self.x.float(), 2e-3
             self._settle()
 
     def _settle(self) -> None:
-        """Give norms the statistics of the input, nearly, and other scales: new ones are all alike, some of them 0."""
+        """Give norms approximately the input's statistics, and random scales: new ones are all equal, some 0."""
         numbers = torch.Generator().manual_seed(2)
 
         def near(layer: Any, args: Any) -> None:
@@ -51,12 +51,12 @@ class Specimen:
             self.run(self.base)
 
     def copy(self) -> nn.Module:
-        """A network like it."""
+        """Copy the network."""
         return copy.deepcopy(self.base)
 
     @staticmethod
     def norms(model: nn.Module) -> dict[str, Any]:
-        """The batch norms with running statistics, by what they have."""
+        """Batch norms with running statistics, recognized by attributes."""
         return {
             name: module
             for name, module in model.named_modules()
@@ -64,14 +64,14 @@ class Specimen:
         }
 
     def run(self, model: nn.Module, scale: float = 1.0) -> list[Tensor]:
-        """What a network returns, without gradients, as it is in evaluation or training; the seed is the same."""
+        """Run a network without gradients, in its mode, with a fixed seed."""
         torch.manual_seed(0)
         with torch.no_grad(), quiet():
             outputs = tensors_of(model(scale * self.x))
         return [t.detach().clone() for t in outputs if t.is_floating_point()]
 
     def step(self, model: nn.Module, evaluating: tuple[str, ...] = ()) -> dict[str, dict[str, Tensor]]:
-        """Outputs, gradients and buffers of a training step, in which some layers evaluate, by name."""
+        """Outputs, gradients and buffers of a training step in which some layers, by name, evaluate."""
         model.train()
         for name in evaluating:
             model.get_submodule(name).eval()
@@ -98,11 +98,11 @@ class Specimen:
         """Raise unless a training step gives the same outputs, gradients and buffers.
 
         Args:
-            found: what is judged.
-            expected: what is right.
-            what: what is compared, for the message.
+            found: network to judge.
+            expected: correct network.
+            what: description of the comparison, for the message.
             evaluating: names of layers of `expected` that evaluate.
-            whole: whether both have the same parameters and buffers; else those that both have are compared.
+            whole: whether both have the same parameters and buffers; else only common ones are compared.
         """
         mine, right = self.step(found), self.step(expected, evaluating)
         for part, theirs in right.items():
@@ -116,7 +116,7 @@ class Specimen:
             self.compare(*both, f"{what}: {part} of a step", scale)
 
     def compare(self, found: list[Tensor], expected: list[Tensor], what: str, scale: float | None = None) -> None:
-        """Raise unless tensors are equal, but for rounding."""
+        """Raise unless tensors are equal up to rounding."""
         if [t.shape for t in found] != [t.shape for t in expected]:
             raise WrongError(f"{what}: other shapes")
         for a, b in zip(found, expected, strict=True):
@@ -138,7 +138,7 @@ def moments(x: Tensor, unbiased: bool) -> tuple[Tensor, Tensor]:
 def hooked(
     layers: dict[str, Any], see: Callable[..., Any], before: bool = False, named: bool = False
 ) -> Iterator[None]:
-    """Call a function at each call of these layers: before it, with the arguments, or after it, with the output too."""
+    """Call a function at each call of these layers: before it with the arguments, or after it with the output, too."""
     handles = []
     for name, layer in layers.items():
         register = layer.register_forward_pre_hook if before else layer.register_forward_hook
@@ -154,9 +154,9 @@ def hooked(
 
 
 def followers(model: nn.Module, run: Callable[[nn.Module], Any]) -> set[str]:
-    """Norms whose input is what a convolution or linear layer returned, untouched, and that are called once.
+    """Norms that are called once and whose input is the unchanged output of a convolution or linear layer.
 
-    Counted by hooks on modules alone, independently of the recorder. The input may have another shape, as in LeViT.
+    Counted only by hooks on modules, independently of the recorder. The input may have another shape, as in LeViT.
     """
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     returned: list[tuple[Tensor, int]] = []

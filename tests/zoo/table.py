@@ -1,4 +1,4 @@
-"""The table of docs/zoo.md, made of the rows of docs/zoo.csv."""
+"""The table of docs/zoo.md, from the rows of docs/zoo.csv."""
 
 import csv
 from collections import Counter
@@ -29,7 +29,7 @@ to `batch`. Verify: two ranks against one process.
 
 
 def read_rows(path: Path = ROWS) -> list[dict[str, str]]:
-    """The rows that there are."""
+    """Read all rows."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -37,7 +37,7 @@ def read_rows(path: Path = ROWS) -> list[dict[str, str]]:
 
 
 def write_row(row: dict[str, str], order: list[str], path: Path = ROWS) -> None:
-    """Put a row into the file, in the place of an older one of the same network; those of unknown names go."""
+    """Write a row to the file, replacing an older one of the same network; rows of unknown names are dropped."""
     rows = {old["name"]: old for old in read_rows(path)} | {row["name"]: row}
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -46,7 +46,7 @@ def write_row(row: dict[str, str], order: list[str], path: Path = ROWS) -> None:
 
 
 def page(rows: list[dict[str, str]]) -> str:
-    """The page."""
+    """Format the page."""
     reasons: dict[str, int] = {}
     counts = {check: Counter(_verdict(row[check]) for row in rows if row[check]) for check in CHECKS}
     folded, following = (sum(int(row[name] or 0) for row in rows) for name in ("folded", "following"))

@@ -1,4 +1,4 @@
-"""Networks of kornia, which is installed with the test suite; what is wrong is found."""
+"""Networks of kornia, which is installed with the test suite; and detection of errors."""
 
 import copy
 from functools import cache

@@ -1,4 +1,4 @@
-"""Ranks that agree on an exchange, or can't: what a rank says it took, for groups that are made one after the other."""
+"""Ranks that agree on an exchange, or can't, for successive groups: the exchange that each rank chose."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from tests.norm.core.shared import asked_for
 
 
 def taken(asked: list[str | None]) -> str:
-    """The exchange of a new group whose ranks have these values of SYNCBN_EXCHANGE, or the error; its sum is right."""
+    """Exchange of a new group whose ranks have these values of SYNCBN_EXCHANGE, or the error; checks its sum."""
     group = dist.new_group()
     rank, world = dist.get_rank(), dist.get_world_size()
     with asked_for(asked[rank]):
@@ -31,7 +31,7 @@ def taken(asked: list[str | None]) -> str:
 
 
 def on_rank(number: int, how: Callable[[], Any], asked: str | None) -> tuple[str, list[str]]:
-    """The same twice, where one rank is in another situation; and what it logs."""
+    """Exchange of two groups if one rank is in a different situation, and its log."""
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
@@ -82,7 +82,7 @@ def a_limit_on_the_size_of_files() -> Iterator[None]:
 
 @contextmanager
 def another_process_by_that_number() -> Iterator[None]:
-    """As on a machine with the same boot id, a copy of a running one, where the file is another."""
+    """Simulate a machine with the same boot id, such as a clone of a running one, where the file differs."""
     invite = segment.Segment.invitation
     other = segment.Segment.create(one_shot.segment_size(dist.get_world_size()))
 
@@ -103,7 +103,7 @@ def a_file_that_cant_be_opened() -> Iterator[None]:
 
 
 def kinds_of_buffers() -> dict[str, str]:
-    """The exchange of buffers that aren't floats in this process's memory, in a group that has agreed on one-shot."""
+    """Exchange of buffers that aren't floats in this process's memory, in a group that has agreed on one-shot."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -124,7 +124,7 @@ def kinds_of_buffers() -> dict[str, str]:
     with asked_for("one_shot"):
         kinds = {name: exchange_for(group, buffer).name for name, buffer in buffers.items()}
     mode = FlopCounterMode(display=False) if dist.get_rank() == 0 else patch.dict({})
-    with mode:  # on one rank alone: it must not wait in another kind of sum than the others
+    with mode:  # on one rank only: it must not wait in a different exchange than the others
         assert all_sum(torch.ones(2), group).tolist() == [dist.get_world_size()] * 2
     for name in ("bfloat16", "int64"):
         exchange_for(group, buffers[name]).sum(buffers[name])
@@ -138,7 +138,7 @@ def destroyed_group() -> str:
 
 
 def fake_backend() -> str:
-    """A backend that only pretends to communicate, on one process."""
+    """A backend that only simulates communication, on one process."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)

@@ -1,4 +1,4 @@
-"""Ranks of the one-shot exchange that are killed, end early, stop, are late, are interrupted, or fork."""
+"""Ranks of the one-shot exchange that are killed, end early, are suspended, late or interrupted, or fork."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ LENGTH = 257
 
 
 def exchange_some(exchange: OneShot, first: int = 0, count: int = 5) -> None:
-    """Some sums, each of which is compared."""
+    """Do some sums and compare each."""
     rank, ranks = dist.get_rank(), list(range(dist.get_world_size()))
     for message in range(first, first + count):
         buffer = part(rank, message, LENGTH)
@@ -26,7 +26,7 @@ def exchange_some(exchange: OneShot, first: int = 0, count: int = 5) -> None:
 
 
 def wait_for_a_lost_rank(how: str, in_flight: bool) -> None:
-    """Rank 1 is lost after some sums; the others wait for its part of the next one, and say how that ends."""
+    """Lose rank 1 after some sums; the others wait for its part of the next one, and report how that ends."""
     exchange = one_shot_of(dist.group.WORLD)
     exchange_some(exchange)
     if dist.get_rank() == 1:
@@ -57,7 +57,7 @@ def _lose(how: str) -> None:
 
 
 def time_out_that_is_changed_later() -> None:
-    """The wait has the time-out that the group has by then."""
+    """A wait has the group's current timeout."""
     group = dist.group.WORLD
     exchange = one_shot_of(group)
     exchange_some(exchange)
@@ -73,7 +73,7 @@ def time_out_that_is_changed_later() -> None:
 
 
 def interrupted() -> None:
-    """Ctrl-C while rank 0 waits, for a sum, for a message in flight and for room; and then it goes on."""
+    """Ctrl-C while rank 0 waits for a sum, a message in flight, or room; then it continues."""
     exchange = one_shot_of(dist.group.WORLD)
     rank = dist.get_rank()
     exchange_some(exchange)
@@ -121,7 +121,7 @@ def interrupted() -> None:
 
 
 def handled_signals() -> None:
-    """A handler that returns, called again and again while rank 0 waits."""
+    """A signal handler that returns, called repeatedly while rank 0 waits."""
     exchange = one_shot_of(dist.group.WORLD)
     seen = []
     signal.signal(signal.SIGALRM, lambda *_: seen.append(time.monotonic()))
@@ -136,7 +136,7 @@ def handled_signals() -> None:
 
 
 def forked_from_a_rank() -> None:
-    """A child can't sum, and neither it nor its end disturbs the ranks."""
+    """A forked child can't sum, and neither it nor its end affects the ranks."""
     exchange = one_shot_of(dist.group.WORLD)
     exchange_some(exchange)
     child = os.fork()
@@ -153,7 +153,7 @@ def forked_from_a_rank() -> None:
 
 
 def other_file_descriptors_are_closed() -> None:
-    """Code that opens and closes the files of its process, as tools that list them do, gives no lock away."""
+    """Code that opens and closes the files of its process, like tools that list them, doesn't release locks."""
     exchange = one_shot_of(dist.group.WORLD)
     exchange_some(exchange)
     for name in os.listdir("/proc/self/fd"):

@@ -1,4 +1,4 @@
-"""What tests of the one-shot exchange run on ranks: sums over groups, and the numbers that go into them."""
+"""Functions that tests of the one-shot exchange run on ranks: sums over groups and their numbers."""
 
 import os
 import random
@@ -22,7 +22,7 @@ from syncbn.norm.core.segment import Segment
 
 @contextmanager
 def asked_for(choice: str | None) -> Iterator[None]:
-    """Groups use the exchange that SYNCBN_EXCHANGE=`choice` asks for, whatever they used before."""
+    """Make groups use the exchange of SYNCBN_EXCHANGE=`choice`, even after another choice."""
     before = os.environ.pop(VARIABLE, None)
     if choice is not None:
         os.environ[VARIABLE] = choice
@@ -37,13 +37,13 @@ def asked_for(choice: str | None) -> Iterator[None]:
 
 
 def new_one_shot() -> tuple[ProcessGroup, OneShot]:
-    """A group of all ranks, and its exchange."""
+    """Make a group of all ranks and its exchange."""
     group = dist.new_group()
     return group, one_shot_of(group)
 
 
 def one_shot_of(group: ProcessGroup) -> OneShot:
-    """The exchange of a group."""
+    """One-shot exchange of a group."""
     with asked_for("one_shot"):
         found = exchange_for(group, torch.zeros(1))
     assert isinstance(found, OneShot)
@@ -51,7 +51,7 @@ def one_shot_of(group: ProcessGroup) -> OneShot:
 
 
 def with_in_flight(in_flight: int) -> OneShot:
-    """All ranks' exchange with that many messages in flight."""
+    """Exchange of all ranks with a number of messages in flight."""
     group = dist.new_group()
     segment = Segment.create(one_shot.segment_size(group.size(), in_flight)) if group.rank() == 0 else None
     invitation: list[Any] = [segment.invitation() if segment else None]
@@ -67,13 +67,13 @@ _KEPT: list[ProcessGroup] = []
 
 
 def part(rank: int, message: int, length: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """What a rank has for a message: numbers of which other orders give other sums."""
+    """Numbers of a rank for a message, whose sum depends on the order."""
     generator = torch.Generator().manual_seed(1000 * message + rank)
     return torch.randn(length, dtype=dtype, generator=generator) * 10.0 ** (rank % 3)
 
 
 def expected_sum(ranks: list[int], message: int, length: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """The sum in rank order."""
+    """Sum in rank order."""
     total = part(ranks[0], message, length, dtype)
     for rank in ranks[1:]:
         total = total + part(rank, message, length, dtype)
@@ -113,10 +113,10 @@ def layouts() -> dict[str, Tensor]:
 
 
 def late_and_in_flight(in_flight: int, messages: int, slow_rank: int, seed: int) -> int:
-    """How many sums were wrong, of messages in flight of which one rank sends and reads late, at random."""
+    """Count wrong sums of messages in flight when a rank sends and reads late, at random."""
     rank, ranks = dist.get_rank(), list(range(dist.get_world_size()))
     exchange = with_in_flight(in_flight)
-    chance, own = random.Random(seed), random.Random(seed + 1 + rank)  # what all do alike, and when a rank does it
+    chance, own = random.Random(seed), random.Random(seed + 1 + rank)  # common choices, and each rank's timing
     under_way: list[tuple[int, int, Tensor, Any]] = []
     wrong = 0
 
@@ -145,7 +145,7 @@ def late_and_in_flight(in_flight: int, messages: int, slow_rank: int, seed: int)
 
 
 def groups_at_once(rounds: int) -> int:
-    """How many sums were wrong, over all ranks, over pairs, and over all but one, each group in a thread of its own."""
+    """Count wrong sums over all ranks, over pairs, and over all but one, with each group in its own thread."""
     rank = dist.get_rank()
     members = [[0, 1, 2, 3], [0, 2], [1, 3], [1, 2, 3], [0, 1]]
     made = [(ranks, dist.new_group(ranks)) for ranks in members]
@@ -172,7 +172,7 @@ def groups_at_once(rounds: int) -> int:
 
 
 def made_and_destroyed(times: int) -> tuple[int, int, int]:
-    """Wrong sums over groups that are made again and again; files and maps that are left over."""
+    """Count wrong sums over groups that are created repeatedly; returns remaining files and maps, too."""
     wrong = 0
     files = maps = 0
     for message in range(times):
@@ -204,7 +204,7 @@ def _shared_maps() -> int:
 
 
 def different_lengths() -> str:
-    """What a rank is told when ranks don't send the same; and again by the next sum."""
+    """Errors of a rank when ranks send different messages, and of its next sum."""
     group, exchange = new_one_shot()
     texts = []
     for _ in range(2):

@@ -1,6 +1,6 @@
 """Two ranks that sum over three groups and are killed by kill -9: python -m tests.norm.core.small_memory
 
-Prints the exchange of each group, and what is left in /dev/shm, which should be one that nothing else uses.
+Prints the exchange of each group, and the remaining files in /dev/shm, which nothing else should use.
 """
 
 import logging

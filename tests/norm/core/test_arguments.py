@@ -49,7 +49,7 @@ def test_every_option_has_a_line_of_help(name: str) -> None:
 
 
 def values_out_of_bounds(kind: Any) -> Iterator[Any]:
-    """Numbers just outside of the ranges of a type."""
+    """Numbers just outside the ranges of a type."""
     for member in get_args(kind) if get_origin(kind) is not Annotated else [kind]:
         for bounds in get_args(member)[1:]:
             if isinstance(bounds, Range):
@@ -86,7 +86,7 @@ def test_a_layer_refuses_values_of_other_types(name: str, value: object) -> None
 
 @dataclass
 class Options:
-    """Of nothing."""
+    """Options of nothing."""
 
     count: Count = option(3, "a number")
     rate: Positive | None = option(0.5, "a number or nothing")

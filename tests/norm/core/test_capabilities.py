@@ -1,4 +1,4 @@
-"""What layers say of themselves is what they do."""
+"""Layers behave as their capabilities declare."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def test_which_layer_says_what() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(available_norms()) - {"weight", "spectral"}))
 def test_which_layer_does_what(name: str) -> None:
-    """The output of a training step, its state before and after, for statistics far from the batch's."""
+    """Checked by a training step's output and state, for statistics far from the batch's."""
     torch.manual_seed(0)
     layer = built(name).train()
     x = 3 * torch.randn(6, 32, 4, 4) + 5
@@ -78,7 +78,7 @@ def test_cross_iteration_synchronizes_unless_its_option_says_no() -> None:
 @pytest.mark.parametrize("base", [syncbn.SyncBatchNorm, GhostBatchNorm, FrozenBatchNorm, RecurrentBatchNorm])
 def test_promises_about_a_class_are_not_inherited(base: type[Any]) -> None:
     class Mine(base):
-        """One that may do anything."""
+        """A subclass that may do anything."""
 
     assert not capabilities.normalizes_by_batch(Mine(4))
     assert not capabilities.is_per_channel(Mine(4))

@@ -1,4 +1,4 @@
-"""The ranks of a group agree on one exchange, whatever single ranks can do or ask for."""
+"""The ranks of a group agree on one exchange, even if they differ in abilities or settings."""
 
 import os
 import subprocess
@@ -71,7 +71,7 @@ def test_a_destroyed_group_and_one_that_pretends_are_left_to_torch(ranks: Callab
 
 @pytest.mark.parametrize(("size", "expected"), [("64k", "collective"), ("8m", "one_shot")])
 def test_a_small_dev_shm_and_what_is_left_in_it_after_kill_9(size: str, expected: str) -> None:
-    """A real one, in a mount namespace of its own."""
+    """With a real one, in a separate mount namespace."""
     command = f"mount -t tmpfs -o size={size} tmpfs /dev/shm && exec {sys.executable} -m tests.norm.core.small_memory"
     unshare = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
     result = subprocess.run(

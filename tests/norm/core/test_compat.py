@@ -1,4 +1,4 @@
-"""What `compat` takes from torch's private API: each test fails when torch changes it."""
+"""The uses of torch's private API by `compat`: each test fails when torch changes it."""
 
 import re
 from collections.abc import Iterator
@@ -189,7 +189,7 @@ PRIVATE = [value for value in vars(private).values() if isinstance(value, privat
 
 @pytest.fixture
 def forgotten() -> Iterator[None]:
-    """As if none had been probed yet, before and after."""
+    """Forget all probes, before and after."""
     for name in PRIVATE:
         name.__dict__.pop("function", None)
     yield

@@ -24,7 +24,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def step(size: int | str, environ: dict[str, str]) -> dict[str, Any]:
-    """One training step of this rank's share, in its group; `environ` is what the launcher would have said."""
+    """One training step of this rank's share, in its group; `environ` are the launcher's variables."""
     os.environ.update(environ)
     try:
         group = syncbn.sync_group(size)
@@ -118,7 +118,7 @@ def test_groups_need_ranks_that_have_met() -> None:
 
 def given_and_taken() -> tuple[list[bool], list[bool]]:
     net = nn.Sequential(syncbn.SyncBatchNorm(3), nn.BatchNorm1d(3), syncbn.norm_layer("switchable")(3))
-    net.metric = nn.Module()  # as torchmetrics' are: a module with a process_group that is no norm's
+    net.metric = nn.Module()  # like torchmetrics': a module with a process_group that isn't a norm
     net.metric.process_group = None
     group = syncbn.sync_group(1)
     layers = [net[0], net[2], net.metric]

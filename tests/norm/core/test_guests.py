@@ -118,7 +118,7 @@ def test_an_option_without_a_default_is_required() -> None:
         del _LAYERS["scale"], _OPTIONS["scale"]
 
 
-# Of what strangers register, and of what broke the registries of others: mmdetection#3249, tensorpack#1125.
+# Registrations by users, and problems of other registries: mmdetection#3249, tensorpack#1125.
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_a_cell_of_a_notebook_that_is_run_again(guest: Any) -> None:
 
 
 def test_a_module_whose_import_failed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guest: Any) -> None:
-    """The second failure is told as the first was: the name that the first left behind isn't in its way."""
+    """The second failure has the same message as the first, despite the name that the first left behind."""
     (tmp_path / "half_a_guest.py").write_text(
         "from torch import nn\nfrom syncbn.norm import register\n"
         "@register('guest')\nclass Half(nn.Identity):\n    def __init__(self, num_features): super().__init__()\n"
@@ -206,35 +206,35 @@ def test_a_module_whose_import_failed_once(tmp_path: Path, monkeypatch: pytest.M
 
 @dataclass
 class Other:
-    """With another default than the layer's."""
+    """Options with a default that differs from the layer's."""
 
     eps: float = 1e-5
 
 
 @dataclass
 class Wider:
-    """With an option that the layer hasn't."""
+    """Options with one that the layer doesn't have."""
 
     epsilon: float = 1e-8
 
 
 @dataclass
 class Named:
-    """With a key that a config has already."""
+    """Options with a key that configs have already."""
 
     name: str = "x"
 
 
 @dataclass
 class Unstorable:
-    """With a default that no config holds."""
+    """Options with a default that a config can't have."""
 
     eps: Any = nn.ReLU
 
 
 @dataclass
 class Unreadable:
-    """With a type that isn't there when the program runs."""
+    """Options with a type that doesn't exist at run time."""
 
     eps: ProcessGroup | None = None
 

@@ -1,4 +1,4 @@
-"""The one-shot exchange: exact sums in rank order, over any groups, with messages in flight and ranks that are late."""
+"""The one-shot exchange: exact sums in rank order, over any groups, with messages in flight and late ranks."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from tests.ranks import Ranks
 
 pytestmark = pytest.mark.distributed
 
-# Numbers of a message: none, few, as many as a slot holds of float64 and of float32, one more, and several slots.
+# Sizes of messages: none, few, a full slot of float64 and of float32, one more, and several slots.
 LENGTHS = [0, 1, 129, 4097, 8191, 8192, 8193, 16_384, 16_385, 100_003]
 
 

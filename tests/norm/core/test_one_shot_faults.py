@@ -1,4 +1,4 @@
-"""The one-shot exchange when ranks are lost, late or interrupted: whoever waits is told, and nothing is left over."""
+"""The one-shot exchange with ranks lost, late or interrupted: waiting ranks get errors, and nothing is left over."""
 
 import pytest
 
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.distributed
 
 
 def told(ends: list[Ended], *ranks: int) -> list[str]:
-    """What ranks printed that they were told."""
+    """Errors that ranks printed."""
     for rank in ranks:
         assert ends[rank].code == 0, ends[rank].output
     return [ends[rank].output.rpartition("told after ")[2] for rank in ranks]

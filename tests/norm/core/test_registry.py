@@ -1,4 +1,4 @@
-"""One name for a norm, everywhere; wrong names and options are answered with the right ones."""
+"""Norms have the same name everywhere; messages for wrong names and options suggest the right ones."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""A norm, perhaps a shortcut, an activation and a convolution: a step on a rank's share, and the same by the oracle."""
+"""Training steps of a norm, optional shortcut, activation and convolution on a rank's share, and their oracle."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +15,12 @@ from tests.norm import oracle
 
 @dataclass
 class Case:
-    """A whole batch, how many of its samples each rank holds, and what is computed of it."""
+    """A whole batch, each rank's number of samples, and the computation."""
 
     sizes: list[int]
     memory: str | None  # None: separate layers
     slope: float = 0.0
-    shortcut: str = "none"  # "identity", or "norm": a norm of its own
+    shortcut: str = "none"  # "identity", or "norm": with its own norm
     dtype: torch.dtype = torch.float64
     channels_last: bool = False
     masked: bool = False
@@ -45,7 +45,7 @@ class Case:
             "conv": random(2, 5, 3, 3) / 4,
             "mask": random(n, 4, 3) > -1,
         }
-        # What the layers are given is exact in their dtype.
+        # The layers' input is exact in their dtype.
         self.tensors = {k: t if t.dtype == torch.bool else t.to(self.dtype).double() for k, t in self.tensors.items()}
 
     def share(self, rank: int) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ NAMES = ("y", "dx", "dshortcut", "dweight", "dbias", "dconv", "running_mean", "r
 
 
 def expected(case: Case) -> dict[str, Tensor]:
-    """Everything in float64, in one process, by the formula and autograd."""
+    """Expected results in float64, in one process, by the formula and autograd."""
     t = {name: tensor.clone() for name, tensor in case.tensors.items()}
     mask = t.pop("mask") if case.masked else None
     leaves = {name: t[name].requires_grad_() for name in ("x", "shortcut", "weight", "bias", "conv")}
@@ -73,7 +73,7 @@ def expected(case: Case) -> dict[str, Tensor]:
 
 
 def step(case: Case) -> dict[str, Any]:
-    """The same by the layers, on this rank's share."""
+    """Results of the layers on this rank's share."""
     share = case.share(dist.get_rank() if dist.is_initialized() else 0)
     layout = torch.channels_last if case.channels_last else torch.contiguous_format
     x, shortcut = (
@@ -110,7 +110,7 @@ def step(case: Case) -> dict[str, Any]:
 
 
 def joined(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The ranks' steps as one process's."""
+    """Join the ranks' steps as one process's."""
     first = ranks[0]
     for other in ranks[1:]:
         for name in ("running_mean", "running_var"):
@@ -123,7 +123,7 @@ def joined(ranks: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def assert_equal(got: dict[str, Any], target: dict[str, Any], tolerance: float) -> None:
-    """Each within `tolerance`, in units of the largest number of its tensor or of 1."""
+    """Compare within `tolerance`, relative to the largest number of a tensor or 1."""
     for name, expected_value in target.items():
         if expected_value is None:
             assert got[name] is None, name

@@ -1,4 +1,4 @@
-"""A norm fused with the shortcut and the activation after it gives what separate layers give, whatever it keeps."""
+"""A norm fused with shortcut and activation equals separate layers, in all memory modes."""
 
 from collections.abc import Callable
 
@@ -258,7 +258,7 @@ def test_a_graph_can_be_used_again() -> None:
 
 
 class Reversed(torch.autograd.Function):
-    """The identity with another gradient."""
+    """The identity with a different gradient."""
 
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
@@ -304,7 +304,7 @@ def test_what_python_does_not_see_is_told(name: str) -> None:
 
 
 def test_hooks_around_see_what_a_convolution_saves() -> None:
-    """All but the activation's output, which isn't saved: the input of the norm is, once."""
+    """All but the activation's output, which isn't saved; the input of the norm is saved once."""
     layer, conv = syncbn.SyncBatchNorm(3, fuse_activation=True, memory="recompute"), nn.Conv1d(3, 2, 1)
     x = torch.randn(4, 3, 5)
     saved: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Both sets of kernels for float32 on CPU against float64, and what happens where there is no compiler."""
+"""Both sets of kernels for float32 on CPU against float64, and the fallback without a compiler."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ shapes = st.one_of(
 
 @pytest.fixture(autouse=True, scope="module")
 def _compiled():
-    """A machine that runs the tests has a compiler: without one they would say nothing."""
+    """Require a compiler, without which the tests would check nothing."""
     assert not isinstance(library(), str), library()
 
 
@@ -42,14 +42,14 @@ def some(*shape: int, channels_last: bool = False, seed: int = 0) -> Tensor:
 
 
 def wide(argument: Tensor | ChannelAffine) -> Tensor | ChannelAffine:
-    """The same numbers in float64."""
+    """Convert to float64."""
     if isinstance(argument, ChannelAffine):
         return ChannelAffine(*(wide(part) if isinstance(part, Tensor) else part for part in argument))
     return argument.double()
 
 
 def far_off(x: Tensor) -> Tensor:
-    """Every channel about another mean, up to 1000 standard deviations away."""
+    """Shift every channel to a different mean, up to 1000 standard deviations away."""
     return x + torch.linspace(-1000, 1000, x.shape[1]).view(-1, *[1] * (x.dim() - 2))
 
 

@@ -1,4 +1,4 @@
-"""The C++ part of the one-shot exchange under the sanitizers of the compiler, with threads in the place of ranks.
+"""The C++ part of the one-shot exchange under the compiler's sanitizers, with threads instead of ranks.
 
 Longer: python -m tests.norm.kernels.test_one_shot_threads 200000
 """
@@ -15,12 +15,12 @@ import pytest
 HARNESS = Path(__file__).with_name("one_shot_threads.cpp")
 SANITIZERS = ["thread", "address,undefined"]
 MESSAGES = 2000
-# Ranks, messages in flight, and looks before a rank that waits yields its processor.
+# Ranks, messages in flight, and polls before a waiting rank yields its processor.
 CASES = [(1, 1, 0), (2, 1, 2000), (2, 4, 0), (3, 2, 50), (4, 1, 0), (4, 4, 50), (8, 4, 0)]
 
 
 def build(sanitizer: str, folder: Path) -> Path:
-    """The harness, compiled with a sanitizer."""
+    """Compile the harness with a sanitizer."""
     program = folder / f"threads-{sanitizer}"
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or "c++"
     flags = ["-std=c++17", "-O1", "-g", "-pthread", "-Wall", "-Wextra", "-Werror", f"-fsanitize={sanitizer}"]
@@ -29,7 +29,7 @@ def build(sanitizer: str, folder: Path) -> Path:
 
 
 def run(program: Path, case: tuple[int, int, int], messages: int) -> subprocess.CompletedProcess[str]:
-    """Some messages between threads."""
+    """Exchange messages between threads."""
     world_size, in_flight, spins = case
     arguments = [str(program), *map(str, (world_size, in_flight, messages, spins))]
     environment = {**os.environ, "UBSAN_OPTIONS": "halt_on_error=1", "TSAN_OPTIONS": "halt_on_error=1"}

@@ -1,4 +1,4 @@
-"""Tensors that aren't what their memory holds: `serves` leaves them to kernels that read them rightly."""
+"""Tensors that differ from their memory: `serves` leaves them to kernels that read them correctly."""
 
 import copy
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from syncbn.norm.kernels.plain import PLAIN
 
 
 class Subclass(Tensor):
-    """A subclass that torch treats as any other tensor."""
+    """A subclass that torch treats like any tensor."""
 
 
 def numbers(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-# How a tensor may hold `x` other than as its memory, row after row.
+# Representations of `x` other than contiguous memory.
 HOLDS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": torch.clone,
     "channels last": lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1),
@@ -132,7 +132,7 @@ def test_a_trace_in_training_holds_for_other_batches() -> None:
 
 
 def test_defaults_of_the_interface_follow_from_the_abstract_passes() -> None:
-    """What ATen's kernels inherit equals the same of `plain`, which overrides it."""
+    """The inherited passes of ATen's kernels equal those of `plain`, which overrides them."""
     aten = candidates("aten")[0]
     x, dy, residual = (numbers((4, 3, 5), seed) for seed in range(3))
     affine = ChannelAffine(numbers((3,), 3), numbers((3,), 4).square() + 0.1, 1e-5, numbers((3,), 5), numbers((3,), 6))

@@ -23,14 +23,14 @@ from tests.norm.steps import Batch
 from tests.norm.test_sync import TOLERANCE, assert_equals_one_process, random_batch
 from tests.ranks import Ranks
 
-pytest.importorskip("triton")  # there is none but for Linux
+pytest.importorskip("triton")  # available only for Linux
 
 EPS, SLOPE = 1e-5, 0.1
 
 
 @pytest.fixture(scope="module")
 def interpreters() -> Iterator[Ranks]:
-    """Two gloo ranks in which Triton interprets kernels: it asks for its variable when it is imported."""
+    """Two gloo ranks in which Triton interprets kernels; it reads its variable when it is imported."""
     ranks = Ranks(2)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("SYNCBN_KERNELS", "triton")
@@ -45,7 +45,7 @@ def chosen_kernels() -> str:
 
 
 class Passes(NamedTuple):
-    """What the kernels give for a training step of batch normalization, shortcut and leaky ReLU, one after another."""
+    """Results of all kernels for a training step of batch normalization, shortcut and leaky ReLU."""
 
     mean: Tensor
     m2: Tensor
@@ -59,7 +59,7 @@ class Passes(NamedTuple):
 def all_passes(
     x: Tensor, dy: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, activate: bool
 ) -> Passes:
-    """Every kernel, on a contiguous tensor on rank 0 and on one with the channels last on rank 1."""
+    """Run every kernel, on a contiguous tensor on rank 0 and a channels-last one on rank 1."""
     kernels = kernels_for(x)
     assert kernels.name == "triton"
     if dist.get_rank() == 1:
@@ -81,7 +81,7 @@ def all_passes(
 
 
 def all_passes_without_warnings(*case: object) -> Passes:
-    """NumPy, which the interpreter computes with, warns of inf - inf."""
+    """Run all kernels without warnings: NumPy, used by the interpreter, warns about inf - inf."""
     with np.errstate(invalid="ignore", over="ignore"):
         return all_passes(*case)
 
@@ -89,7 +89,7 @@ def all_passes_without_warnings(*case: object) -> Passes:
 def expected_passes(
     x: Tensor, dy: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, activate: bool
 ) -> Passes:
-    """The same in float64, by the definition and by autograd."""
+    """Expected results in float64, by the definition and autograd."""
     wide = [None if t is None else t.detach().double() for t in (x, weight, bias, residual)]
     x, weight, bias, residual = wide
     channels = x.shape[1]
@@ -157,7 +157,7 @@ def test_many_tiles_of_many_programs(dtype: torch.dtype, interpreters: Ranks) ->
 @pytest.mark.distributed
 @pytest.mark.parametrize("first", [1.0, 0.0, 1e6])
 def test_a_mean_of_a_thousand_standard_deviations(first: float, interpreters: Ranks) -> None:
-    """The first value lies near the others, at the origin, or is far from everything."""
+    """The first value is near the others, at the origin, or far from everything."""
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(40, 3, 30, 31, generator=generator) + 1000
     x[0, :, 0, 0] *= first

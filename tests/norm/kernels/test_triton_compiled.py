@@ -1,4 +1,4 @@
-"""The Triton kernels, compiled without a GPU for those that they are meant for."""
+"""The Triton kernels, compiled for their target GPUs without a GPU."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-triton = pytest.importorskip("triton")  # there is none but for Linux
+triton = pytest.importorskip("triton")  # available only for Linux
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource, CompiledKernel  # noqa: E402
@@ -17,12 +17,12 @@ from syncbn.norm.kernels.interface import ChannelAffine  # noqa: E402
 from syncbn.norm.kernels.triton import TRITON  # noqa: E402
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64"}
-# Shared memory of a multiprocessor, on which two programs that sum are to find room.
+# Shared memory of a multiprocessor, which must fit two summing programs.
 SHARED = {80: 163 << 10, 90: 227 << 10}
 
 
 def compile_for(architecture: int, kernel: Any, *arguments: Any, **constants: Any) -> CompiledKernel:
-    """As a launch on that GPU would: a tensor's address is divisible by 16, and so may a size be."""
+    """Compile as for a launch on that GPU: tensors' addresses, and possibly sizes, are divisible by 16."""
     types, fixed, divisible = {}, {}, {}
     for index, (name, value) in enumerate(zip(kernel.arg_names, [*arguments, *constants.values()], strict=True)):
         if index >= len(arguments) or value is None or (isinstance(value, int) and value == 1):
@@ -38,7 +38,7 @@ def compile_for(architecture: int, kernel: Any, *arguments: Any, **constants: An
 
 
 def step(x: Tensor) -> None:
-    """A launch of every kernel: a training step of batch normalization, shortcut and ReLU, and one without them."""
+    """Launch every kernel: a training step of batch normalization, with shortcut and ReLU and without."""
     channels = torch.ones(x.shape[1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
     affine = ChannelAffine(channels, channels, 1e-5, channels, channels)
     TRITON.moments(x)
@@ -90,6 +90,6 @@ def test_every_kernel_compiles(
 
 
 def widths(ptx: str) -> set[int]:
-    """Bytes by each load of values from global memory, synchronous or not."""
+    """Bytes of each load of values from global memory, synchronous or not."""
     loads = {int(vector or 1) * int(bits) // 8 for vector, bits in re.findall(r"ld\.global(?:\.v(\d))?\.b(\d+)", ptx)}
     return loads | {int(size, 16) for size in re.findall(r"cp\.async\.c[ag][^\n]*?, 0x([0-9a-f]+)", ptx)}

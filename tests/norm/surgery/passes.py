@@ -1,4 +1,4 @@
-"""What recorded passes are tested with: a small network, and how to ask for what was seen."""
+"""A small network, and queries of its recorded passes, for tests of recording."""
 
 import dataclasses
 from collections import OrderedDict
@@ -14,7 +14,7 @@ X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
 class Net(nn.Module):
-    """A convolution and a norm; `after` says what happens between the two, `beside` what else is done."""
+    """A convolution and a norm, with `after` between the two and `beside` in addition."""
 
     def __init__(
         self, after: Callable[[Tensor], Any] = lambda y: y, beside: Callable[[Tensor], Any] = lambda y: None
@@ -34,13 +34,13 @@ def kinds(operations: list[Operation]) -> list[str]:
 
 
 def makers(graph: Graph, name: str = "norm") -> list[str]:
-    """What made the input of a norm."""
+    """Makers of a norm's input."""
     (call,) = [call for call in graph.calls if call.name == name]
     return kinds(graph.makers(call.inputs[0].storage, call.start))
 
 
 def users(graph: Graph) -> list[str]:
-    """What works on the convolution's output, the norm itself left out."""
+    """Uses of the convolution's output other than the norm."""
     (conv,) = [call for call in graph.calls if call.name == "conv"]
     (norm,) = [call for call in graph.calls if call.name == "norm"]
     touching = graph.touching(conv.outputs[0].storage)

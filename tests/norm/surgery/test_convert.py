@@ -1,4 +1,4 @@
-"""`convert` and `revert` lose nothing, and refuse what they would break."""
+"""`convert` and `revert` lose nothing, and refuse models that they would break."""
 
 import copy
 import io
@@ -139,7 +139,7 @@ def test_every_norm_and_back(name: str) -> None:
     options = {"group": {"groups": 2}, "learnable_momentum": {"momentum": 0.2}}.get(name, {})  # bn2 has none
     model = net()
     expected = copy.deepcopy(model.state_dict())
-    # (N, C) has no instance to normalize; what acts on the convolution before it finds a ReLU before block.1
+    # (N, C) has no instances to normalize; norms with a feeder find a ReLU before block.1
     exclude = {"instance": "bn2"}.get(
         name, "block.1" if isinstance(syncbn.norm_layer(name, **options)(4), Attachable) else ()
     )

@@ -1,4 +1,4 @@
-"""`convert(model, "sync", fuse_activation=True)`: which norms are fused with what follows, and that nothing changes."""
+"""`convert(model, "sync", fuse_activation=True)`: which norms are fused, and that results don't change."""
 
 import copy
 import pickle
@@ -17,7 +17,7 @@ from syncbn.norm.surgery.fusible import activations_after
 
 
 class Network(nn.Module):
-    """A model of two norms, each with a convolution before it; a subclass says what comes after."""
+    """A model of two norms, each after a convolution; subclasses define what follows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Network(nn.Module):
 
 
 class Residual(Network):
-    """Written as torchvision's: one ReLU module for all, in place, and a sum in place."""
+    """As in torchvision: one in-place ReLU module for all, and an in-place sum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class BranchOnValues(Network):
         return F.relu(self.norm2(F.relu_(self.norm1(x))))
 
 
-# What `activations_after` says of bn1 and bn2: a slope, or a part of the reason.
+# Result of `activations_after` for bn1 and bn2: a slope, or a part of the reason.
 CASES: list[tuple[type[Network], Any, Any]] = [
     (Residual, 0.0, 0.0),
     (ShortcutFirst, 0.3, 0.0),
@@ -109,7 +109,7 @@ CASES: list[tuple[type[Network], Any, Any]] = [
 
 
 def results(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """Of one training step and an evaluation."""
+    """Results of one training step and an evaluation."""
     model.zero_grad()
     y = model(x)
     y.square().sum().backward()

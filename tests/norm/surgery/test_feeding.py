@@ -1,4 +1,4 @@
-"""Which convolution feeds a norm, and which activation follows it, in models as other people write them."""
+"""The convolution that feeds a norm, and the activation after it, in models of various styles."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
 class SamePadding(nn.Conv2d):
-    """A convolution that pads by itself, as effdet's does."""
+    """A convolution that pads by itself, as in effdet."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride, self.padding)
@@ -39,7 +39,7 @@ class Scaled(nn.Conv2d):
 
 
 class Named(nn.Conv2d):
-    """A convolution of another name, and nothing else."""
+    """A convolution subclass without changes."""
 
 
 def of(conv: nn.Module) -> nn.Module:
@@ -100,7 +100,7 @@ def scripted_relu(x: Tensor) -> Tensor:
 
 
 class After(nn.Module):
-    """A norm, and what is done with its output."""
+    """A norm, and an operation on its output."""
 
     def __init__(self, after: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class After(nn.Module):
         (lambda y: F.relu(y.add_(1.0 * y.mean())), "used 2 times"),
         (lambda y: F.relu(y.add_(torch.ones_like(y))), "used 2 times"),
         (lambda y: F.relu(y.add_(torch.ones(2, 4, 4, 4))), 0.0),
-        (scripted_relu, "goes into relu, which isn't"),  # a script gets the tensor, not the promise of one
+        (scripted_relu, "goes into relu, which isn't"),  # a script gets the tensor instead of the deferred one
         (lambda y: F.relu(y) + float(y.detach().numpy().mean()), "used"),
         (lambda y: (F.relu(y), y), "returns its output, or keeps it"),
         (lambda y: F.relu(y.view(-1)), "used 2 times"),
@@ -138,7 +138,7 @@ def test_the_activation_after_a_norm(after: Callable[[Tensor], Any], expected: A
 
 
 def test_a_symbolic_graph_says_what_a_recorded_one_does() -> None:
-    """As far as modules go: names, numbers of calls, and what gave each input."""
+    """As far as modules go: names, numbers of calls, and the source of each input."""
     shared = nn.ReLU(inplace=True)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Identity(), nn.BatchNorm2d(4), shared, nn.Conv2d(4, 4, 1), shared)
 

@@ -1,4 +1,4 @@
-"""The recorder sees what a model computes, whoever calls it and from where, and leaves nothing behind."""
+"""The recorder sees all that a model computes, wherever it is called from, without side effects."""
 
 import copy
 import gc
@@ -131,7 +131,7 @@ def test_what_works_in_place_after_the_norm_is_not_between() -> None:
 
 
 class Opaque:
-    """A container that nothing can look into."""
+    """An opaque container."""
 
     __slots__ = ("get",)
 
@@ -188,7 +188,7 @@ def test_what_is_put_aside_is_kept() -> None:
 
 
 def from_outside(y: Tensor) -> Tensor:
-    """As an extension would make one: without torch's knowing."""
+    """Make a tensor outside torch, as an extension would."""
     with torch._C._DisableTorchDispatch():
         return y.clone()
 

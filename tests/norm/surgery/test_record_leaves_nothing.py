@@ -1,4 +1,4 @@
-"""A recorded pass leaves nothing behind: no state, hook, mode or generator has changed."""
+"""A recorded pass has no side effects: no state, hook, mode or generator changes."""
 
 import copy
 import threading
@@ -17,7 +17,7 @@ from tests.norm.surgery.passes import CONSTANT, Named, Net, Result, X, makers
 
 
 class Restless(Net):
-    """Changes parameters, buffers, attributes, its input and the generators of random numbers."""
+    """A module that changes parameters, buffers, attributes, its input and random generators."""
 
     def __init__(self) -> None:
         super().__init__()
