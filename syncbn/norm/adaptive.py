@@ -59,6 +59,8 @@ class AdaptiveBatchNorm(SyncBatchNorm):
         https://arxiv.org/abs/1603.04779.
     """
 
+    evaluates_as_batch_norm = True
+
     def __init__(
         self,
         num_features: int,

@@ -42,6 +42,7 @@ class BatchNorm(TrackingNorm, nn.BatchNorm2d):
 
     normalizes_by_batch = True
     is_per_channel = True
+    evaluates_as_batch_norm = True
 
     def forward(self, input: Tensor) -> Tensor:
         self.check_input(input, None)

@@ -73,6 +73,7 @@ class BatchRenorm(RunningNorm, SyncBatchNorm):
     """
 
     own_state = ("num_steps", "counted")
+    evaluates_as_batch_norm = True
     num_steps: Tensor
     counted: Tensor
 

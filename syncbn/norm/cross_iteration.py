@@ -140,6 +140,7 @@ class CrossIterationBatchNorm(SyncBatchNorm):
     """
 
     is_per_channel = True  # apart from the window, which `clear_window` empties
+    evaluates_as_batch_norm = True
 
     def __init__(
         self,
@@ -228,6 +229,10 @@ class CrossIterationBatchNorm(SyncBatchNorm):
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is not None:
             raise NotImplementedError("cross-iteration moments take no mask: use SyncBatchNorm for masked samples")
+        if self._looks_back(self._iterations) and compat.is_exporting():
+            raise NotImplementedError(
+                "a graph holds no window of iterations: export the model in evaluation mode, or convert it to 'sync'"
+            )
         return super().forward(input)
 
     @property

@@ -12,6 +12,7 @@ from syncbn.norm.core.checks import check_divides
 from syncbn.norm.core.moments import Moments, all_covariance
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.shared_options import Shared
+from syncbn.norm.core.tracking import as_constants
 from syncbn.norm.decorrelated_options import DecorrelatedOptions as Options
 from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.sync import SyncBatchNorm
@@ -120,7 +121,7 @@ class DecorrelatedBatchNorm(SyncBatchNorm):
             input = torch.where(mask, input, 0)
         with torch.autocast(input.device.type, enabled=False):
             output = self._whitened(input, mask)
-        output = output.view(len(input), *input.shape[2:], self.num_features).movedim(-1, 1).to(input.dtype)
+        output = output.view(input.shape[0], *input.shape[2:], self.num_features).movedim(-1, 1).to(input.dtype)
         output = output.contiguous() if input.is_contiguous() else output
         return output if mask is None else torch.where(mask, output, 0)
 
@@ -134,8 +135,9 @@ class DecorrelatedBatchNorm(SyncBatchNorm):
             x = x if mask is None else torch.where(_rows(mask), x, 0)
             offset, whitener = self._batch_statistics(input, x, near, count)
         else:
-            x = x - self._grouped(self.running_mean.to(x.dtype))
-            offset, whitener = torch.zeros_like(x[:, :1]), self.running_whitener.to(x.dtype)
+            mean, whitener = as_constants(input, self.running_mean, self.running_whitener)
+            x = x - self._grouped(mean)
+            offset = torch.zeros_like(x[:, :1])
         weight, bias = self.affine_parameters(input)
         if weight is not None:
             whitener = whitener * self._grouped(weight)

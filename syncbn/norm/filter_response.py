@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.checks import check_channels, check_num_features
+from syncbn.norm.core.leaf import Leaf
 from syncbn.norm.core.registry import register
 from syncbn.norm.filter_response_options import FilterResponseOptions as Options
 from syncbn.norm.kernels.plain import statistics_dtype
@@ -13,7 +14,7 @@ _LEARNED_EPS = 1e-4  # the paper's initial value
 
 
 @register("filter_response", options=Options)
-class FilterResponseNorm(nn.Module):
+class FilterResponseNorm(Leaf, nn.Module):
     """Filter response normalization of (N, C, *) with its thresholded activation.
 
         ν² = mean over positions of x²,  y = x / sqrt(ν² + eps + |ε|) · γ + β,  z = max(y, τ)

@@ -52,6 +52,7 @@ class FrozenBatchNorm(TrackingNorm):
     """
 
     is_per_channel = True
+    evaluates_as_batch_norm = True
     tracks_batch = False
 
     def __init__(

@@ -65,6 +65,7 @@ class LearnableMomentumBatchNorm(RunningNorm, SyncBatchNorm):
 
     own_state = ("momentum_logit",)
     learns_momentum = True
+    evaluates_as_batch_norm = True
 
     def __init__(
         self,
@@ -89,6 +90,9 @@ class LearnableMomentumBatchNorm(RunningNorm, SyncBatchNorm):
         """m, (1,), in the dtype of the running statistics."""
         assert self.running_mean is not None
         return self.momentum_logit.to(self.running_mean.dtype).sigmoid()
+
+    def widened(self, input: Tensor) -> Tensor:
+        return input.to(statistics_dtype(input))  # autograd differentiates the moments here, in eager mode too
 
     def choose_moments(self, input: Tensor, mask: Tensor | None, group: ProcessGroup | None) -> Moments:
         """Moments that the running statistics become, differentiable; running_var is their unbiased variance."""

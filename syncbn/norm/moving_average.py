@@ -78,6 +78,7 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
     """
 
     own_state = ("square_window", "num_squares", "gradient_window", "num_gradients")
+    evaluates_as_batch_norm = True
     square_window: Tensor
     num_squares: Tensor
     gradient_window: Tensor

@@ -5,12 +5,13 @@ from torch.nn import functional as F
 
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.checks import check_channels
+from syncbn.norm.core.leaf import Leaf
 from syncbn.norm.core.registry import register
 from syncbn.norm.rms_options import RMSNormOptions as Options
 
 
 @register("rms", options=Options)
-class RMSNorm(nn.RMSNorm):
+class RMSNorm(Leaf, nn.RMSNorm):
     """`torch.nn.RMSNorm` over the channels of (N, C, *): each position divided by its root mean square.
 
         y = x / sqrt(mean over C of x² + eps) · γ

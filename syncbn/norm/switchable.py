@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from syncbn.norm.core.arguments import check_arguments
-from syncbn.norm.core.exchange import communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, biased_var, merge
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.shared_options import Shared
+from syncbn.norm.core.tracking import as_constants
 from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.switchable_options import SwitchableNormOptions as Options
 from syncbn.norm.sync import SyncBatchNorm
@@ -107,8 +107,9 @@ class SwitchableNorm(SyncBatchNorm):
         """Mean and variance of all ranks' batches in training, running statistics in evaluation."""
         dtype = statistics_dtype(input)
         if not self.training and self.running_mean is not None and self.running_var is not None:
-            return self.running_mean.to(dtype), self.running_var.to(dtype)
-        group = communicating_group(self.process_group) if self.training else None
+            mean, var = as_constants(input, self.running_mean, self.running_var)
+            return mean, var
+        group = self.communicating_group() if self.training else None
         self._check_batch(input, group)
         moments = all_reduce(local, group)
         if self.training:
@@ -128,7 +129,7 @@ def _instance_moments(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, T
     x = x.unsqueeze(-1) if x.dim() == 2 else x
     positions = list(range(2, x.dim()))
     if mask is None:
-        count = x.new_full((len(x), 1), x.shape[2:].numel())
+        count = torch.ones_like(x[:, :1]).sum(positions)  # not the number itself, which `torch.jit.trace` would fix
     else:
         mask = mask.view(mask.shape[0], 1, *x.shape[2:])
         count = mask.sum(positions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from syncbn.norm.core import compat
 from syncbn.norm.core.arguments import check_arguments
-from syncbn.norm.core.exchange import check_group, communicating_group
+from syncbn.norm.core.exchange import OwnGroup
 from syncbn.norm.core.kernels import kernels_for
 from syncbn.norm.core.moments import Moments, all_means, all_reduce, attach_moments, batch_moments, biased_var
 from syncbn.norm.core.registry import register
@@ -30,8 +29,17 @@ def batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, mask: Tensor | None, group: ProcessGroup | None
 ) -> tuple[Tensor, Moments]:
     """Normalize by the moments of all ranks' samples; returns y and the moments."""
-    moments = group_moments(x, mask, group)
-    return normalize(x, weight, bias, moments, eps, group), moments
+    wide = widened(x)
+    moments = group_moments(wide, mask, group)
+    return normalize(wide, weight, bias, moments, eps, group).to(x.dtype), moments
+
+
+def widened(x: Tensor) -> Tensor:
+    """`x` in the dtype of the statistics under a trace, for both the moments and the output.
+
+    Autograd then sums their gradients before rounding to half precision. They cancel if the gradient of y has a mean.
+    """
+    return x.to(statistics_dtype(x)) if compat.is_tracing() else x
 
 
 def group_moments(x: Tensor, mask: Tensor | None, group: ProcessGroup | None) -> Moments:
@@ -139,7 +147,8 @@ class SyncBatchNorm(TrackingNorm):
         affine: whether there are γ (`weight`) and β (`bias`), float parameters (C,).
         track_running_stats: whether there are `running_mean` and `running_var`, float32 (C,) buffers, kept out of half
             precision by `.half()` and by loading; float64 after `.double()`.
-        process_group: the ranks to synchronize over, including this one; all of them when None.
+        process_group: the ranks to synchronize over, including this one; all of them when None. Copies share it.
+            Pickles omit it, and a loaded layer refuses to train in a process group until `process_group` is set.
         bias: whether an affine layer has β.
         device: device of parameters and buffers.
         dtype: dtype of the parameters.
@@ -168,6 +177,7 @@ class SyncBatchNorm(TrackingNorm):
 
     normalizes_by_batch = True
     is_per_channel = True
+    evaluates_as_batch_norm = True
     synchronizes: bool = True
 
     def __init__(
@@ -187,27 +197,24 @@ class SyncBatchNorm(TrackingNorm):
     ) -> None:
         check_arguments(Options, locals())
         super().__init__(num_features, eps, momentum, affine, track_running_stats, bias, device, dtype, **shared)
-        check_group(process_group)
         check_memory(memory, fuse_activation)
         self.process_group = process_group
         self.fuse_activation = fuse_activation
         self.memory = memory
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        if self.process_group is not None:
-            memo[id(self.process_group)] = self.process_group  # a copy uses the same group
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return twin
+    @property
+    def process_group(self) -> ProcessGroup | None:
+        """The ranks to synchronize over; None for all of them. May be set at any time."""
+        return self.own_group.group
 
-    def __getstate__(self) -> dict[str, Any]:
-        if self.process_group is not None:
-            raise TypeError(
-                "a layer with a process_group can't be pickled, since groups don't outlive their processes; "
-                "save the state_dict, or set layer.process_group = None first"
-            )
-        return self.__dict__
+    @process_group.setter
+    def process_group(self, group: ProcessGroup | None) -> None:
+        self.own_group = OwnGroup(group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = {"own_group": OwnGroup(None), **state}
+        state.pop("process_group", None)  # of version 0.1, which pickled no layer with a group
+        super().__setstate__(state)
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         self.check_input(input, mask)
@@ -217,17 +224,23 @@ class SyncBatchNorm(TrackingNorm):
         if self.training or self.running_mean is None:
             group = self.communicating_group() if self.training else None
             self._check_batch(input, group)
-            moments = self.choose_moments(input, mask, group)
-            output = self.normalize_batch(input, moments, group)
+            wide = self.widened(input)
+            moments = self.choose_moments(wide, mask, group)
+            output = self.normalize_batch(wide, moments, group)
+            output = output if wide is input else output.to(input.dtype)
             if self.training:
                 self.track(moments)
         else:
             output = self.evaluate(input)
         return output if mask is None else torch.where(mask, output, 0)
 
+    def widened(self, input: Tensor) -> Tensor:
+        """`input` as `choose_moments` and `normalize_batch` get it."""
+        return widened(input)
+
     def communicating_group(self) -> ProcessGroup | None:
         """Group to reduce over in training; None if there are no other ranks."""
-        return communicating_group(self.process_group)
+        return self.own_group.communicating()
 
     def choose_moments(self, input: Tensor, mask: Tensor | None, group: ProcessGroup | None) -> Moments:
         """Choose the moments to normalize by in training: those of all ranks' batches."""
@@ -265,7 +278,7 @@ class SyncBatchNorm(TrackingNorm):
         return f"{shown}, fuse_activation=True, memory={self.memory!r}" if self.fuse_activation else shown
 
     def _check_batch(self, input: Tensor, group: ProcessGroup | None) -> None:
-        if group is None and input.numel() == self.num_features:
+        if (group is None or group.size() == 1) and input.numel() == self.num_features:
             raise ValueError(
                 f"a batch of one sample a channel has no variance, got shape {tuple(input.shape)}; use a larger batch, "
                 "eval mode, or more ranks"
@@ -275,7 +288,8 @@ class SyncBatchNorm(TrackingNorm):
             raise NotImplementedError(
                 f"batch statistics can't be taken under torch.func.{refused[0]}: use grad, vjp or jacrev, or eval mode"
             )
-        if compat.functorch_transforms() and self.training and self.track_running_stats:
+        tracks = self.training and self.track_running_stats and self.running_mean is not None
+        if tracks and compat.functorch_transforms():
             raise NotImplementedError(
                 "running statistics can't be updated under a torch.func transform: use eval mode, or "
                 "track_running_stats=False"

@@ -102,11 +102,63 @@ def group() -> Any:
     dist.destroy_process_group()
 
 
-def test_a_copy_shares_the_process_group_and_a_pickle_refuses_it(group: Any) -> None:
-    model = nn.Sequential(syncbn.SyncBatchNorm(3, process_group=group))
-    assert copy.deepcopy(model)[0].process_group is group
-    with pytest.raises(TypeError, match=r"save the state_dict"):
-        pickle.dumps(model)
+def saved_and_loaded(module: nn.Module) -> Any:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+GROUPED = [
+    lambda group: syncbn.SyncBatchNorm(3, process_group=group),
+    lambda group: syncbn.convert(nn.SyncBatchNorm(3, process_group=group), "sync"),
+    lambda group: syncbn.convert(syncbn.SyncBatchNorm(3, process_group=group), "adaptive"),
+    lambda group: syncbn.convert(syncbn.convert(nn.SyncBatchNorm(3, process_group=group), "group"), "sync"),
+    lambda group: syncbn.convert(nn.BatchNorm1d(3), "sync", process_group=group),
+]
+
+
+@pytest.mark.parametrize("build", GROUPED)
+def test_a_copy_shares_the_process_group(group: Any, build: Any) -> None:
+    model = nn.Sequential(build(group))
+    for layer in (model[0], copy.deepcopy(model)[0], copy.deepcopy(copy.deepcopy(model[0]))):
+        assert layer.process_group is group
+
+
+@pytest.mark.parametrize("build", GROUPED)
+@pytest.mark.parametrize("loaded", [saved_and_loaded, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_pickle_leaves_the_process_group_out(group: Any, build: Any, loaded: Any) -> None:
+    """And what is loaded trains alone, evaluates, and in a process group doesn't take all ranks for its own."""
+    x = torch.randn(6, 3)
+    twin = loaded(loaded(nn.Sequential(build(group))))
+    layer = twin[0]
+    assert layer.process_group is None
+    twin.eval()(x)
+    for copied in (twin, copy.deepcopy(twin)):
+        with pytest.raises(ValueError, match=r"set layer.process_group .*set_process_group"):
+            copied.train()(x)
+    layer.process_group = group
+    torch.testing.assert_close(layer(x), nn.BatchNorm1d(3)(x))
+    copied[0].process_group = None
+    copied(x)
+
+
+def test_a_layer_without_its_group_trains_alone_outside_of_any() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        saved = pickle.dumps(syncbn.SyncBatchNorm(3, process_group=dist.new_group([0])))
+    finally:
+        dist.destroy_process_group()
+    x = torch.randn(6, 3)
+    torch.testing.assert_close(pickle.loads(saved)(x), nn.BatchNorm1d(3)(x))
+
+
+def test_a_group_is_checked_when_it_is_set() -> None:
+    layer = syncbn.SyncBatchNorm(3)
+    with pytest.raises(TypeError, match="process_group must be"):
+        layer.process_group = "world"
+    layer.__setstate__({**layer.__dict__, "process_group": None})  # as version 0.1 pickled it
+    assert layer.process_group is None
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class UsersFit(L.Callback):
     """Records the groups' sizes during the fit, before the plugin reverts the layers."""
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        self.sizes = [m.process_group.size() for m in pl_module.modules() if hasattr(m, "converted_from")]
+        self.sizes = [m.process_group.size() for m in pl_module.modules() if hasattr(m, "conversion")]
 
 
 def plugin_fit(size: int | str) -> list[int]:

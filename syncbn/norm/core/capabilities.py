@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 from torch import nn
 
 from syncbn.norm.core import compat
+from syncbn.norm.core.leaf import Leaf
 
 
-class Capabilities:
+class Capabilities(Leaf):
     """Capabilities of a layer and their defaults.
 
-    `normalizes_by_batch` and `is_per_channel` are promises about a class's whole behaviour, which a subclass may break
-    by overriding any method. So they aren't inherited: a subclass must declare them again.
+    `normalizes_by_batch`, `is_per_channel` and `evaluates_as_batch_norm` are promises about a class's whole behaviour,
+    which a subclass may break by overriding any method. So they aren't inherited: a subclass must declare them again.
     """
 
     normalizes_by_batch: ClassVar[bool] = False
@@ -23,6 +24,9 @@ class Capabilities:
 
     is_per_channel: ClassVar[bool] = False
     """All parameters and buffers (C,) have one number for each channel, and no channel's output depends on another."""
+
+    evaluates_as_batch_norm: ClassVar[bool] = False
+    """In evaluation the output is (x - running_mean) / sqrt(running_var + eps) · γ + β, and nothing else counts."""
 
     synchronizes: bool = False
     """In training the batches of all ranks of `process_group` are one batch. The layer has that attribute."""
@@ -38,7 +42,7 @@ class Capabilities:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for promise in ("normalizes_by_batch", "is_per_channel"):
+        for promise in ("normalizes_by_batch", "is_per_channel", "evaluates_as_batch_norm"):
             if promise not in cls.__dict__:
                 setattr(cls, promise, False)
 
@@ -54,6 +58,12 @@ def normalizes_by_batch(module: nn.Module) -> bool:
 def is_per_channel(module: nn.Module) -> bool:
     """See `Capabilities`; assumed of other batch norms."""
     return _says(module, "is_per_channel", isinstance(module, compat.BatchNormBase))
+
+
+def evaluates_as_batch_norm(module: nn.Module) -> bool:
+    """See `Capabilities`. Other packages' batch norms do, as far as is known of them."""
+    frozen = not isinstance(module, Capabilities) and getattr(module, "running_mean", None) is not None
+    return _says(module, "evaluates_as_batch_norm", isinstance(module, compat.BatchNormBase) or frozen)
 
 
 def synchronizes(module: nn.Module) -> bool:

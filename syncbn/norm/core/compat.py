@@ -21,6 +21,9 @@ from syncbn.norm.core import private
 # Base class that DDP, FSDP and Lightning recognize as a batch norm. Not `nn.SyncBatchNorm`: DDP refuses it on CPU.
 BatchNormBase = nn.modules.batchnorm._BatchNorm
 
+# Torch's batch norms, of which others are subclasses.
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 # All normalization layers of torch: batch and instance normalization share a base.
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -75,6 +78,13 @@ def broadcast_buffers(module: nn.Module, process_group: ProcessGroup | None = No
             )
 
 
+def joins_uneven_inputs() -> bool:
+    """Whether the DDP that runs is inside its `join()`, by which ranks that have no more data answer its messages."""
+    active: Any = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+    config = getattr(active, "_join_config", None)
+    return config is not None and config.enable and not config.throw_on_early_termination
+
+
 def in_backward() -> bool:
     """Whether this thread is inside a backward pass: a forward there is a recomputation (activation checkpointing).
 
@@ -99,6 +109,12 @@ def is_tracing() -> bool:
 def is_transformed() -> bool:
     """Whether a `torch.func` transform or `torch.jit.trace` sees every operation. Can't be compiled."""
     return private.peek_interpreter_stack() is not None or torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
+def is_exporting() -> bool:
+    """Whether a graph is being made for use elsewhere, by `torch.export` or `torch.jit.trace`."""
+    exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.7 has it
+    return exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def in_dispatch_mode() -> bool:
@@ -214,6 +230,16 @@ def share_hooks(source: nn.Module, target: nn.Module) -> None:
     """Share the hook dictionaries of `source` with `target`, so that a handle removes its hook from both."""
     for name in HOOKS:
         target.__dict__[name] = source.__dict__[name]
+
+
+def load_state_dict_pre_hooks(module: nn.Module) -> tuple[Any, ...]:
+    """What a module calls before a state dict is loaded."""
+    return tuple(module._load_state_dict_pre_hooks.values())
+
+
+def is_observer(module: nn.Module) -> bool:
+    """Whether a module watches, or rounds, what passes through it, for quantization."""
+    return any(cls.__module__.startswith("torch.ao.quantization") for cls in type(module).__mro__)
 
 
 def version_of(tensor: Tensor) -> int:

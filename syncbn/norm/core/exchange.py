@@ -93,6 +93,15 @@ def all_sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
         return tensor
     if torch.compiler.is_compiling():
         return torch.ops.syncbn.all_sum(tensor, group.group_name)
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        raise NotImplementedError(
+            "torch.jit.trace records no message between ranks: trace the model in evaluation mode"
+        )
+    if compat.joins_uneven_inputs():
+        raise NotImplementedError(
+            "DDP's join() knows the messages of DDP alone, and not those of a norm over all ranks: give ranks without "
+            "data empty batches, with syncbn.mean_over_ranks for the loss, or use join(throw_on_early_termination=True)"
+        )
     if compat.functorch_transforms() or (torch.is_grad_enabled() and tensor.requires_grad):
         return _AllSum.apply(tensor, group)
     exchange_for(group, tensor).sum(tensor)
@@ -167,11 +176,58 @@ torch.fx.node.has_side_effect(torch.ops.syncbn.all_sum.default)
 
 def communicating_group(process_group: ProcessGroup | None) -> ProcessGroup | None:
     """Group to reduce over: `process_group`, or the default group; None if there are no other ranks."""
-    if process_group is None:
-        if not (dist.is_available() and dist.is_initialized()):
-            return None
-        process_group = dist.group.WORLD
-    return process_group if process_group is not None and process_group.size() > 1 else None
+    if process_group is None and dist.is_available():
+        # Not dist.is_initialized(), which the compiler takes for a constant: on an attribute it puts a guard, so that a
+        # model compiled before there was a group, or with another one, is compiled anew.
+        process_group = dist.GroupMember.WORLD
+    if process_group is None or torch.compiler.is_compiling():
+        return process_group  # a graph asks the group's name when it runs, and then there may be more ranks
+    return process_group if process_group.size() > 1 else None
+
+
+class OwnGroup:
+    """The ranks that a layer synchronizes over: shared by its copies, and left out of its pickles.
+
+    No process group outlives its processes. What is loaded knows that it had one, so that it doesn't go on with others.
+
+    Args:
+        group: None for the default group, whatever that is when the layer runs.
+
+    Raises:
+        TypeError, ValueError: as `check_group`.
+    """
+
+    def __init__(self, group: ProcessGroup | None) -> None:
+        check_group(group)
+        self.group = group
+        self.is_lost = False
+        # The compiler guards on it: of a group itself it takes any other for the same.
+        self.key = "" if group is None else f"{group.group_name} of {group.size()}"
+
+    def communicating(self) -> ProcessGroup | None:
+        """See `communicating_group`.
+
+        Raises:
+            ValueError: a loaded layer hasn't been told its group yet.
+        """
+        if self.is_lost and dist.is_available() and dist.GroupMember.WORLD is not None:
+            raise ValueError(
+                "this layer synchronized over a process group of its own, which no file holds: set layer.process_group "
+                "(None for all ranks), or syncbn.norm.core.groups.set_process_group(model, group) for all layers"
+            )
+        return communicating_group(self.group if self.key else None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OwnGroup":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _loaded_group, (self.group is not None or self.is_lost,)
+
+
+def _loaded_group(is_lost: bool) -> OwnGroup:
+    own = OwnGroup(None)
+    own.is_lost = is_lost
+    return own
 
 
 def largest_over_ranks(number: int, device: torch.device, group: ProcessGroup | None) -> int:

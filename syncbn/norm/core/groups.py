@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 from torch import nn
 
+from syncbn.norm.core.exchange import OwnGroup
 from syncbn.norm.core.shared_options import Size
 from syncbn.norm.core.tracking import TrackingNorm
 
@@ -72,6 +73,9 @@ def set_process_group(model: nn.Module, group: ProcessGroup | None) -> None:
     for layer in model.modules():
         if isinstance(layer, TrackingNorm) and layer.synchronizes:
             layer.process_group = group  # type: ignore[assignment]  # these norms have it
+        conversion = vars(layer).get("conversion")
+        if conversion is not None and conversion.group is not None and conversion.group.is_lost:
+            conversion.group = OwnGroup(group)  # of the layer that it stands for
 
 
 def _node() -> str:

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.norm.core.checks import check_channels, check_num_features
+from syncbn.norm.core.leaf import Leaf
 
 
-class PointwiseNorm(nn.Module):
+class PointwiseNorm(Leaf, nn.Module):
     """y = squash(x) · γ + β, with γ (`weight`) and β (`bias`) per channel."""
 
     def __init__(self, num_features: int, alpha_init: float, affine: bool, channel_dim: int) -> None:

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from syncbn.norm.core.attachable import check_feeder
 from syncbn.norm.core.checks import check_channels, check_num_features
+from syncbn.norm.core.leaf import Leaf
 
 
 class Reparametrizing(nn.Module):
@@ -62,8 +63,14 @@ class Reparametrizing(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_feeder": []}  # torch can't pickle parametrized layers
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reparametrizing:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
-class Reparametrized(Reparametrizing):
+
+class Reparametrized(Leaf, Reparametrizing):
     """Replacement of a norm whose preceding layer has a normalized weight: the identity plus β."""
 
     def __init__(self, num_features: int, bias: bool) -> None:
@@ -82,12 +89,6 @@ class Reparametrized(Reparametrizing):
         if self.bias is None:
             return input
         return (input + self.bias.view(-1, *[1] * (input.dim() - 2))).to(input.dtype)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Reparametrized:
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return twin
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, bias={self.bias is not None}"

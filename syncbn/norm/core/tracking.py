@@ -23,7 +23,12 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
 
     Running statistics are never in half precision, even if the parameters are: after `.half()`, `.to(torch.bfloat16)`,
     with `dtype=torch.float16`, and after loading a half checkpoint.
+
+    Attributes:
+        dimensions: numbers of dimensions that an input may have; 2 or more when None. `convert` sets the old layer's.
     """
+
+    dimensions: tuple[int, ...] | None = None
 
     def __init__(
         self,
@@ -59,6 +64,11 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
 
     def check_input(self, input: Tensor, mask: Tensor | None) -> None:
         """Raise `ValueError` or `TypeError` for an input that can't be normalized."""
+        if self.dimensions is not None and input.dim() not in self.dimensions:
+            taken = " or ".join(f"{number}D" for number in self.dimensions)
+            raise ValueError(
+                f"expected {taken} input (got {input.dim()}D input), as the layer that this one was converted from"
+            )
         check_channels(input, self.num_features)
         if mask is None:
             return
@@ -80,7 +90,7 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
         """Normalize by the running statistics, which must exist."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        mean, var = (buffer.to(statistics_dtype(input)) for buffer in (self.running_mean, self.running_var))
+        mean, var = as_constants(input, self.running_mean, self.running_var)
         return F.batch_norm(input, mean, var, *self.affine_parameters(input), eps=self.eps)
 
     def track(
@@ -98,10 +108,12 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
         With `outright` they become these moments. With `second_moment` E[x²] is averaged, with the biased variance, and
         running_var is that average minus running_mean². With `row`, buffers have a row for each set of statistics, and
         only this row is updated. `others` are further buffers by name, with the values to update them with.
-        There is no update if the moments aren't finite, if there are no samples, or if activation checkpointing
-        recomputes a forward pass that was counted already.
+        There is no update if the moments aren't finite, if there are no samples, if activation checkpointing recomputes
+        a forward pass that was counted already, or while `track_running_stats` is off, which may change at any time.
         """
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        if not self.track_running_stats:
             return
         update = torch.ops.syncbn.track if torch.compiler.is_compiling() else _track
         update(
@@ -118,6 +130,14 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
             [target.detach() for target in (others or {}).values()],
         )
 
+    def track_each(self, moments: Moments) -> None:
+        """Update the running statistics with several batches: count (N,), mean and m2 (N, C); skip empty ones."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        if self.track_running_stats:
+            running = self.running_mean, self.running_var, self.num_batches_tracked
+            torch.ops.syncbn.track_each(*running, *(part.detach() for part in moments), self.momentum)
+
     def adopt(self, old: nn.Module) -> None:
         """Take over the state of `old`; `convert` has transferred the parameters and buffers that both have.
 
@@ -126,7 +146,8 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
         """
 
     def _is_statistic(self, buffer: str) -> bool:
-        return True
+        own = vars(self).get("conversion")  # beside those of the layer there may be a guest's
+        return own is None or buffer in own.names.buffers
 
     def _widen_buffers(self, originals: dict[str, Tensor] | None = None) -> None:
         for name, buffer in self._buffers.items():
@@ -143,6 +164,40 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._widen_buffers()  # assign=True uses the checkpoint's own tensors
+
+
+def _track_each(
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+    count: Tensor,
+    mean: Tensor,
+    m2: Tensor,
+    momentum: float | None,
+) -> None:
+    running = running_mean, running_var, num_batches_tracked
+    for row in count.nonzero().flatten():
+        unbiased = m2[row] / (count[row] - 1).clamp(min=1)
+        _track(*running, count[row], mean[row], unbiased, momentum, False, None, [], [])
+
+
+torch.library.custom_op(
+    "syncbn::track_each", _track_each, mutates_args=("running_mean", "running_var", "num_batches_tracked")
+)
+
+
+def as_constants(input: Tensor, *statistics: Tensor) -> tuple[Tensor, ...]:
+    """Running statistics in the dtype that `input` is normalized in, as copies if a gradient may be needed.
+
+    A backward pass reads them after the forward pass, and a training pass, `load_state_dict` or `recalibrate` between
+    the two may update the buffers. An exported graph reads the buffers themselves.
+    """
+    dtype = statistics_dtype(input)
+    if not torch.is_grad_enabled() or compat.is_exporting():
+        return tuple(buffer.to(dtype) for buffer in statistics)
+    # The compiler would save the buffers and copy them in the backward pass; what an operator returns is saved itself.
+    copy = torch.ops.syncbn.copy if torch.compiler.is_compiling() else torch.clone
+    return tuple(copy(buffer).to(dtype) for buffer in statistics)
 
 
 def _track(
@@ -193,3 +248,11 @@ _OPERATOR = torch.library.custom_op(
         "Tensor[] targets) -> ()"
     ),
 )
+
+
+_COPY = torch.library.custom_op("syncbn::copy", torch.clone, mutates_args=(), schema="(Tensor tensor) -> Tensor")
+
+
+@_COPY.register_fake
+def _(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor)

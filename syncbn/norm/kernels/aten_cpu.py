@@ -78,12 +78,15 @@ class AtenCpuKernels(Kernels):
         scale = _scale(affine)
         # dx = scale·dy + (x̂ · -scale·mean_dy_xhat - scale·mean_dy), where the part in brackets is also a normalization.
         others = affine._replace(weight=(scale * mean_dy_xhat).neg_(), bias=(scale * mean_dy).neg_())
-        scale = _along(scale.to(x.dtype), x)
+        scale = _along(scale, x)
         # Two passes over chunks small enough that the second finds the first one's output in the cache.
         size = max(1, _CACHED // max(x[:1].numel(), 1))
         for x_part, dy_part, dx_part in zip(x.split(size), dy.split(size), dx.split(size), strict=True):
-            _scale_and_shift(x_part, others, out=dx_part)
-            dx_part.addcmul_(dy_part, scale)
+            if x.dtype == scale.dtype:
+                _scale_and_shift(x_part, others, out=dx_part).addcmul_(dy_part, scale)
+            else:  # the terms cancel where dy has a mean, so a half precision must not round them
+                wide = _scale_and_shift(x_part.to(scale.dtype), others)
+                dx_part.copy_(wide.addcmul_(dy_part.to(scale.dtype), scale))
         return dx
 
     def row_dots(self, parts: Sequence[Tensor], b: Tensor) -> Tensor:

@@ -24,14 +24,14 @@ class PlainKernels(Kernels):
         dims = _all_but_channels(x)
         values = x.to(statistics_dtype(x))
         if mask is None:
-            count: Tensor | int = x.numel() // x.shape[1]
+            count: Tensor | int = x.numel() // x.shape[1]  # under a trace with a dynamic batch, a torch.SymInt
             near = values.detach()[:1].sum(dims, keepdim=True) / max(x[:1].numel() // x.shape[1], 1)
             centred = values - near
         else:
             count = mask.sum()
             near = torch.where(mask, values.detach(), 0).sum(dims, keepdim=True) / count.clamp(min=1)
             centred = torch.where(mask, values - near, 0)
-        divisor = max(count, 1) if isinstance(count, int) else count.clamp(min=1)
+        divisor = count.clamp(min=1) if isinstance(count, Tensor) else torch.sym_max(count, 1)
         offset = centred.sum(dims)
         m2 = centred.square().sum(dims) - offset.square() / divisor
         return near.flatten() + offset / divisor, m2, count

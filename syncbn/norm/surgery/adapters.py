@@ -14,6 +14,7 @@ from syncbn.norm.core.capabilities import takes_step
 from syncbn.norm.core.registry import registered_layers
 from syncbn.norm.core.shared_options import Shared
 from syncbn.norm.core.tracking import TrackingNorm
+from syncbn.norm.surgery.carry import own_behaviour
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,13 @@ class Adapter:
         matches: whether a module is of this kind.
         arguments: the arguments that would build the module: `num_features`, `eps`, `momentum`, ...
         finish: transfers what this kind has beyond parameters and buffers, from (new, old).
+        knows_methods: whether the adapter vouches for methods that subclasses override; otherwise they are refused.
     """
 
     matches: Callable[[nn.Module], bool]
     arguments: Callable[[nn.Module], dict[str, Any]]
     finish: Callable[[nn.Module, nn.Module], None] = lambda new, old: None
+    knows_methods: bool = True
 
 
 def adapter_for(module: nn.Module) -> Adapter | None:
@@ -39,6 +42,9 @@ def adapter_for(module: nn.Module) -> Adapter | None:
     """
     for adapter in _ADAPTERS:
         if adapter.matches(module):
+            own = own_behaviour(module, of_class=not adapter.knows_methods)
+            if own:
+                raise ValueError(_refusal_of_own(module, own))
             return adapter
     if isinstance(module, compat.BatchNormBase):
         raise ValueError(_refusal(module))
@@ -69,6 +75,13 @@ def _refusal(module: nn.Module) -> str:
     )
 
 
+def _refusal_of_own(module: nn.Module, own: list[str]) -> str:
+    return (
+        f"{type(module).__name__} has {', '.join(own)}, which a new layer wouldn't do: leave it out with exclude=, or "
+        "describe it to syncbn.norm.surgery.adapters.register_adapter"
+    )
+
+
 def _has_known_forward(module: nn.Module) -> bool:
     if not isinstance(module, compat.BatchNormBase) or hasattr(module, "parametrizations"):
         return False
@@ -85,7 +98,7 @@ def _plain_arguments(module: Any) -> dict[str, Any]:
         "eps": module.eps,
         "momentum": module.momentum,
         "affine": module.affine,
-        "track_running_stats": module.track_running_stats,
+        "track_running_stats": module.running_mean is not None,  # the flag may have been switched since
         "bias": module.bias is not None or not module.affine,
         **{name: getattr(module, name) for name in Shared.__annotations__ if hasattr(module, name)},
     }
@@ -140,5 +153,5 @@ def _has_class(module: nn.Module, name: str) -> bool:
 _ADAPTERS = [
     Adapter(_is_frozen, _frozen_arguments),
     Adapter(_is_activated, _plain_arguments, _finish_activated),
-    Adapter(_has_known_forward, _plain_arguments),
+    Adapter(_has_known_forward, _plain_arguments, knows_methods=False),
 ]

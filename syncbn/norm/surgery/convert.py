@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from syncbn.norm.core import compat
 from syncbn.norm.core.attachable import Attachable
-from syncbn.norm.core.registry import norm_layer, norm_options
-from syncbn.norm.core.tracking import TrackingNorm
-from syncbn.norm.surgery.adapters import adapter_for, looks_like_batch_norm
+from syncbn.norm.core.registry import norm_layer
+from syncbn.norm.surgery.adapters import looks_like_batch_norm
+from syncbn.norm.surgery.exchanged import commit, converted, original_of, reverted, settle, withhold_group
 from syncbn.norm.surgery.feeding import attach_norms
+from syncbn.norm.surgery.forward import Example, Forward
 from syncbn.norm.surgery.fusible import activations_after
+from syncbn.norm.surgery.plain import NAME as PLAIN_NAME
+from syncbn.norm.surgery.plain import is_plain, plain_classes
 from syncbn.norm.surgery.select import select_layers
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-# Key of the original layer in the new one's `__dict__`; a submodule would appear in `state_dict`.
-_ORIGINAL = "converted_from"
 
 
 def convert(
@@ -30,30 +31,42 @@ def convert(
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
     process_group: ProcessGroup | None = None,
-    example_input: Tensor | None = None,
+    example_input: Example | None = None,
+    forward: Forward | None = None,
     **options: Any,
 ) -> nn.Module:
     """Replace the batch normalization layers of `model` by the norm `name`, in place.
 
-    The new layers take over the old ones' `Parameter` objects (existing optimizers keep working), buffers, hooks, eps,
-    momentum, `training` and all other options that both have. A shared module stays shared. `revert` undoes it.
+    The new layers take over the old ones' `Parameter` objects (existing optimizers keep working), buffers, process
+    group, eps, momentum, `training` and all other options that both have; also hooks with the state they use (such as
+    the masks of `torch.nn.utils.prune`), extra parameters and buffers, and attributes. Layers with methods of their
+    own, or with observers, are refused, since a new layer would lose them. A shared module stays shared. `revert`
+    undoes it. A layer with running statistics accepts inputs of as many dimensions as the layer it was converted from.
 
     It converts torch's BatchNorm1d/2d/3d and SyncBatchNorm, this package's batch norms, timm's BatchNormAct2d (which
     keeps its activation) and the FrozenBatchNorm2d of torchvision and detectron2. The last become trainable: name them
     in `exclude` to keep them frozen.
 
+    "torch" stands for `torch.nn.BatchNorm1d`, `2d` or `3d`, which all of torch's tools support. Converted layers become
+    their originals again. For others the class follows from the preceding convolution, pooling or linear layer, or from
+    `example_input`. Layers that aren't batch normalization in evaluation mode are refused.
+
     With `fuse_activation=True`, an option of "sync", a layer is fused with the ReLU or LeakyReLU after it, and with the
     sum with a shortcut between them, where `syncbn.norm.surgery.fusible.activations_after` finds it safe. That function
     also gives the reasons for the others, which are converted without fusion. Activation modules stay in the model.
 
+    A warning names layers with eps=0, and norms in plain lists, tuples or dicts, which torch doesn't register.
+
     Args:
         model: a model not yet wrapped by DDP or FSDP, nor compiled.
-        name: one of `syncbn.available_norms()`.
+        name: one of `syncbn.available_norms()`, or "torch".
         include: globs of module names, as in `model.named_modules()`: "layer4.*", "*.downsample.1". All when None.
         exclude: globs of module names that aren't converted.
-        process_group: the ranks to synchronize over, for norms that do.
+        process_group: the ranks to synchronize over, for norms that do; each old layer's own when None.
         example_input: an input of the model, for norms that act on the convolution before them (see
-            `syncbn.norm.surgery.feeding.attach_norms`) and for `fuse_activation`, where the model can't be traced.
+            `syncbn.norm.surgery.feeding.attach_norms`), for `fuse_activation` and for "torch", where the model can't be
+            traced. A tuple is the model's positional arguments, a dict its keywords.
+        forward: how to call the model instead, `forward(model, example_input)`.
         options: further arguments of the layer, which override those taken from the old one.
 
     Returns:
@@ -61,31 +74,61 @@ def convert(
 
     Raises:
         ValueError: an unknown norm or option; a glob that matches no normalization layer; a model that is wrapped or
-            compiled; a lazy layer without its shape; a subclass of batch norm whose own `forward` would be lost; a norm
+            compiled; a lazy layer without its shape; a subclass of batch norm whose own methods would be lost; a norm
             that acts on the convolution before it, where there is none; `memory="invert"` with a layer before a ReLU.
+            All layers that can't be converted are named, and the model is as it was.
     """
     _refuse_wrapped(model)
     if process_group is not None:
         options["process_group"] = process_group
-    norm_layer(name, **options)  # refuse an unknown norm or option before any change
+    if name != PLAIN_NAME:
+        norm_layer(name, **options)  # an unknown norm or option is refused before anything is touched
+    elif options:
+        raise ValueError(f"torch's own layers have no option {', '.join(options)}: leave it out")
+    _warn_of_hidden(model)
     layers = select_layers(model, _is_convertible, include, exclude)
-    unfused = _without_fusion(model, layers, options, example_input)
-    new = {}
+    back: dict[nn.Module, nn.Module] = {}
+    classes: dict[nn.Module, Any] = {}
+    if name == PLAIN_NAME:
+        back = {module: original_of(module) or module for _, module in layers}
+        back = {module: old for module, old in back.items() if is_plain(old)}
+        others = {module: path or "the layer" for path, module in layers if module not in back}
+        classes = plain_classes(model, others, example_input, forward)
+    unfused = _without_fusion(model, layers, options, example_input, forward)
+    new: dict[nn.Module, nn.Module] = {}
+    refused: dict[str, list[str]] = {}
     for path, module in layers:
+        if module in back:
+            continue
         try:
-            new[module] = _converted(_reverted(module), name, unfused.get(module, options))
+            new[module], warned = converted(module, name, unfused.get(module, options), classes.get(module))
         except ValueError as error:
-            raise ValueError(f"can't convert {path or 'the model'} to {name!r}: {error}") from error
-    converted = _replace(model, new)
+            refused.setdefault(str(error), []).append(path or "the model")
+            continue
+        for warning in warned:
+            warnings.warn(f"{path or 'the layer'} {warning}", stacklevel=2)
+    if refused:
+        for _, module in layers:
+            withhold_group(module)
+        reasons = "; ".join(f"{', '.join(paths)}: {reason}" for reason, paths in refused.items())
+        if len(refused) == 1:
+            reason, paths = next(iter(refused.items()))
+            raise ValueError(f"can't convert {', '.join(paths)} to {name!r}: {reason}")
+        raise ValueError(f"can't convert to {name!r} {reasons}")
+    for module, layer in new.items():
+        commit(module, layer)
+    for module in back:
+        settle(module)
+    result = _replace(model, new | {module: reverted(module) for module in back})
     try:
-        attach_norms(converted, example_input)
+        attach_norms(result, example_input, forward)
     except ValueError:
         for layer in new.values():
             if isinstance(layer, Attachable):
                 layer.detach()
-        _replace(converted, {layer: old for old, layer in new.items()})
+        _replace(result, {layer: old for old, layer in new.items()})
         raise
-    return converted
+    return result
 
 
 def revert(model: nn.Module) -> nn.Module:
@@ -101,16 +144,23 @@ def revert(model: nn.Module) -> nn.Module:
         ValueError: the model is wrapped or compiled.
     """
     _refuse_wrapped(model)
-    return _replace(model, {module: _reverted(module) for module in model.modules() if _ORIGINAL in module.__dict__})
+    layers = {module: reverted(module) for module in model.modules() if original_of(module) is not None}
+    for module in layers:
+        settle(module)
+    return _replace(model, layers)
 
 
 def _without_fusion(
-    model: nn.Module, layers: list[tuple[str, nn.Module]], options: dict[str, Any], example_input: Tensor | None
+    model: nn.Module,
+    layers: list[tuple[str, nn.Module]],
+    options: dict[str, Any],
+    example_input: Example | None,
+    forward: Forward | None,
 ) -> dict[nn.Module, dict[str, Any]]:
     """Options of the layers that can't be fused with an activation, if fusion was requested."""
     if not options.get("fuse_activation"):
         return {}
-    after = activations_after(model, [layer for _, layer in layers], example_input)
+    after = activations_after(model, [layer for _, layer in layers], example_input, forward)
     relus = [path for path, layer in layers if after[layer] == 0]
     if relus and options.get("memory") == "invert":
         raise ValueError(
@@ -121,59 +171,8 @@ def _without_fusion(
     return {layer: plain for layer, found in after.items() if isinstance(found, str)}
 
 
-def _converted(old: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:
-    adapter = adapter_for(old)
-    assert adapter is not None, "only layers that look like batch norms are selected"
-    arguments = adapter.arguments(old)
-    num_features = arguments.pop("num_features")
-    if options.get("keras_momentum") is not None:
-        del arguments["momentum"]
-    shared = {key: value for key, value in arguments.items() if key in norm_options(name)}
-    new = norm_layer(name, **(shared | options))(num_features)
-    some_tensor = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), None)
-    if some_tensor is not None:
-        new.to(some_tensor.device, some_tensor.dtype)
-    _hand_over(old, new)
-    if isinstance(new, TrackingNorm):
-        new.adopt(old)
-    adapter.finish(new, old)
-    new.__dict__[_ORIGINAL] = old
-    return new
-
-
-def _reverted(module: nn.Module) -> nn.Module:
-    """Original of a converted layer, updated; any other module unchanged."""
-    old = module.__dict__.get(_ORIGINAL)
-    if old is None:
-        return module
-    _hand_over(module, old)
-    return old
-
-
-def _hand_over(source: nn.Module, target: nn.Module) -> None:
-    """Transfer the tensors that both layers have, the hooks and the mode from `source` to `target`."""
-    for key, parameter in source._parameters.items():
-        if key in target._buffers and parameter is not None:  # to a frozen layer, whose buffers no optimizer updates
-            target._buffers[key] = parameter.detach().clone()
-        elif key in target._parameters:
-            target._parameters[key] = parameter
-    for key, buffer in source._buffers.items():
-        known = target._parameters.get(key)
-        if buffer is None:
-            continue
-        mine = target._buffers.get(key)
-        if mine is not None and mine.shape == buffer.shape:  # a recurrent norm has a row for each time step
-            target._buffers[key] = buffer
-        elif known is not None:  # from a frozen layer; the same Parameter, for an optimizer that holds it
-            known.data = buffer.clone()
-    if isinstance(source, Attachable):
-        source.detach()
-    compat.share_hooks(source, target)
-    target.training = source.training
-
-
 def _is_convertible(module: nn.Module) -> bool:
-    return _ORIGINAL in module.__dict__ or looks_like_batch_norm(module)
+    return original_of(module) is not None or looks_like_batch_norm(module)
 
 
 def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -192,3 +191,24 @@ def _refuse_wrapped(model: nn.Module) -> None:
             wrapper = compat.WRAPPERS.get(cls.__name__)
             if wrapper is not None and cls.__module__.startswith("torch."):
                 raise ValueError(f"the model is wrapped by {cls.__name__} already; convert first: {wrapper}")
+
+
+def _warn_of_hidden(model: nn.Module) -> None:
+    """Of batch norms in plain lists, tuples and dicts: torch doesn't see them, and neither does `convert`."""
+    seen = set(model.modules())
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, list | tuple):
+                items: Iterable[tuple[Any, Any]] = enumerate(value)
+            elif type(value) is dict and name not in ("_modules", "_parameters", "_buffers"):
+                items = value.items()
+            else:
+                continue
+            for key, item in items:
+                if isinstance(item, nn.Module) and item not in seen and any(map(_is_convertible, item.modules())):
+                    where = f"{path}.{name}" if path else name
+                    warnings.warn(
+                        f"{where}[{key!r}] is in a plain {type(value).__name__}, where modules are neither found nor "
+                        "trained nor saved, and so isn't converted: use nn.ModuleList or nn.ModuleDict",
+                        stacklevel=3,
+                    )

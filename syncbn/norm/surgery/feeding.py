@@ -11,13 +11,15 @@ from torch import nn
 
 from syncbn.norm.core import compat
 from syncbn.norm.core.attachable import FEEDERS, Attachable
-from syncbn.norm.surgery.forward import Example
+from syncbn.norm.surgery.forward import Example, Forward
 from syncbn.norm.surgery.graph import Call, Graph, Operation, View
 from syncbn.norm.surgery.record import record
 from syncbn.norm.surgery.symbolic import symbolic
 
 
-def attach_norms(model: nn.Module, example_input: Example | None = None) -> dict[str, str]:
+def attach_norms(
+    model: nn.Module, example_input: Example | None = None, forward: Forward | None = None
+) -> dict[str, str]:
     """Attach to each layer of `model` that needs it the preceding convolution, by `layer.attach(conv)`.
 
     The feeders are found in a symbolic trace (`torch.fx`) or, given `example_input`, in one forward pass in evaluation
@@ -27,6 +29,7 @@ def attach_norms(model: nn.Module, example_input: Example | None = None) -> dict
     Args:
         model: a model; layers without an `attach` method, layers already attached, and `model` itself are skipped.
         example_input: for one forward pass; a tuple is the model's positional arguments, a dict its keywords.
+        forward: how to call the model instead, `forward(model, example_input)`.
 
     Returns:
         Layers that couldn't be attached, by name, each with the reason. `layer.without_feeder(reason)` is called for
@@ -42,7 +45,7 @@ def attach_norms(model: nn.Module, example_input: Example | None = None) -> dict
     }
     if not waiting:
         return {}
-    graph = _by_trace(model) if example_input is None else record(model, example_input)
+    graph = _by_trace(model) if example_input is None else record(model, example_input, forward)
     feeders = {name: _feeder(module, graph) for name, module in waiting.items()}
     reasons = {name: feeder for name, feeder in feeders.items() if isinstance(feeder, str)}
     for name, reason in reasons.items():

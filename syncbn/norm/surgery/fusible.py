@@ -10,7 +10,7 @@ from torch import nn
 
 from syncbn.norm.core import compat
 from syncbn.norm.fusion.deferred import SUM, slope_of
-from syncbn.norm.surgery.forward import Example
+from syncbn.norm.surgery.forward import Example, Forward
 from syncbn.norm.surgery.graph import Graph, Operation, View
 from syncbn.norm.surgery.record import record
 from syncbn.norm.surgery.symbolic import symbolic
@@ -19,7 +19,10 @@ _SUMS = {*SUM, operator.add, operator.iadd}
 
 
 def activations_after(
-    model: nn.Module, norms: Iterable[nn.Module], example_input: Example | None = None
+    model: nn.Module,
+    norms: Iterable[nn.Module],
+    example_input: Example | None = None,
+    forward: Forward | None = None,
 ) -> dict[nn.Module, float | str]:
     """Find the slope of the ReLU (0) or LeakyReLU after each norm, or the reason why they can't be fused.
 
@@ -30,6 +33,7 @@ def activations_after(
         model: a model, traced symbolically (`torch.fx`) or, given `example_input`, run once in evaluation mode.
         norms: norm modules of the model.
         example_input: for one forward pass; a tuple is the model's positional arguments, a dict its keywords.
+        forward: how to call the model instead, `forward(model, example_input)`.
 
     Raises:
         ValueError: the model can't be traced.
@@ -37,7 +41,7 @@ def activations_after(
     norms = list(norms)
     if model in norms:
         return dict.fromkeys(norms, "it is the model")
-    graph = symbolic(model, norms) if example_input is None else record(model, example_input)
+    graph = symbolic(model, norms) if example_input is None else record(model, example_input, forward)
     return {norm: _activation_after(norm, graph) for norm in norms}
 
 

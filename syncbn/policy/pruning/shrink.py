@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from syncbn.norm.core.attachable import FEEDERS
 from syncbn.norm.core.capabilities import is_per_channel
 from syncbn.norm.core.linear_maps import is_transposed
+from syncbn.norm.surgery.exchanged import original_of
 from syncbn.policy.layers import buffers_of
 from syncbn.policy.pruning.flow import Axis, Flow
 
@@ -123,7 +124,7 @@ def _like(small: Tensor, tensor: Tensor) -> Any:
 
 def _originals(module: nn.Module) -> list[nn.Module]:
     """Original layers of a converted one."""
-    original = vars(module).get("converted_from")
+    original = original_of(module)
     return [] if original is None else [original, *_originals(original)]
 
 

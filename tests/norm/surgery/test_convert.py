@@ -294,7 +294,7 @@ def test_refused_models(model: Callable[[], nn.Module], message: str) -> None:
     ("arguments", "message"),
     [
         (("snyc",), "unknown norm 'snyc'; did you mean 'sync'"),
-        (("group", {"groups": 3}), r"can't convert bn1 to 'group': groups must divide the 4 channels, got 3"),
+        (("group", {"groups": 3}), r"can't convert bn1, block.1 to 'group': groups must divide the 4 channels, got 3"),
         (("group", {"groups": -2}), "groups must divide"),
         (("sync", {"groups": 3}), "norm 'sync' has no option 'groups'"),
     ],

@@ -1,0 +1,46 @@
+"""What tools that read a model's code do with a layer: `torch.fx` takes it as a whole, TorchScript is refused."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NoReturn, cast
+
+from torch import nn
+from torch.fx import Proxy
+
+
+class Leaf:
+    """A layer that a symbolic trace (`torch.fx`, `prepare_qat_fx`) calls as a module, as it calls torch's own.
+
+    A tracer goes into every module from outside of `torch.nn`, and neither checks of the input nor the choice of
+    kernels can be traced. Subclasses with a `forward` of their own are leaves, too.
+    """
+
+    forward: Callable[..., Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        forward: Any = getattr(cls, "forward", None)
+        if forward is not None and not hasattr(forward, "whole"):
+            cls.forward = _whole(forward)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise NotImplementedError(
+            f"torch.jit.script can't read {type(self).__name__}: trace the model in evaluation mode, "
+            "torch.jit.trace(model.eval(), example_input), or script it with torch's own layers, "
+            "torch.jit.script(syncbn.convert(model, 'torch'))"
+        )
+
+
+def _whole(forward: Any) -> Any:
+    @functools.wraps(forward)
+    def leaf(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        if isinstance(first, Proxy):
+            own, tracer = cast(Any, type(self).forward), cast(Any, first.tracer)
+            # Not from a subclass's forward, of which this would be a part.
+            if own.whole is forward and tracer.root is not self:
+                return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
+        return forward(self, *args, **kwargs)
+
+    leaf.whole = forward  # type: ignore[attr-defined]
+    return leaf
