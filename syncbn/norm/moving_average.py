@@ -162,6 +162,9 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
     def track(self, moments: Moments, **options: Any) -> None:
         super().track(moments, second_moment=True)
 
+    def statistics_of(self, moments: Moments) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(moments.mean), biased_var(moments) + moments.mean.square()
+
     def average_gradient(self, total: Tensor, count: Tensor, group: ProcessGroup | None) -> Tensor:
         """Update ψ̄ with this backward pass, from this rank's Σ g·z."""
         # Losses are averaged over ranks. Divided by the world size, the average is that of one process.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from syncbn.norm.core.capabilities import clear_window, synchronizes
 from syncbn.norm.core.exchange import communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, pool, unbiased_var
+from syncbn.norm.core.tracking import TrackingNorm
 from syncbn.norm.surgery.forward import Forward, modes_kept
 from syncbn.norm.surgery.select import Globs, select_layers
 from syncbn.policy.batches import (
@@ -51,7 +52,8 @@ def recalibrate(
     batches are merged by the law of total variance. Meanwhile these layers normalize by their batch (synchronized ones
     by that of all ranks) and everything else is in eval mode: statistics are those of the evaluated network, without
     dropout. Layers frozen by `freeze` and layers that the batches don't reach aren't changed. Weights, modes and the
-    state of random generators are restored; the window of cross-iteration batch normalization is cleared.
+    state of random generators are restored; the window of cross-iteration batch normalization is cleared. Moving
+    average batch normalization, which subtracts no mean, gets running_mean = 0 and running_var = Σx² / n.
 
     Use batches as large as in training, or larger: a layer's input depends on the normalization before it.
 
@@ -83,7 +85,7 @@ def recalibrate(
     net, device = unwrapped(model), device_of(model)
     group = communicating_group(process_group)
     sums = {layer: _Sum(path, layer) for path, layer in layers}
-    with _buffers_kept_on_failure(sums), modes_kept(model), generators_kept(device), torch.no_grad():
+    with _other_buffers_kept(sums), modes_kept(model), generators_kept(device), torch.no_grad():
         model.eval()
         for layer in sums:
             layer.training = True
@@ -164,8 +166,10 @@ class _Sum:
             raise ValueError(
                 f"{self.path} has seen values that aren't finite: look for NaN in the data and the weights"
             )
-        layer.running_mean.copy_(moments.mean)
-        layer.running_var.copy_(unbiased_var(moments))
+        exact = isinstance(layer, TrackingNorm)
+        mean, var = layer.statistics_of(moments) if exact else (moments.mean, unbiased_var(moments))
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(var)
         if layer.num_batches_tracked is not None:
             layer.num_batches_tracked.fill_(count)
 
@@ -176,12 +180,18 @@ def _nothing(running_mean: Tensor) -> Moments:
     return Moments(zeros.new_zeros(()), zeros, zeros)
 
 
+_WRITTEN = {"running_mean", "running_var", "num_batches_tracked"}
+
+
 @contextmanager
-def _buffers_kept_on_failure(layers: Iterable[nn.Module]) -> Iterator[None]:
-    before = [(buffer, buffer.clone()) for layer in layers for buffer in buffers_of(layer).values()]
+def _other_buffers_kept(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Restore buffers that only training may update, such as a window of iterations; after a failure, all of them."""
+    before = [(name, buffer, buffer.clone()) for layer in layers for name, buffer in buffers_of(layer).items()]
+    kept: set[str] = set()
     try:
         yield
-    except BaseException:
-        for buffer, value in before:
-            buffer.data.copy_(value)
-        raise
+        kept = _WRITTEN
+    finally:
+        for name, buffer, value in before:
+            if name not in kept:
+                buffer.data.copy_(value)

@@ -260,3 +260,31 @@ def give_all_ranks_one_sample() -> str:
 def test_one_sample_on_all_ranks_together_has_no_variance(ranks: Callable[[int], Ranks]) -> None:
     for message in ranks(2).run(give_all_ranks_one_sample):
         assert "a single sample of each channel" in message
+
+
+@pytest.mark.parametrize("name", ["moving_average", "batch_renorm", "learnable_momentum", "adaptive", "switchable"])
+def test_what_only_training_moves_stays(name: str) -> None:
+    torch.manual_seed(0)
+    options = {"centre": False, "window": 3, "warmup": 1} if name == "moving_average" else {}
+    model = nn.Sequential(syncbn.norm_layer(name, **options)(3))
+    for _ in range(4):
+        model(torch.randn(8, 3, 4) + 3).square().sum().backward()
+    written = ("running_mean", "running_var", "num_batches_tracked")
+    before = {key: buffer.clone() for key, buffer in model[0].named_buffers() if key not in written}
+    syncbn.recalibrate(model, [torch.randn(16, 3, 4) + 5])
+    after = {key: buffer for key, buffer in model[0].named_buffers() if key not in written}
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_second_moments_are_recalibrated_about_0() -> None:
+    """Moving average normalization subtracts no mean: evaluation divides by the root of E[x²] over all samples."""
+    model = nn.Sequential(syncbn.norm_layer("moving_average", centre=False)(3)).double()
+    nn.init.uniform_(model[0].weight)
+    batches = [torch.randn(size, 3, 5, dtype=torch.float64) * 2 + 4 for size in (6, 1, 9)]
+    syncbn.recalibrate(model, batches)
+    x = torch.cat(batches)
+    square = x.square().mean([0, 2])
+    assert not model[0].running_mean.any()
+    torch.testing.assert_close(model[0].running_var, square)
+    expected = x * (model[0].weight / (square + model[0].eps).sqrt()).view(-1, 1)
+    torch.testing.assert_close(model.eval()(x), expected)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, distributed_c10d
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import parametrizations
 from torch.utils import _python_dispatch, _pytree
@@ -115,6 +116,11 @@ def is_exporting() -> bool:
     """Whether a graph is being made for use elsewhere, by `torch.export` or `torch.jit.trace`."""
     exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.7 has it
     return exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
+def is_proxy_tracing() -> bool:
+    """Whether `make_fx` records operations on tensors whose values must not decide anything."""
+    return in_dispatch_mode() and get_proxy_mode() is not None
 
 
 def in_dispatch_mode() -> bool:

@@ -21,7 +21,7 @@ def kernels_for(*tensors: Tensor) -> Kernels:
 
     A dispatch mode, such as a flop counter, gets ATen's operations; a trace or a transform gets differentiable ones.
     """
-    if compat.is_transformed():
+    if compat.is_transformed() or compat.is_proxy_tracing():
         return PLAIN
     for kernels in _ATEN if compat.in_dispatch_mode() else _FASTEST:
         if kernels.serves(*tensors):

@@ -138,6 +138,10 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
             running = self.running_mean, self.running_var, self.num_batches_tracked
             torch.ops.syncbn.track_each(*running, *(part.detach() for part in moments), self.momentum)
 
+    def statistics_of(self, moments: Moments) -> tuple[Tensor, Tensor]:
+        """running_mean and running_var for evaluation of the very samples that `moments` are of."""
+        return moments.mean, unbiased_var(moments)
+
     def adopt(self, old: nn.Module) -> None:
         """Take over the state of `old`; `convert` has transferred the parameters and buffers that both have.
 
