@@ -12,6 +12,7 @@ from syncbn.launch.secrets import redacted
 from syncbn.moved import renamed
 from syncbn.norm.core.options import default_of, option_fields, shown
 from syncbn.run.described import options_at
+from syncbn.run.network import SIZES
 from syncbn.run.resume import Checkpoint
 
 _MISSING = object()
@@ -27,6 +28,7 @@ _FREE_OF_THE_STATE = {
         *("data_dir", "cache_dir", "download", "batch_size"),  # ranks keep the run's global batches
     ),
 }
+_SIZES = tuple(f"model.{name}" for name in SIZES)  # null is the data's size, which a folder may have written out
 _SUCCESSORS = ("syncbn.training.BestCheckpoint", "syncbn.training.LastCheckpoint")  # of Lightning's, in conf/
 _FINETUNE = ("FreezeNorm", "GradualUnfreezing", "TrainOnly")  # they choose what the optimizer has
 
@@ -94,7 +96,7 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterator[Change]:
             if key or name not in _UNSAID:
                 sides = _known(before, name, key), _known(now, name, key)
                 yield from _differences(*sides, f"{key}.{name}" if key else str(name))
-    elif not _same(before, now):
+    elif not (_same(before, now) or (key in _SIZES and None in (before, now))):
         yield Change(key, *(None if side is _MISSING else side for side in (before, now)))
 
 
