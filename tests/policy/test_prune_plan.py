@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import syncbn
+from syncbn.policy.proof import Difference, Rehearsal
 from tests.policy.pruned import Net
 from tests.policy.strangers import images, seeded
 
@@ -111,3 +112,26 @@ def test_memory_whose_size_follows_that_of_channels_is_not_to_blame() -> None:
     assert first.held == {}
     assert all("view" in reason for reason in second.held.values())
     assert len(second.held) == 8
+
+
+def test_rounding_that_a_network_magnifies_is_no_difference() -> None:
+    """The same sums in another order: their rounding shows, and isn't one; a wrong bias is found."""
+
+    class Magnifies(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(64, 4).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sin(1e8 * self.fc(x))
+
+    torch.manual_seed(0)
+    net, x = Magnifies(), torch.randn(5, 64, dtype=torch.float64)
+    weight, bias = net.fc.weight.detach(), net.fc.bias.detach()
+    rehearsal = Rehearsal(net, [x], None, 1e-9)
+    halves = x[:, :32] @ weight[:, :32].t() + (x[:, 32:] @ weight[:, 32:].t() + bias)
+    with pytest.raises(Difference):
+        rehearsal.compare(torch.sin(1e8 * halves), rehearsal.run(net, x), "in another order")
+    rehearsal.compare_with(net, torch.sin(1e8 * halves), x, "in another order")
+    with pytest.raises(Difference, match="off by a bias"):
+        rehearsal.compare_with(net, torch.sin(1e8 * (halves + 1e-12)), x, "off by a bias")

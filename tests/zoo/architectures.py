@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +30,8 @@ class Architecture:
 
 def _called(path: str, *args: Any, **options: Any) -> Callable[[], Any]:
     """Build by the name of a function or class: "package.module.function"."""
-    return lambda: pkgutil.resolve_name(path)(*args, **options)
+    module, _, name = path.rpartition(".")
+    return lambda: getattr(importlib.import_module(module), name)(*args, **options)
 
 
 def _tensors_only(path: str, **config: Any) -> Callable[[], Any]:
@@ -249,7 +249,7 @@ def _kornia() -> list[Architecture]:
         Architecture(
             "kornia RT-DETR backbone",
             "kornia",
-            _called("kornia.models.rt_detr.architecture.resnet_d.ResNetD.from_config", 18),
+            lambda: importlib.import_module("kornia.models.rt_detr.architecture.resnet_d").ResNetD.from_config(18),
             (3, 64, 64),
         ),
     ]

@@ -50,7 +50,7 @@ class PruningProof:
                 return self._diverging(removal, small, example, 0, f"the smaller network raises: {error}")
             for whole, what in ((masked, "masked"), (silent, "with γ and β of 0")):
                 try:
-                    rehearsal.compare(returned, rehearsal.run(whole, example), f"it isn't the network {what}")
+                    rehearsal.compare_with(whole, returned, example, f"it isn't the network {what}")
                 except Difference as error:
                     return self._differing(removal, small, whole, example, str(error))
         if len(self._graphs) > 1:
