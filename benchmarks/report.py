@@ -107,23 +107,35 @@ def _page(results: list[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
+_LINES = {2.5: "target", 1.5: "quartiles of single repeats"}  # by width
+
+
 def _draw(results: list[Result], png: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     rows = [result.row for result in results if result.row.limit is not None][::-1]
-    figure, axes = plt.subplots(figsize=(11, 0.42 * len(rows) + 1.4))
+    figure, axes = plt.subplots(figsize=(11, 0.42 * len(rows) + 1.8))
+    colors = {"met": "#0072B2", "MISSED": "#D55E00"}  # Okabe & Ito's blue and vermilion
     for place, row in enumerate(rows):
-        color = "tab:green" if row.verdict == "met" else "tab:red"
-        axes.barh(place, row.ratio, color=color, alpha=0.75)
+        axes.barh(place, row.ratio, color=colors[row.verdict], alpha=0.8)
         axes.plot([row.low, row.high], [place, place], color="black")
         axes.plot([row.limit, row.limit], [place - 0.45, place + 0.45], color="black", linewidth=2.5)
-        axes.annotate(f" {shown(row.ratio)}", (max(row.ratio, row.high, row.limit), place), va="center")
+        # A third decimal where two don't tell the ratio from its target.
+        ratio = f"{row.ratio:.3f}" if shown(row.ratio) == shown(row.limit) else shown(row.ratio)
+        axes.annotate(f" {ratio}", (max(row.ratio, row.high, row.limit), place), va="center")
     axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.spines[["top", "right"]].set_visible(False)
     axes.axvline(1, color="gray", linewidth=0.8)
-    axes.set_xlabel("ours ÷ theirs; the thick mark is the target, to the left of it is better")
+    axes.set_xlabel("ours ÷ theirs: less is better")
+    legend = [Patch(color=color, alpha=0.8, label=f"target {verdict.lower()}") for verdict, color in colors.items()]
+    legend += [Line2D([], [], color="black", linewidth=width, label=name) for width, name in _LINES.items()]
+    axes.legend(handles=legend, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
     figure.tight_layout()
     figure.savefig(png, dpi=110)
     plt.close(figure)
