@@ -6,9 +6,11 @@ Turns the command line into jobs; `syncbn.run.fit` runs each.
 import os
 import sys
 import tempfile
+import traceback
 from argparse import Namespace
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from syncbn.launch.leave import ends_at_once, leave_together
 from syncbn.launch.relaunch import ranks_to_start, run_under_torchrun
 from syncbn.launch.run_id import VARIABLE as RUN_ID
 from syncbn.launch.run_id import ensure_run_id
+from syncbn.launch.stop import Stopped
 from syncbn.launch.world import World, current_world, devices_and_nodes
 from syncbn.run.check import conf_dir
 from syncbn.run.command_line import CommandLine, read
@@ -150,10 +153,11 @@ def _check_output_root(root: Path) -> None:
 
 
 def _run_jobs(plan: _Plan, flags: Namespace) -> None:
-    submits = plan.submitted is not None
+    submits, failed = plan.submitted is not None, _Failed()
 
     def job(config: DictConfig) -> float | None:  # where a launcher is used, runs in another process
-        with submitted_job() if submits else nullcontext():
+        result = None
+        with submitted_job() if submits else failed.kept(plan):
             result = _job(config, current_world())
             if submits:
                 leave_together(current_world())
@@ -163,6 +167,41 @@ def _run_jobs(plan: _Plan, flags: Namespace) -> None:
     flags.overrides = list(plan.overrides)
     with waiting(plan.submitted, plan.jobs) if plan.submitted else nullcontext():
         _run_hydra(flags, get_args_parser(), job, str(conf_dir()), "train")
+    failed.end(plan)
+
+
+@dataclass
+class _Failed:
+    """The jobs of a sweep that have failed, with their exit codes, while the others run, as in plain Hydra."""
+
+    codes: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def kept(self, plan: _Plan) -> Iterator[None]:
+        """Let one job fail alone: not for a search, which needs its result, nor on ranks that may have lost others."""
+        hydra: Any = HydraConfig.get()
+        alone = hydra.mode is RunMode.MULTIRUN and hydra.sweeper._target_.endswith(".BasicSweeper")
+        if not alone or current_world().world_size > 1 or plan.jobs == 1:
+            yield
+            return
+        try:
+            yield
+        except Stopped:
+            raise
+        except (SystemExit, Exception) as error:
+            if isinstance(error, Exception):
+                traceback.print_exc()
+            code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+            self.codes[f"{hydra.job.num} in {hydra.runtime.output_dir}"] = code
+            if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
+                wandb.finish(exit_code=code)  # the next job's would go into it
+
+    def end(self, plan: _Plan) -> None:
+        """List them, and end with the exit code of the first."""
+        if self.codes:
+            failed = ", ".join(f"{job}: exit code {code}" for job, code in self.codes.items())
+            print(f"error: {len(self.codes)} of {plan.jobs} job(s) failed: {failed}", file=sys.stderr)
+            raise SystemExit(next(iter(self.codes.values())))
 
 
 def _job(config: DictConfig, world: World) -> float | None:
