@@ -1,4 +1,4 @@
-"""Modules of version 0.1 that stand elsewhere now: their old paths go on importing, for configs, pickles and habits."""
+"""Moved modules of version 0.1, which can still be imported from their old paths, for configs, pickles and users."""
 
 import importlib
 import sys
@@ -57,11 +57,11 @@ MOVED: dict[str, str | tuple[str, ...]] = {
 
 
 class _Moved(ModuleType):
-    """A module under its old path; the new ones are imported when a name of it is asked for."""
+    """A module under its old path, which imports the new ones on access to a name."""
 
     def __getattr__(self, name: str) -> Any:
         homes = homes_of(self.__name__)
-        if not name.startswith("__"):  # what tools ask of every module that is loaded
+        if not name.startswith("__"):  # tools read these of every loaded module
             for home in homes:
                 module = importlib.import_module(home)
                 if hasattr(module, name):
@@ -70,18 +70,18 @@ class _Moved(ModuleType):
 
 
 def homes_of(module: str) -> tuple[str, ...]:
-    """The modules where the contents of a module are; itself where it hasn't moved."""
+    """Modules that have a module's contents now; itself if it hasn't moved."""
     new = MOVED.get(module, module)
     return (new,) if isinstance(new, str) else new
 
 
 def renamed(target: str) -> str:
-    """A dotted name under a path of version 0.1 as it is called now; in the first home of a module that was divided."""
+    """Current dotted name of one under a path of version 0.1; in the first module if its module was split."""
     old = next((old for old in MOVED if target.startswith(f"{old}.")), None)
     return target if old is None else homes_of(old)[0] + target.removeprefix(old)
 
 
 def keep_old_paths() -> None:
-    """Let every old path be imported."""
+    """Make all old paths importable."""
     for old in MOVED:
         sys.modules.setdefault(old, _Moved(old, f"Moved to `{'`, `'.join(homes_of(old))}`."))

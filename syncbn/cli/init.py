@@ -1,6 +1,6 @@
 """Write a small working project: a network, data and a norm of your own, configs, a test.
 
-Its folder is <name>/, here. Files that are there already stay as they are: then nothing is written.
+Its folder is <name>/ in the current folder. If files exist there already, nothing is written.
 """
 
 import importlib.util
@@ -16,13 +16,13 @@ from syncbn.norm.core.options import required
 from syncbn.run.errors import user_mistakes
 
 NEEDS = ()
-_TEMPLATE = "my_project"  # what stands in the template where the project's name is to be
+_TEMPLATE = "my_project"  # placeholder of the project's name in the template
 _TAKEN = ("conf", "outputs", "tests")  # folders of the project beside its package
 
 
 @dataclass
 class Options:
-    """Of `syncbn init`."""
+    """Options of `syncbn init`."""
 
     name: str = required("the project's, and its package's: small letters, digits and _")
 
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def init(arguments: list[str]) -> Path:
-    """Write a project into a folder of its name, and print what to type next.
+    """Write a project to a folder of its name, and print the next commands.
 
     Args:
         arguments: `<name>`.
@@ -60,7 +60,7 @@ def init(arguments: list[str]) -> Path:
 
 
 def _checked(name: str) -> str:
-    """The name, if a package can have it that nothing else has."""
+    """Check that the name is valid for a package and not taken."""
     plain = re.sub(r"\W", "_", name.strip()).lower().strip("_")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         usable = re.fullmatch(r"[a-z][a-z0-9_]*", plain) and not keyword.iskeyword(plain)
@@ -77,7 +77,7 @@ def _checked(name: str) -> str:
 
 
 def _templates() -> Path:
-    """In the package where a wheel was installed, beside it in a checkout."""
+    """Folder of the templates: inside the package in a wheel, beside it in a checkout."""
     here = Path(__file__).parents[1]
     packaged = here / "templates"
     return packaged if packaged.is_dir() else here.parent / "templates"

@@ -1,4 +1,4 @@
-"""Anybody's DataLoader shared among ranks, as one process would go through it."""
+"""Division of any DataLoader over the ranks, equivalent to one process."""
 
 import copy
 import random
@@ -12,24 +12,24 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 
 
 class SharedBatches:
-    """The batches of one rank, such that all ranks together see what the loader's own sampler chooses, once.
+    """Batches of one rank; all ranks together see the samples of the loader's own sampler once.
 
-    The sampler's order is drawn anew each epoch, on every rank alike: by random numbers, its own generator's too, that
-    are a function of the seed and the epoch. It is cut into global batches, and these into one contiguous part a rank,
-    whose sizes differ by one at most, as `GlobalBatchSampler` does. The batches of a batch sampler of one's own aren't
-    cut: the ranks take one each in turn.
+    The sampler's order is the same on every rank and new in each epoch: all random numbers, including its own
+    generator's, are a function of the seed and the epoch. It is split into global batches, and these into one
+    contiguous part per rank with sizes that differ by at most one, as in `GlobalBatchSampler`. Batches of a custom
+    batch sampler aren't split: the ranks take them in turn.
 
-    No sample is repeated to fill a batch. In training every rank has the same number of batches, none of them empty: of
-    an order that doesn't divide, the last samples, fewer than there are ranks, are left out. In evaluation nothing is
-    left out, and a rank may have one batch less than another.
+    No sample is repeated to fill a batch. In training every rank has the same number of non-empty batches: if an order
+    doesn't divide, the last samples, fewer than the number of ranks, are left out. In evaluation nothing is left out,
+    and a rank may have one batch less than another.
 
     Args:
         order: a sampler, or a batch sampler.
-        batch_size: samples of one rank in a batch; None where the order is one of batches.
-        drop_last: leave the last global batch out when it isn't full.
-        rank: this process, from 0 to world_size - 1.
+        batch_size: samples of one rank in a batch; None if the order is one of batches.
+        drop_last: leave out the last global batch when it isn't full.
+        rank: rank of this process, from 0 to world_size - 1.
         world_size: number of processes.
-        seed: of the order.
+        seed: seed of the order.
         training: whether the ranks must have equally many batches.
 
     Raises:
@@ -70,20 +70,20 @@ class SharedBatches:
 
     @property
     def left_out(self) -> int:
-        """How many samples, or batches, at the end of the order no rank has, because not every rank would have one."""
+        """Number of last samples or batches of the order that are left out, since not every rank would have one."""
         return self._left_out(len(self.order))
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration follows."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     @property
     def sampler(self) -> "SharedBatches":
-        """Itself: a Lightning loop calls `loader.batch_sampler.sampler.set_epoch`."""
+        """Return itself: Lightning's loops call `loader.batch_sampler.sampler.set_epoch`."""
         return self
 
     def __len__(self) -> int:
-        # How many batches a batch sampler makes may depend on the order that it draws.
+        # A batch sampler's number of batches may depend on its random order.
         return len(self._parts(len(self._drawn() if self.batch_size is None else self.order)))
 
     def __iter__(self) -> Iterator[Any]:
@@ -98,7 +98,7 @@ class SharedBatches:
         return rest if rest < self.world_size else 0
 
     def _parts(self, total: int) -> list[slice]:
-        """The places of each of this rank's batches in an order of so many."""
+        """Positions of each of this rank's batches in an order of a given length."""
         total, size = total - self._left_out(total), self.world_size * (self.batch_size or 1)
         if self.batch_size is not None and self.drop_last:
             total -= total % size
@@ -124,11 +124,11 @@ class SharedBatches:
             seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
             torch.default_generator.manual_seed(seed)
             random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002  # what a sampler of somebody's draws from
+            np.random.seed(seed)  # noqa: NPY002  # custom samplers may use it
             generator = getattr(order, "generator", None)
             if not isinstance(generator, torch.Generator):
                 return list(order)
-            state = generator.get_state()  # the ranks may have seeded theirs differently
+            state = generator.get_state()  # ranks may have seeded their generators differently
             generator.manual_seed(seed)
             order = list(order)
             generator.set_state(state)
@@ -136,15 +136,15 @@ class SharedBatches:
 
 
 def shared(loader: DataLoader[Any], rank: int, world_size: int, seed: int, training: bool) -> DataLoader[Any]:
-    """A DataLoader like another, with the batches of one rank; all else, and the loader itself, stays as it is.
+    """Copy a DataLoader with the batches of one rank; all other settings are kept, and the original isn't changed.
 
-    One that shares by itself is returned: it has a `DistributedSampler`, or a sampler that knows its rank, or it reads
-    an `IterableDataset`, of which nobody can tell.
+    A loader that already divides its data is returned unchanged: one with a `DistributedSampler` or a sampler that
+    knows its rank, or with an `IterableDataset`, which can't be checked.
     """
     if isinstance(loader.dataset, IterableDataset) or any(map(_knows_its_rank, _samplers(loader))):
         return loader
     place: Any = {"rank": rank, "world_size": world_size, "seed": seed, "training": training}
-    made = copy.copy(loader)  # a subclass may take other arguments than its attributes
+    made = copy.copy(loader)  # a subclass may have different arguments
     batches: Any = loader.batch_sampler
     if batches is None:  # the data set makes whole batches
         _set(made, "sampler", SharedBatches(loader.sampler, None, False, **place))
@@ -168,6 +168,6 @@ def _knows_its_rank(sampler: Any) -> bool:
 
 
 def _set(loader: DataLoader[Any], name: str, value: Any) -> None:
-    """Past DataLoader's own `__setattr__`, which refuses this: workers that run would go on with the old one."""
+    """Set an attribute past DataLoader's `__setattr__`, which refuses it since running workers keep the old value."""
     object.__setattr__(loader, name, value)
     object.__setattr__(loader, "_iterator", None)

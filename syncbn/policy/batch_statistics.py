@@ -1,4 +1,4 @@
-"""Batch normalization layers that normalize by the batch in evaluation too."""
+"""Batch statistics in evaluation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from syncbn.policy.freeze import has_frozen_statistics
 
 
 def use_batch_statistics(model: nn.Module, *, include: Globs = None, exclude: Globs = None) -> nn.Module:
-    """Let batch normalization layers normalize by the batch in evaluation too, in place.
+    """Make batch normalization layers normalize by the batch in evaluation too, in place.
 
-    Running statistics aren't used and don't move, whatever the mode; they stay in `state_dict`. A synchronized layer
-    takes the batches of all ranks. Layers that `freeze` froze stay as they are.
+    Running statistics are neither used nor updated in any mode; they stay in `state_dict`. A synchronized layer uses
+    the batches of all ranks. Layers frozen by `freeze` aren't changed.
 
     Raises:
         ValueError: a glob that matches no layer; no layer to change.
@@ -37,7 +37,7 @@ def use_running_statistics(model: nn.Module) -> nn.Module:
 
 
 class BatchStatistics(Acting):
-    """For a forward pass, the layer is one in training that tracks nothing."""
+    """Hooks that run a layer's forward in training mode without tracking statistics."""
 
     undone_by = "syncbn.policy.use_running_statistics(model)"
 
@@ -57,15 +57,15 @@ class BatchStatistics(Acting):
 
 
 def batch_statistics_of(layer: nn.Module) -> BatchStatistics | None:
-    """The hooks of `use_batch_statistics` on a layer; None where it isn't called."""
+    """Hooks of `use_batch_statistics` on a layer; None if it wasn't called."""
     return acting_on(layer, BatchStatistics)
 
 
 def adaptable_layers(model: nn.Module, include: Globs, exclude: Globs) -> list[nn.Module]:
-    """The batch normalization layers that aren't frozen.
+    """Batch normalization layers that aren't frozen.
 
     Raises:
-        ValueError: a glob that matches no layer; no such layer; one that doesn't normalize by its batch alone.
+        ValueError: a glob that matches no layer; no such layer; one that doesn't normalize only by its batch.
     """
     layers = select_layers(model, _can_adapt, include, exclude)
     moving = [(path, layer) for path, layer in layers if not has_frozen_statistics(layer)]

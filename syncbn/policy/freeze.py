@@ -95,11 +95,11 @@ def is_frozen_by(hook: Any) -> bool:
 
 
 class _Frozen(Acting):
-    """What of a layer is frozen.
+    """Frozen state of a layer, as hooks.
 
-    The layer's `training` is what its user set it to, except while it runs. A reset of the statistics to 0 and 1, as by
-    `torch.optim.swa_utils.update_bn` and Lightning's weight averaging, which expect a layer in training to measure
-    them anew, is undone before the layer runs or is saved. Other values, of a checkpoint say, are the frozen ones then.
+    The layer's `training` is as the user set it, except while the layer runs. A reset of the statistics to 0 and 1, as
+    by `torch.optim.swa_utils.update_bn` and Lightning's weight averaging, which expect to recalibrate them in training,
+    is undone before the layer runs or is saved. Other values, such as a checkpoint's, become the frozen ones.
     """
 
     undone_by = "syncbn.unfreeze(model)"
@@ -108,8 +108,8 @@ class _Frozen(Acting):
         self.stats = False
         self.requires_grad: dict[str, bool] = {}  # original values of frozen parameters
         self._training = layer.training
-        self._values: list[Tensor] = []  # of the frozen statistics
-        self._seen: list[tuple[Tensor, int]] = []  # the buffers that had these values, and their versions then
+        self._values: list[Tensor] = []  # frozen statistics
+        self._seen: list[tuple[Tensor, int]] = []  # buffers with these values, and their versions
         super().__init__(layer)
         self._handles += [
             layer.register_state_dict_pre_hook(self.before_saving),
@@ -117,7 +117,7 @@ class _Frozen(Acting):
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: buffers that changed since are looked at again, and others aren't."""
+        """State for copies and pickles, in which only changed buffers are checked again."""
         seen = self._seen if self._as_seen([buffer for buffer, _ in self._seen]) else []
         return {**vars(self), "_seen": seen}
 
@@ -160,7 +160,7 @@ class _Frozen(Acting):
             for value, buffer in zip(self._values, buffers, strict=True)
         ):
             mean, var = buffers
-            was_reset = (mean == 0).all() & (var == 1).all()  # a GPU isn't waited for
+            was_reset = (mean == 0).all() & (var == 1).all()  # without waiting for a GPU
             for buffer, value in zip(buffers, self._values, strict=True):
                 buffer.copy_(torch.where(was_reset, value.to(buffer.dtype), buffer))
         self._values = [buffer.detach().clone() for buffer in buffers]

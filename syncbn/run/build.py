@@ -40,17 +40,17 @@ from syncbn.training import (
 
 
 def build_data(config: DictConfig) -> LightningDataModule:
-    """The data module of `config.data`."""
+    """Build the data module of `config.data`."""
     return construct("data", config.data)
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:
-    """The loggers of `config.logger`, in order."""
+    """Build the loggers of `config.logger`, in order."""
     return [construct(f"logger.{name}", node) for name, node in (config.get("logger") or {}).items()]
 
 
 def named_callbacks(config: DictConfig, loggers: list[Logger]) -> dict[str, Callback]:
-    """The callbacks of `config.callbacks`; what only W&B shows is left out where no logger is W&B."""
+    """Build the callbacks of `config.callbacks`; those for W&B are left out without a W&B logger."""
     named = {name: construct(f"callbacks.{name}", node) for name, node in (config.get("callbacks") or {}).items()}
     has_wandb = any(isinstance(logger, WandbLogger) for logger in loggers)
     return {name: callback for name, callback in named.items() if has_wandb or not isinstance(callback, WandbMedia)}
@@ -59,16 +59,16 @@ def named_callbacks(config: DictConfig, loggers: list[Logger]) -> dict[str, Call
 def build_callbacks(
     config: DictConfig, loggers: list[Logger], named: dict[str, Callback] | None = None
 ) -> list[Callback]:
-    """The callbacks of a trainer: `named_callbacks`, made already or here.
+    """Build the callbacks of a trainer, including `named_callbacks`, which may exist already.
 
-    What they monitor is checked by `check_start` for the tasks of this package, and by a callback for any other.
+    `check_start` checks what they monitor for this package's tasks, and a callback does for any other.
     """
     named = named_callbacks(config, loggers) if named is None else named
     return list(named.values()) if is_ours(config) else [Monitors(named), *named.values()]
 
 
 def changed_options(config: DictConfig, changes: Sequence[Change], named: dict[str, Callback]) -> list[Callback]:
-    """What lets a run that goes on take up its other options; nothing where there is none."""
+    """Callbacks that apply changed options to a resumed run; empty if there are none."""
     if not changes:
         return []
     takes_optimizer = is_ours(config) or "optimizer" in parameters_of("task", config.task)
@@ -114,7 +114,7 @@ def build_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[L
             ExchangeRecord(),
             Preemption(last, seconds(config.trainer.get("max_time"))),
         ],
-        max_time=None,  # Lightning's would count the time of all starts
+        max_time=None,  # Lightning's counts the time of all starts
         max_epochs=-1 if config.trainer.get("max_epochs") is None else config.trainer.max_epochs,
         num_sanity_val_steps=config.trainer.get("num_sanity_val_steps", 0) or (0 if is_ours(config) else 1),
         logger=loggers or False,

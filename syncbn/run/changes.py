@@ -1,6 +1,6 @@
-"""What a run that goes on is told otherwise than before: compared with its folder's config before anything is written.
+"""Changed options of a resumed run, compared with its folder's config before anything is written.
 
-What a checkpoint can follow changes, and is said. What it can't, another network say, is refused.
+Changes that a checkpoint supports are applied and reported. Others, such as a different network, are refused.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,25 +22,25 @@ _UNSAID = (
 )
 _FREE_OF_THE_STATE = {
     "norm": ("sync_group",),
-    "model": ("weights", "pretrained"),  # where a training begins
+    "model": ("weights", "pretrained"),  # initial weights
     "data": (
         *("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "eval_batch_size", "root", "folder"),
         *("data_dir", "cache_dir", "download", "batch_size"),  # ranks keep the run's global batches
     ),
 }
 _SIZES = tuple(f"model.{name}" for name in SIZES)  # null is the data's size, which a folder may have written out
-_SUCCESSORS = ("syncbn.training.BestCheckpoint", "syncbn.training.LastCheckpoint")  # of Lightning's, in conf/
-_FINETUNE = ("FreezeNorm", "GradualUnfreezing", "TrainOnly")  # they choose what the optimizer has
+_SUCCESSORS = ("syncbn.training.BestCheckpoint", "syncbn.training.LastCheckpoint")  # in conf/, for Lightning's
+_FINETUNE = ("FreezeNorm", "GradualUnfreezing", "TrainOnly")  # they determine the optimizer's parameters
 
 
 @dataclass(frozen=True)
 class Change:
-    """A key with another value than in the run's folder.
+    """A key whose value differs from the run folder's.
 
     Attributes:
-        key: its dotted name.
-        before: the value in the folder; None where the key wasn't there.
-        now: the value to go on with.
+        key: dotted name.
+        before: value in the folder; None if the key is missing there.
+        now: value for the resumed run.
     """
 
     key: str
@@ -54,14 +54,14 @@ class Change:
 
 
 def changes_since(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[Change]:
-    """What differs from the config of the folder in which a checkpoint lies; nothing where that has none.
+    """Find changes from the config of a checkpoint's folder; empty if there is no config.
 
     Args:
-        checkpoint: what the run goes on from.
-        config: composed and resolved.
+        checkpoint: checkpoint to resume from.
+        config: composed and resolved config.
 
     Raises:
-        ValueError: something differs that the checkpoint can't follow.
+        ValueError: a change that the checkpoint doesn't support.
     """
     before = _stored(checkpoint.path.parent.parent)
     if before is None:
@@ -86,7 +86,7 @@ def _stored(folder: Path) -> Mapping[str, Any] | None:
         config = OmegaConf.load(folder / ".hydra" / "config.yaml")
         plain = OmegaConf.to_container(config, resolve=True)
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException):
-        return None  # the checkpoint itself tells whether it fits
+        return None  # the checkpoint itself decides whether it fits
     return plain if isinstance(plain, dict) else None  # type: ignore[return-value]
 
 
@@ -101,7 +101,7 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterator[Change]:
 
 
 def _known(node: Mapping[str, Any], name: str, where: str) -> Any:
-    """A value of a config; where an older version has written it without the key, its default."""
+    """Value of a config, or the default of a key that older versions didn't write."""
     if name in node:
         return node[name]
     schema = options_at(where, node) if where else None
@@ -135,7 +135,7 @@ def _is_of_the_state(change: Change, before: Mapping[str, Any], now: Mapping[str
 
 
 def options_of(changes: Sequence[Change], group: str) -> dict[str, Change]:
-    """The changes of a group's own options, by their names in it; nothing that is added or left out as a whole."""
+    """Changes of a group's own options, by their names in it, without parts that are added or removed as a whole."""
     prefix = f"{group}."
     return {
         change.key.removeprefix(prefix): change

@@ -101,7 +101,7 @@ class Comparison:
         return [key for key in keys if len({group.settings.get(key) for group in self.groups}) > 1]
 
     def label(self, group: Group) -> str:
-        """What tells a group from the others."""
+        """Label that distinguishes a group from the others."""
         settings = group.settings
         words = (f"{key}={settings[key]}" for key in self.columns if key in settings)
         return " ".join(words) or group.name

@@ -1,4 +1,4 @@
-"""From a node of the config to the object that its `_target_` makes."""
+"""Construction of the object of a config node's `_target_`."""
 
 import inspect
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from syncbn.run.targets import check_made, checked_object, kind_at, targets
 
 
 def construct(where: str, node: DictConfig, **objects: Any) -> Any:
-    """Call a node's `_target_` with the node's keys and `objects`; a partial of it where its place expects one.
+    """Call a node's `_target_` with the node's keys and `objects`; returns a partial where one is expected.
 
     Args:
-        where: the node's dotted name, "callbacks.ema" say, which says what is expected there.
-        node: of the config.
+        where: dotted name of the node, such as "callbacks.ema", which determines what is expected.
+        node: node of the config.
         objects: further arguments.
 
     Raises:
@@ -33,7 +33,7 @@ def construct(where: str, node: DictConfig, **objects: Any) -> Any:
 
 
 def parameters_of(where: str, node: DictConfig) -> Mapping[str, inspect.Parameter]:
-    """What can be given by name to what a node's `_target_` leads to; nothing where Python can't tell.
+    """Names of the parameters of a node's `_target_`; empty if they can't be determined.
 
     Raises:
         ValueError: the `_target_` isn't what its place expects.
@@ -41,6 +41,6 @@ def parameters_of(where: str, node: DictConfig) -> Mapping[str, inspect.Paramete
     found = checked_object(where, node._target_)
     try:
         parameters = inspect.signature(found).parameters
-    except (TypeError, ValueError):  # of a class that is written in C
+    except (TypeError, ValueError):  # a class written in C
         return {}
     return {name: one for name, one in parameters.items() if one.kind is not one.POSITIONAL_ONLY}

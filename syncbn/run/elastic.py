@@ -10,9 +10,9 @@ def batch_size_of_a_rank(
 ) -> int | None:
     """Samples of one rank in a step: `batch_size`, unless the number of ranks has changed since the checkpoint.
 
-    The size of a run's batches doesn't change, whatever its line says when it goes on. With another number of ranks
-    "keep" keeps the global batches of the run, and so the schedule, the place in the epoch and what a learning
-    rate means: the checkpoint's global batch, divided by the ranks there are.
+    A resumed run keeps its batch size, whatever its command line says. With another number of ranks, "keep" divides the
+    checkpoint's global batch by the current number of ranks. This preserves the schedule, the position in the epoch and
+    the effect of the learning rate.
 
     Args:
         batch_size: batch size of the data; None if it has none.
@@ -26,7 +26,7 @@ def batch_size_of_a_rank(
     if checkpoint is None or checkpoint.world_size is None:
         return batch_size
     whole = checkpoint.global_batch_size
-    if checkpoint.world_size == world_size:  # a place in an epoch is one among batches of this size
+    if checkpoint.world_size == world_size:  # a position in an epoch refers to batches of this size
         return batch_size if whole is None or batch_size is None else whole // world_size
     changed = f"the checkpoint is of {checkpoint.world_size} rank(s), and there are {world_size}"
     if elastic == "refuse":

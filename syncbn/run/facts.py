@@ -1,4 +1,4 @@
-"""What a network and a task ask of the data: sizes, names, an example."""
+"""Facts about the data for network and task: sizes, names, an example."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,19 +17,19 @@ from syncbn.launch.turns import in_turn
 
 
 class DataFacts:
-    """Sizes and names of a DataModule of anybody's: what it says of itself, else what its first batch shows.
+    """Sizes and names of any DataModule, from its attributes or else its first batch.
 
-    A DataModule says `num_classes`, `in_channels`, `image_size` or `class_names` by an attribute, a property or a
-    hyper-parameter of that name. The first training batch is only made where something is missing, on each rank for
-    itself and before the ranks meet: `prepare_data` is called by one rank of a node after the other. Making it leaves
-    the random generators as they were.
+    A DataModule states `num_classes`, `in_channels`, `image_size` or `class_names` by an attribute, a property or a
+    hyper-parameter of that name. The first training batch is loaded only if something is missing, on each rank
+    separately and before the ranks meet: the ranks of a node call `prepare_data` one after the other. Random generators
+    are restored afterwards.
     """
 
     def __init__(self, data: LightningDataModule) -> None:
         self.data = data
 
     def stated(self, name: str) -> Any:
-        """What the DataModule itself says; None where it doesn't."""
+        """Value stated by the DataModule; None if there is none."""
         value = None
         with suppress(Exception):  # a property that needs `setup` first
             value = getattr(self.data, name, None)
@@ -37,7 +37,7 @@ class DataFacts:
 
     @property
     def num_classes(self) -> int | None:
-        """How many there are; a batch doesn't show it, but the names or the data set may."""
+        """Number of classes, as stated, or from the names or the data set; a batch doesn't show it."""
         stated = self.stated("num_classes")
         if stated is None:
             names = self.class_names
@@ -46,7 +46,7 @@ class DataFacts:
 
     @property
     def in_channels(self) -> int | None:
-        """The size of an input's first dimension after that of the samples."""
+        """Size of an input's first dimension after the batch."""
         stated = self.stated("in_channels")
         return stated if stated is not None or self._shape is None else self._shape[0]
 
@@ -62,7 +62,7 @@ class DataFacts:
 
     @property
     def class_names(self) -> list[str] | None:
-        """From the DataModule, or `classes` of its data set, as torchvision's have."""
+        """Class names of the DataModule, or `classes` of its data set, as in torchvision."""
         names = self.stated("class_names")
         if names is None:
             dataset: Any = getattr(_first(self.train_loader), "dataset", None)
@@ -73,7 +73,7 @@ class DataFacts:
 
     @property
     def example(self) -> Tensor | None:
-        """An input of the network, of one sample or more; None where the first batch is no pair that begins with it."""
+        """Example input of the network; None if the first batch isn't a pair that begins with it."""
         channels, size = self.stated("in_channels"), self.stated("image_size")
         if channels is not None and size is not None:
             return torch.zeros(1, channels, *((size, size) if isinstance(size, int) else size))
@@ -81,10 +81,10 @@ class DataFacts:
 
     @cached_property
     def first_batch(self) -> Any:
-        """The first training batch, of the first loader where there are several.
+        """First training batch, of the first loader if there are several.
 
         Raises:
-            ValueError: it can't be made.
+            ValueError: it can't be created.
         """
         loader = _first(self.train_loader)
         try:
@@ -97,10 +97,10 @@ class DataFacts:
 
     @cached_property
     def train_loader(self) -> Any:
-        """What the DataModule's `train_dataloader` returns.
+        """Result of the DataModule's `train_dataloader`.
 
         Raises:
-            ValueError: it can't be made.
+            ValueError: it can't be created.
         """
         try:
             with isolate_rng():
@@ -130,7 +130,7 @@ class DataFacts:
 
 
 def _made(loader: Any) -> Any:
-    """A loader's first batch, made here and not in its workers, which would have to be started for it."""
+    """First batch of a loader, made in this process instead of starting its workers."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return next(iter(loader))
     if loader.batch_sampler is None:

@@ -41,15 +41,15 @@ class Run:
     """The built parts of a run.
 
     Attributes:
-        config: of which it is made.
-        data: the DataModule.
-        net: the network, which is the task's, or is the task itself.
-        task: the LightningModule.
-        trainer: with callbacks and loggers.
-        loggers: those.
-        checkpoint: what the fit goes on from.
-        weights: what the network started from, in words.
-        changes: what it is told otherwise than before.
+        config: config of the run.
+        data: DataModule.
+        net: network of the task, or the task itself.
+        task: LightningModule.
+        trainer: Trainer with callbacks and loggers.
+        loggers: loggers of the trainer.
+        checkpoint: checkpoint to resume from.
+        weights: description of the network's initial weights.
+        changes: options changed since the checkpoint.
     """
 
     config: DictConfig
@@ -123,12 +123,12 @@ def prepare(
     """Check a config and build what it describes, with all random numbers from its seed.
 
     Args:
-        config: composed; its batch size becomes that of the ranks there are, where the run goes on with others.
-        world: this process among the ranks.
-        data: in the place of the config's.
-        callbacks: beside the config's.
-        change: from the config's network to the one to train.
-        check: called before something is written to the run's folder; it raises where that is another's by now.
+        config: composed config; its batch size is adapted if the run resumes on another number of ranks.
+        world: rank of this process and number of ranks.
+        data: data module to use instead of the config's.
+        callbacks: callbacks in addition to the config's.
+        change: maps the config's network to the one to train.
+        check: called before each write to the run's folder; raises if another start has overtaken it.
 
     Raises:
         UserError: the config is invalid or inconsistent.
@@ -147,7 +147,7 @@ def prepare(
         every = every if check is None else [ChecksFolder(check), *every]
         every += build.changed_options(config, changes, named)
         trainer = build.build_trainer(config, every, loggers, world)
-        data.trainer = trainer  # which a DataModule may ask for its rank
+        data.trainer = trainer  # a DataModule may use it, for its rank
         facts, net, weights = DataFacts(data), None, None
         if tasks.asks_for_network(config):
             fetched = not (checkpoint or config.model.get("weights"))
@@ -174,7 +174,7 @@ def fit(run: Run) -> str:
 
 
 def test(run: Run) -> dict[str, float]:
-    """The metrics of the test set by the best checkpoint, or by the network as it is."""
+    """Compute metrics of the test set by the best checkpoint or the current network."""
     with stoppable(run.trainer):
         tested = run.trainer.test(run.task, run.data, ckpt_path=_to_test(run.trainer, run.checkpoint), verbose=False)
     return {name: float(value) for part in tested for name, value in part.items()}  # no part without a batch

@@ -1,4 +1,4 @@
-"""How long a run trains, by epochs, steps and time, and on how much of its data: checked before anything is made."""
+"""Limits of a training by epochs, steps, time and batches, checked before anything is built."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,10 +11,10 @@ _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d):(\d\d)")
 
 
 def seconds(max_time: str | Mapping[str, float] | None) -> float | None:
-    """`trainer.max_time` in seconds: `DD:HH:MM:SS`, or a number for each unit.
+    """Convert `trainer.max_time` to seconds: `DD:HH:MM:SS`, or a number for each unit.
 
     Raises:
-        ValueError: it is neither, or it is no time at all.
+        ValueError: it is neither, or zero.
     """
     if max_time is None:
         return None
@@ -34,7 +34,7 @@ def seconds(max_time: str | Mapping[str, float] | None) -> float | None:
 
 
 def limit_mistakes(trainer: Mapping[str, Any], trains: bool) -> list[str]:
-    """What is wrong in the limits of a trainer's config: a time that can't be read, or none of the limits."""
+    """Check the limits of a trainer's config: an invalid time, or no limit at all."""
     try:
         seconds(trainer.get("max_time"))
     except (ValueError, TypeError) as error:
@@ -49,12 +49,12 @@ def limit_mistakes(trainer: Mapping[str, Any], trains: bool) -> list[str]:
 
 
 def batch_mistakes(trainer: Mapping[str, Any], batches: Mapping[str, int], tests: bool) -> Iterator[str]:
-    """What is wrong in a trainer's limits for the batches that there are.
+    """Check a trainer's limits against the numbers of batches.
 
     Args:
-        trainer: its config.
-        batches: of an epoch of `train`, `val` and `test` on a rank, as far as they are known.
-        tests: whether there is to be a test.
+        trainer: config of the trainer.
+        batches: known numbers of batches of `train`, `val` and `test` on a rank.
+        tests: whether there will be a test.
     """
     overfit = trainer.get("overfit_batches") or 0
     left = dict(batches)
@@ -81,5 +81,5 @@ def batch_mistakes(trainer: Mapping[str, Any], batches: Mapping[str, int], tests
 
 
 def _up(fraction: float) -> float:
-    """A fraction with three digits, not below it."""
+    """Round a fraction up to three digits."""
     return min(1.0, float(f"{fraction + 5e-4:.3f}")) if fraction > 1e-3 else fraction

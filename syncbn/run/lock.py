@@ -1,10 +1,10 @@
-"""One start of a run writes to its folder at a time.
+"""Lock of a run's folder: only one start of a run writes to it at a time.
 
-`.lock/holder.json` says who: host, job, process, and a generation that rises with each start. The holder changes
-`.lock/beat-<generation>` every few seconds. Whoever wants the folder watches that file by its own clock: times of files
-and clocks of other machines say nothing on a network's file system. A holder whose beat changes lives, and the second
-start ends. One whose beat stands still is overtaken: the generation rises, and when the old holder runs again, having
-been suspended say, it finds so before its next write, and ends.
+`.lock/holder.json` records the holder: host, job, process, and a generation that increases with each start. The holder
+changes `.lock/beat-<generation>` every few seconds. A second start watches that file by its own clock, since file times
+and other machines' clocks are unreliable on network file systems. If the beat changes, the holder is alive and the
+second start ends. Otherwise the holder is overtaken: the generation increases. If the old holder, having been
+suspended, runs again, it notices this before its next write, and ends.
 """
 
 import json
@@ -24,7 +24,7 @@ from syncbn.run.errors import UserError
 
 PLACE = ".lock"
 BEAT_S = 5.0
-STALE_S = 60.0  # a network's file system may stand still for some of them
+STALE_S = 60.0  # a network file system may hang for some of them
 STALE = "SYNCBN_LOCK_STALE_S"
 _HOLDER = "holder.json"
 _LOOK_S = 0.2
@@ -36,20 +36,20 @@ class Overtaken(Fault):
 
 @dataclass(frozen=True)
 class Holder:
-    """Who writes to a folder.
+    """Holder of a folder's lock.
 
     Attributes:
-        generation: how many starts there were.
-        token: another for each start.
-        host: its machine's name.
-        machine: what tells machines and containers apart that have one name.
-        pid: its process.
-        started: when the process did, as the system counts.
-        job: of a scheduler or launcher, with the number of its restarts.
-        start: what all ranks of a start have in common; None where there is one process.
-        place: of the lock's folder on its disk, which a copy doesn't share.
-        since: by the clock there, for people.
-        ended: whether it has given the folder back.
+        generation: number of starts so far.
+        token: random token of the start.
+        host: name of its machine.
+        machine: id that distinguishes machines and containers of the same name.
+        pid: process id.
+        started: start time of the process, in the system's count.
+        job: job of a scheduler or launcher, with its number of restarts.
+        start: id shared by all ranks of a start; None for a single process.
+        place: identity of the lock's folder on its disk, which differs for a copy.
+        since: its start by the clock, for display.
+        ended: whether it has released the folder.
     """
 
     generation: int
@@ -82,14 +82,14 @@ class Lock:
         return {**vars(self), "_end": None}  # in a rank that this process has spawned: the beat is here
 
     def check(self) -> None:
-        """Look whether the folder is still this start's: before each write to it.
+        """Check that this start still holds the folder; call before each write to it.
 
         Raises:
-            Overtaken: it isn't.
+            Overtaken: it doesn't.
         """
         try:
             now = read_holder(self.folder)
-        except OSError:  # a file system that doesn't answer says nothing
+        except OSError:  # inconclusive: the file system doesn't respond
             return
         if now is None:
             raise Overtaken(f"the run's folder {str(self.folder)!r} was removed or renamed, and the run ends")
@@ -100,7 +100,7 @@ class Lock:
             )
 
     def release(self) -> None:
-        """Give the folder back; without a trace where no run has begun in it."""
+        """Release the folder, and remove all traces if no run has started in it."""
         if self._end is None or self._end.is_set():
             return
         self._end.set()
@@ -123,10 +123,10 @@ class Lock:
 
 
 def acquire(folder: Path, environ: Mapping[str, str] = os.environ) -> Lock:
-    """Make this process the one that writes to a run's folder, after a while where its holder shows no sign of life.
+    """Acquire a run's folder for this process, after a wait if its holder shows no sign of life.
 
     Raises:
-        UserError: its holder lives.
+        UserError: its holder is alive.
     """
     place = folder / PLACE
     place.mkdir(parents=True, exist_ok=True)
@@ -148,14 +148,14 @@ def acquire(folder: Path, environ: Mapping[str, str] = os.environ) -> Lock:
         still = time.monotonic() - since > stale_after()
         if holder is None or holder.ended or still or _is_gone(holder, place) or _is_before(holder, environ):
             if still:
-                skipped = watched[2]  # claims of starts that have died over them
+                skipped = watched[2]  # claims of starts that died in the attempt
             if (lock := _claim(folder, holder, replace(me, generation=generation + 1 + skipped))) is not None:
                 return lock
         time.sleep(_LOOK_S)
 
 
 def wait_for_rank_0(folder: Path, environ: Mapping[str, str] = os.environ) -> None:
-    """On another rank: wait while rank 0 has to wait for the folder, so that both go on from the same checkpoint."""
+    """Wait on other ranks while rank 0 waits for the folder, so that all resume from the same checkpoint."""
     start, until = _start(environ), time.monotonic() + 1.5 * stale_after()
     while start is not None and time.monotonic() < until:
         with suppress(OSError):
@@ -166,7 +166,7 @@ def wait_for_rank_0(folder: Path, environ: Mapping[str, str] = os.environ) -> No
 
 
 def read_holder(folder: Path) -> Holder | None:
-    """Who writes to a folder, or was the last to; None where nobody was, or it can't be read."""
+    """Read the current or last holder of a folder; None if there is none, or it can't be read."""
     try:
         fields = json.loads((folder / PLACE / _HOLDER).read_text())
         job = fields.pop("job")
@@ -181,7 +181,7 @@ def stale_after() -> float:
 
 
 def _claim(folder: Path, before: Holder | None, me: Holder) -> Lock | None:
-    """Take a free folder, unless another start is faster: one alone can make a file that must not be there."""
+    """Claim a free folder, unless another start is faster: only one can exclusively create the file."""
     place = folder / PLACE
     claim = place / f"claim-{me.generation}"
     try:
@@ -248,14 +248,14 @@ def _myself(place: Path, environ: Mapping[str, str]) -> Holder:
 
 
 def _is_gone(holder: Holder, place: Path) -> bool:
-    """Whether a holder can't be living: its process has ended on this machine, or it holds what this is a copy of."""
+    """Whether a holder is certainly gone: its process on this machine has ended, or this folder is a copy."""
     if holder.place != place.stat().st_ino:
         return True
     return holder.machine == _machine() and bool(holder.machine) and _started(holder.pid) != holder.started
 
 
 def _is_before(holder: Holder, environ: Mapping[str, str]) -> bool:
-    """Whether a holder is an earlier start of this very job, which the scheduler has ended before it started this."""
+    """Whether a holder is an earlier start of this job, which the scheduler ended before this one."""
     job = _job(environ)
     return holder.job is not None and job is not None and holder.job[0] == job[0] and holder.job[1] < job[1]
 
@@ -269,7 +269,7 @@ def _job(environ: Mapping[str, str]) -> tuple[str, int] | None:
 
 
 def _start(environ: Mapping[str, str]) -> str | None:
-    """What the ranks of one start share, and those of another don't."""
+    """Id shared by the ranks of one start."""
     names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
     if "TORCHELASTIC_RUN_ID" not in environ:
         names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
@@ -279,7 +279,7 @@ def _start(environ: Mapping[str, str]) -> str | None:
 
 
 def _machine() -> str:
-    """This machine since its last start, and the processes that are seen here; empty where the system doesn't tell."""
+    """Id of this machine since boot, and of its process namespace; empty if unknown."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -287,7 +287,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process did, in ticks since the machine did; None for one that has ended."""
+    """Start time of a process in ticks since boot; None if it has ended."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""From a checked config to the network: one that takes `norm=`, or any other, whose batch norms are converted."""
+"""Building of the network: one that takes `norm=`, or any other, whose batch norms are converted."""
 
 import inspect
 from collections.abc import Mapping
@@ -22,25 +22,24 @@ from syncbn.run.construct import construct, parameters_of
 from syncbn.run.facts import DataFacts
 
 SIZES = ("num_classes", "in_channels", "image_size")
-_NOT_OPTIONS = ("name", "sync_group", "include", "exclude")  # of a norm's config, and not of its layer
+_NOT_OPTIONS = ("name", "sync_group", "include", "exclude")  # keys of a norm's config that aren't layer options
 
 
 def build_network(
     config: DictConfig, data: LightningDataModule, *, fetch_weights: bool = True, facts: DataFacts | None = None
 ) -> nn.Module:
-    """The network of `config.model` with the norm of `config.norm`, for the images and classes of the data.
+    """Build the network of `config.model` with the norm of `config.norm`, for the data's images and classes.
 
-    One that takes `norm=` is built with it. Any other is built as it is, and its batch norms are converted, those that
-    `norm.include` and `norm.exclude` choose. It is given those of the sizes `num_classes`, `in_channels` and
-    `image_size` that it asks for by name: the config's, else the data's, which are then noted in the config, so that
-    the run's folder says them.
+    A network that takes `norm=` is built with it. For any other, the batch norms that `norm.include` and `norm.exclude`
+    select are converted. It gets those of the sizes `num_classes`, `in_channels` and `image_size` that it has as
+    parameters: from the config, else from the data, and then they are recorded in the config for the run's folder.
 
-    Without `fetch_weights` a pretrained network of another package is built as one that isn't: its weights come from a
+    Without `fetch_weights`, pretrained networks of other packages are built without weights, which come from a
     checkpoint.
 
     Raises:
-        ValueError: a size that is asked for and that nobody says; `include` or `exclude` for a network that takes
-            `norm=`; what `convert` raises.
+        ValueError: a required size that is unknown; `include` or `exclude` for a network that takes `norm=`; as
+            `convert`.
     """
     asked = parameters_of("model", config.model)
     model = DictConfig(OmegaConf.to_container(config.model, resolve=True))
@@ -61,28 +60,28 @@ def build_network(
         return construct("model", model, norm=norm_of(config), **sizes)
     net: nn.Module = construct("model", model, **sizes)
     if any(map(is_lazy, net.parameters())):
-        output_width(net, facts)  # its layers find out their sizes
+        output_width(net, facts)  # initializes lazy layers
     return convert_norms(net, config, facts)
 
 
 def norm_of(config: DictConfig) -> NormFactory:
-    """The norm of `config.norm`, as a function from the number of channels."""
+    """Function of `config.norm` from the number of channels to a layer."""
     options = {key: value for key, value in config.norm.items() if key not in _NOT_OPTIONS}
     usual = defaults(known_options()[config.norm.name])
     if options.get("keras_momentum") is not None and options.get("momentum") == usual["momentum"]:
-        del options["momentum"]  # the default; one that was asked for is refused beside the other
+        del options["momentum"]  # the default; an explicit one together with keras_momentum is refused
     return norm_layer(config.norm.name, **OmegaConf.to_container(OmegaConf.create(options)))  # type: ignore[arg-type]
 
 
 def takes_norm(config: DictConfig) -> bool:
-    """Whether what makes the network takes `norm=`, and the config doesn't say another meaning of it."""
+    """Whether the network's function takes `norm=`, and the config doesn't set it to something else."""
     return "norm" in parameters_of("model", config.model) and config.model.get("norm") is None
 
 
 def convert_norms(net: nn.Module, config: DictConfig, facts: DataFacts) -> nn.Module:
-    """A finished network with the norm of `config.norm` in the place of its batch norms, where it has any.
+    """Convert the batch norms of a finished network, if it has any, to the norm of `config.norm`.
 
-    They keep their eps and momentum unless the config has others than the usual ones.
+    They keep their eps and momentum unless the config sets non-default ones.
     """
     include, exclude = (_globs(config, key) for key in ("include", "exclude"))
     if include is None and exclude is None and not any(looks_like_batch_norm(module) for module in net.modules()):
@@ -95,12 +94,12 @@ def convert_norms(net: nn.Module, config: DictConfig, facts: DataFacts) -> nn.Mo
 
 
 def name_of(config: DictConfig, net: nn.Module) -> str:
-    """What made the network, or the class of a task that is one as a whole."""
+    """Name of the network's function, or the class of a task that is its own network."""
     return type(net).__name__ if isinstance(net, LightningModule) else str(config.model._target_).rpartition(".")[2]
 
 
 def described_norm(config: DictConfig, net: nn.Module) -> str:
-    """The norm of a network, in words, and what became of it where the network doesn't take one."""
+    """Describe the norm of a network, and its use in a network that doesn't take one."""
     norm = f"norm={config.norm.name}"
     part = ("task", config.task) if isinstance(net, LightningModule) else ("model", config.model)
     if "norm" in parameters_of(*part) and part[1].get("norm") is None:
@@ -112,7 +111,7 @@ def described_norm(config: DictConfig, net: nn.Module) -> str:
 
 
 def output_width(net: nn.Module, facts: DataFacts) -> int | None:
-    """The size of the second dimension of what a network makes of the data, K of logits (N, K, ...); None without one.
+    """Size of the second dimension of a network's output, K of logits (N, K, ...); None without one.
 
     Raises:
         ValueError: the network can't take the data's inputs.
@@ -132,7 +131,7 @@ def output_width(net: nn.Module, facts: DataFacts) -> int | None:
 
 
 def load_pretrained(config: DictConfig, net: nn.Module) -> str | None:
-    """Put the weights of the file `config.model.weights`, where one is named, into `net`; what was loaded."""
+    """Load the weights file `config.model.weights`, if any, into `net`; returns a description."""
     path = None if _has_weights_of_its_own(config) else config.model.get("weights")
     return None if path is None else load_weights(net, path)
 

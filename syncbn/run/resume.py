@@ -15,13 +15,12 @@ class Checkpoint:
     Attributes:
         path: path of the file.
         step: optimizer steps before it.
-        logged_steps: the first step that is still to be logged; less than `step` where a batch has a step of each of
-            several optimizers.
-        instead_of: why it isn't the one that was asked for.
-        world_size: the ranks that saved it.
-        global_batch_size: the samples of all of them in a step; None where the data didn't say.
-        monitors: what callbacks go by in the place of their own monitor, as `syncbn.training.Monitors` has decided.
-        shapes: of the tensors of its weights and buffers, by name.
+        logged_steps: first step that isn't logged yet; less than `step` with several optimizers per batch.
+        instead_of: why it isn't the requested one.
+        world_size: number of ranks that saved it.
+        global_batch_size: samples of all ranks in a step; None if unknown.
+        monitors: metrics that callbacks use instead of their own monitor, as decided by `syncbn.training.Monitors`.
+        shapes: shapes of its weights and buffers, by name.
     """
 
     path: Path

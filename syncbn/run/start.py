@@ -1,4 +1,4 @@
-"""What is looked at between building a run and starting it: mistakes that are told in one line, before any training."""
+"""Checks between building a run and starting it, which report mistakes in one line before any training."""
 
 from contextlib import suppress
 from typing import Any
@@ -22,10 +22,10 @@ from syncbn.training.optim import parameter_groups
 def fit_batches_to_ranks(
     config: DictConfig, data: LightningDataModule, trainer: Trainer, checkpoint: Checkpoint | None
 ) -> None:
-    """Where a run goes on with another number of ranks: its global batches for the ranks there are, as `elastic` says.
+    """Adapt the batch size of a run resumed on another number of ranks, according to `elastic`.
 
     Raises:
-        ValueError: it says to refuse, the ranks can't share them, or the data's loader doesn't follow.
+        ValueError: `elastic` is "refuse", the ranks can't share the global batches, or the data's loader ignores it.
     """
     facts = DataFacts(data)
     stated: int | None = facts.stated("batch_size")
@@ -41,11 +41,11 @@ def fit_batches_to_ranks(
             "whatever its batch_size says: start the ranks, and give the batch size, that it had"
         )
     if "batch_size" in config.data:
-        config.data.batch_size = size  # the run's folder says so, too
+        config.data.batch_size = size  # recorded in the run's folder, too
 
 
 def take_up(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
-    """Let callbacks decide as the run that is gone on with."""
+    """Let callbacks take over the decisions of the resumed run."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if checkpoint is not None and isinstance(callback, Monitors):
             callback.take_up(checkpoint.monitors)
@@ -59,7 +59,7 @@ def check_start(
     *,
     facts: DataFacts | None = None,
 ) -> None:
-    """Make optimizer and training loader once before the fit: what is wrong with them is told as the user's mistake.
+    """Create optimizer and training loader once before the fit, to report errors as the user's mistakes.
 
     Raises:
         ValueError: the ranks' batches don't fit the data, the ranks can't be divided into groups for the norms,
@@ -84,10 +84,10 @@ def check_start(
 
 
 def check_fits(config: DictConfig, task: LightningModule, checkpoint: Checkpoint | None) -> None:
-    """Compare a task with the checkpoint that it goes on from, before the run's folder is touched.
+    """Compare a task with the checkpoint to resume from, before the run's folder is changed.
 
     Raises:
-        ValueError: a weight or buffer has another shape; or, in a task of this package, one isn't in both.
+        ValueError: a weight or buffer has a different shape; or, in a task of this package, one isn't in both.
     """
     if checkpoint is None:
         return
@@ -110,7 +110,7 @@ def is_ours(config: DictConfig) -> bool:
 
 
 def has_test(task: LightningModule, data: LightningDataModule) -> bool:
-    """Whether there is something to test, and a test."""
+    """Whether there is test data and a test step."""
     return is_overridden("test_step", task) and is_overridden("test_dataloader", data)
 
 
@@ -137,7 +137,7 @@ def _check_monitors(config: DictConfig, task: ClassificationTask, data: Lightnin
 
 
 def _check_limits(config: DictConfig, task: LightningModule, data: LightningDataModule, facts: DataFacts) -> None:
-    """Compare limits with the batches there are; of another's data only where a limit cuts the training."""
+    """Compare limits with the numbers of batches; for foreign data only if a limit cuts the training."""
     parts = []
     for part in ("train", "val", "test"):
         cuts = part == "train" and (config.trainer.get("overfit_batches") or config.trainer.accumulate_grad_batches > 1)
@@ -160,7 +160,7 @@ def _check_limits(config: DictConfig, task: LightningModule, data: LightningData
 
 
 def _check_batch(task: ClassificationTask, facts: DataFacts) -> None:
-    """Compare the first batch of a DataModule of anybody's with what the task takes."""
+    """Compare the first batch of a foreign DataModule with what the task requires."""
     name, batch = type(facts.data).__name__, facts.first_batch
     wanted = f"{type(task).__name__} takes batches (images, labels)"
     advice = "let the data make such pairs, or write a task of your own (task._target_)"

@@ -1,4 +1,4 @@
-"""The network of a finished run, with the data and the task around it and the weights of a checkpoint."""
+"""The network of a finished run with a checkpoint's weights, its data and its task."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,12 @@ from syncbn.training.checkpoint import load_checkpoint
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run has come to.
+    """Result of a run.
 
     Attributes:
-        data: its DataModule.
-        net: the network, in eval mode on the CPU.
-        task: the LightningModule around it, where it had to be built to find the network in the checkpoint.
+        data: DataModule of the run.
+        net: network, in eval mode on the CPU.
+        task: LightningModule around it, if it was needed to find the network in the checkpoint.
     """
 
     data: LightningDataModule
@@ -29,13 +29,13 @@ class Trained:
 
 
 def open_trained(config: DictConfig, checkpoint: Path) -> Trained:
-    """Build the network of a config, and give it the weights of a checkpoint.
+    """Build the network of a config and load the weights of a checkpoint.
 
-    Where a task of somebody's own keeps the network is found by loading the task. One that trains no network of the
-    config, or that keeps it wrapped, is the network itself.
+    A user's task is loaded to find where it keeps the network. A task that doesn't train the config's network, or that
+    wraps it, is treated as the network.
 
     Raises:
-        ValueError: the checkpoint is damaged, or another network's.
+        ValueError: the checkpoint is damaged, or of another network.
     """
     data = build.build_data(config)
     facts, net = DataFacts(data), None

@@ -25,11 +25,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     complete, and longer if `previous_of` names it.
 
     Args:
-        previous_of: names of files whose last version but one is kept, last.ckpt as last.previous.ckpt: for a disk that
-            damages what was written well.
+        previous_of: names of files whose previous version is kept (last.ckpt as last.previous.ckpt), for disks that
+            damage written data.
 
     Attributes:
-        check: called before a file takes its name; it raises where the folder isn't this run's any more.
+        check: called before a file gets its name; raises if the folder isn't this run's any more.
     """
 
     def __init__(self, previous_of: Sequence[str] = ()) -> None:
@@ -41,11 +41,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to the local file `path` atomically.
 
-        Hyper-parameters that are objects, networks say, stay out: they couldn't be read without running code.
+        Hyper-parameters that are objects, such as networks, are left out: reading them would run code.
 
         Raises:
-            OSError: the disk is full, read-only or broken; the file is what it was before.
-            TypeError: it holds other objects, of which nothing could be read again.
+            OSError: the disk is full, read-only or broken; the file is unchanged.
+            TypeError: it contains other objects, which would make it unreadable.
         """
         if storage_options is not None:
             raise TypeError(f"storage_options has no meaning for a local file, got {storage_options!r}; leave it out")
@@ -69,7 +69,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _check_globals(temporary)
             os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private
             if self.check is not None:
-                self.check()  # it may have taken long
+                self.check()  # writing may have taken long
             if path.name in self.previous_of and path.exists():
                 give_name(path, previous(path))
             os.replace(temporary, path)
@@ -122,7 +122,7 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
 
 def _check_globals(path: str) -> None:
-    """Raise `TypeError` for a checkpoint that couldn't be read again, when it is written and not when it is needed."""
+    """Raise `TypeError` for an unreadable checkpoint when it is written instead of when it is needed."""
     if names := torch.serialization.get_unsafe_globals_in_checkpoint(path):
         raise TypeError(
             f"the checkpoint holds objects that aren't read without running code: {', '.join(sorted(names))}; let "
@@ -141,9 +141,9 @@ def previous(path: Path) -> Path:
 
 
 def give_name(path: Path, name: Path) -> None:
-    """Give a file a second name, under which it stays when the first one is given to another or removed.
+    """Link a file under a second name, under which it stays when the first is replaced or removed.
 
-    Where the file system has no hard links, the file is copied.
+    On file systems without hard links, the file is copied.
     """
     link = name.with_name(f".{name.name}.link")
     link.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What of a checkpoint can be read again without running code."""
+"""Restriction of checkpoints to content that can be read without running code."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
@@ -16,10 +16,10 @@ _LEFT_OUT = object()
 
 
 def with_plain_hyper_parameters(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A checkpoint without those hyper-parameters that are objects, and their names.
+    """Remove hyper-parameters that are objects from a checkpoint; returns it and their names.
 
-    `save_hyperparameters()` keeps every argument of a LightningModule: networks, which are in the checkpoint anyway,
-    and functions that make optimizers. A checkpoint that holds them can only be read by running what it names.
+    `save_hyperparameters()` stores every argument of a LightningModule, including networks, which are in the checkpoint
+    anyway, and functions that make optimizers. Reading such a checkpoint would run the code that it names.
     """
     plain, left_out = dict(checkpoint), []
     for key in _HYPER_PARAMETERS:
@@ -28,7 +28,7 @@ def with_plain_hyper_parameters(checkpoint: Mapping[str, Any]) -> tuple[dict[str
             left_out += [str(name) for name, value in kept.items() if value is _LEFT_OUT]
             plain[key] = {name: value for name, value in kept.items() if value is not _LEFT_OUT}
     for key in [key for key in plain if str(key).endswith("hparams_type")]:
-        del plain[key]  # the class of the mapping, OmegaConf's say
+        del plain[key]  # the class of the mapping, such as OmegaConf's
     return plain, left_out
 
 
@@ -37,7 +37,7 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, Enum):  # one of whole numbers or texts is its value, any other an object
+    if isinstance(value, Enum):  # int and str enums are stored by value, others count as objects
         return value.value if isinstance(value, int | str) else _LEFT_OUT
     for kind in _NUMBERS_AND_TEXTS:
         if isinstance(value, kind):
@@ -54,7 +54,7 @@ def _plain(value: Any) -> Any:
 
 
 def _all(kind: type, keys: Iterable[Any] | None, values: Iterable[Any]) -> Any:
-    """A container of plain values; nothing where one of them isn't."""
+    """Convert a container of plain values; None if one of them isn't plain."""
     found = list(values)
     if any(value is _LEFT_OUT for value in found):
         return _LEFT_OUT

@@ -10,11 +10,11 @@ from syncbn.training.checkpoint import give_name
 
 
 class BestCheckpoint(RunCheckpoint):
-    """Lightning's `ModelCheckpoint`, whose best file is `best.ckpt` in its folder, however many it keeps.
+    """Lightning's `ModelCheckpoint`, whose best file is `best.ckpt` in its folder for any `save_top_k`.
 
-    With `save_top_k=1` that is the only file. With another number, and with placeholders in `filename`, each file has a
-    name of its own, `best-epoch4-step170.ckpt` say, and `best.ckpt` is a second name of the best of them: Lightning
-    writes all of them to one file where they are given one name. The arguments are those of `ModelCheckpoint`.
+    With `save_top_k=1` that is the only file. With another number, and with placeholders in `filename`, each file has
+    its own name, such as `best-epoch4-step170.ckpt`, and `best.ckpt` is a second name of the best of them; with a
+    single name Lightning would write all of them to one file. The arguments are those of `ModelCheckpoint`.
     """
 
     @property
@@ -24,7 +24,7 @@ class BestCheckpoint(RunCheckpoint):
     def format_checkpoint_name(
         self, metrics: dict[str, Tensor], filename: str | None = None, ver: int | None = None, prefix: str | None = None
     ) -> str:
-        """The path of a checkpoint."""
+        """Path of a checkpoint."""
         filename = filename or self.filename
         if filename is not None and "{" not in filename and self._has_names:
             marks = ("{epoch}", "{step}") if self.auto_insert_metric_name else ("epoch{epoch}", "step{step}")

@@ -1,4 +1,4 @@
-"""The checkpoint that a run goes on from."""
+"""The last checkpoint, from which a run resumes."""
 
 import lightning.pytorch as L
 
@@ -7,14 +7,14 @@ from syncbn.training.callbacks.run_checkpoint import RunCheckpoint
 
 
 class LastCheckpoint(RunCheckpoint):
-    """Lightning's `ModelCheckpoint`, which a LightningModule's own checkpoint callbacks don't take the place of.
+    """Lightning's `ModelCheckpoint`, but not replaced by a LightningModule's own checkpoint callbacks.
 
-    Those that `configure_callbacks` returns replace the trainer's of the same class: the run would lose the checkpoint
-    that it goes on from. The arguments are those of `ModelCheckpoint`.
+    Callbacks from `configure_callbacks` replace the trainer's of the same class, so the run would lose the checkpoint
+    to resume from. The arguments are those of `ModelCheckpoint`.
     """
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save, unless the epoch was cut: then `Preemption` has saved the place in it, from which a run can go on."""
+        """Save, unless the epoch was cut: then `Preemption` has saved the position in it."""
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         over = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
         if over or not any(isinstance(callback, Preemption) for callback in callbacks):

@@ -1,4 +1,4 @@
-"""Metrics that checkpoints and early stopping go by, of a LightningModule whose metrics nobody knows before it runs."""
+"""Metrics for checkpoints and early stopping of a LightningModule with unknown metrics."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,22 +14,22 @@ DEFAULT = "val/loss"
 
 
 class NoSuchMetric(Fault, ValueError):
-    """A callback monitors what the module doesn't log."""
+    """A callback monitors a metric that the module doesn't log."""
 
 
 class Monitors(L.Callback):
-    """Compares what callbacks monitor with what a batch of validation logs, before the training.
+    """Compares the metrics that callbacks monitor with those that a validation batch logs, before the training.
 
-    Lightning finds a metric that isn't there after the first epoch. Here the trainer's sanity check tells what the
-    validation logs (`Trainer(num_sanity_val_steps=1)`). A callback that monitors "val/loss", which nobody has chosen,
-    goes by the one loss that is logged. Where there is none, or several, the best checkpoint is the last one, and
-    training doesn't stop early. What was decided is kept in the checkpoint, since a resumed run has no sanity check.
+    Lightning reports a missing metric only after the first epoch. Here the trainer's sanity check shows the logged
+    metrics (`Trainer(num_sanity_val_steps=1)`). A callback with the default monitor "val/loss" uses the one loss that
+    is logged. If there is none, or several, the best checkpoint is the last one, and training doesn't stop early. The
+    decision is saved in the checkpoint, since a resumed run has no sanity check.
 
     Args:
-        callbacks: by the name of each in the config.
+        callbacks: callbacks by their names in the config.
 
     Raises:
-        NoSuchMetric: another metric that the validation doesn't log; metrics of the training can't be known then.
+        NoSuchMetric: any other metric that the validation doesn't log; training metrics can't be known then.
     """
 
     def __init__(self, callbacks: Mapping[str, L.Callback]) -> None:
@@ -37,13 +37,13 @@ class Monitors(L.Callback):
         self.decided: dict[str, str | None] = {}
 
     def take_up(self, decided: Mapping[str, str | None]) -> None:
-        """Decide as the run that this one goes on with."""
+        """Take over the decisions of the resumed run."""
         for name, monitor in decided.items():
             if name in self.callbacks:
                 self._replace(name, monitor)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Decide where there is no validation; a test in another process than the fit decides as its checkpoint."""
+        """Decide if there is no validation; a test in a separate process decides as its checkpoint."""
         if stage == "fit" and not trainer.enable_validation:
             self._decide(trainer, pl_module, ())
         elif stage != "fit" and not self.decided:
@@ -52,11 +52,11 @@ class Monitors(L.Callback):
             self.take_up(callbacks.get(type(self).__qualname__, {}).get("decided", {}))
 
     def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Decide by what was logged."""
+        """Decide by the logged metrics."""
         self._decide(trainer, pl_module, trainer.callback_metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was decided."""
+        """Decisions, for the checkpoint."""
         return {"decided": self.decided}
 
     def _decide(self, trainer: L.Trainer, module: L.LightningModule, logged: Iterable[str]) -> None:
@@ -85,6 +85,6 @@ class Monitors(L.Callback):
         self.decided[name] = monitor
         callback = self.callbacks[name]
         if isinstance(callback, EarlyStopping) and monitor is None:
-            callback.strict = callback.verbose = False  # a metric that isn't there is passed over
+            callback.strict = callback.verbose = False  # ignores a missing metric
         elif isinstance(callback, EarlyStopping | ModelCheckpoint):
             callback.monitor = monitor

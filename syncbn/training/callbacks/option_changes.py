@@ -1,4 +1,4 @@
-"""Options that are others than those of the run that a checkpoint is of."""
+"""Applying options that differ from those of a checkpoint's run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,16 +7,15 @@ import lightning.pytorch as L
 
 
 class ChangedOptions(L.Callback):
-    """Gives optimizers, schedules and callbacks what they are told now, after Lightning has restored what they were.
+    """Sets changed options of optimizers, schedules and callbacks, after Lightning has restored the old ones.
 
-    The states that a checkpoint keeps of them have their options, too: a learning rate, or the patience of early
-    stopping, would stay what it was, without a word. Another learning rate keeps the place in the schedule, and the
-    ratio of groups of parameters with one of their own.
+    Their states in a checkpoint include options, so a new learning rate, or patience of early stopping, would silently
+    be ignored. A new learning rate keeps the position in the schedule, and the ratios between parameter groups.
 
     Args:
         optimizer: options by name, as (before, now).
         scheduler: options by name.
-        callbacks: a callback, and its options by name, each.
+        callbacks: pairs of a callback and its options by name.
     """
 
     def __init__(
@@ -30,7 +29,7 @@ class ChangedOptions(L.Callback):
         self.callbacks = callbacks
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Set them."""
+        """Set the options."""
         for key, (before, now) in self.optimizer.items():
             for optimizer in trainer.optimizers:
                 for group in optimizer.param_groups:
@@ -55,7 +54,7 @@ def _scale(group: dict[str, Any], ratio: float) -> None:
 
 
 def _set(owner: Any, options: Mapping[str, Any]) -> None:
-    """Set those that the object keeps under their names; others it has taken up when it was made."""
+    """Set the options that are attributes of the object; it got the others when it was created."""
     for key, value in options.items():
         if key in vars(owner):
             setattr(owner, key, value)

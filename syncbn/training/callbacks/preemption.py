@@ -1,4 +1,4 @@
-"""End where every rank agrees and a resumed run can go on."""
+"""Graceful end at a batch that all ranks agree on and from which a run can resume."""
 
 import time
 from pathlib import Path
@@ -29,16 +29,16 @@ class Preemption(Checkpoint):
     - after an epoch;
     - in a test, without saving.
 
-    A run whose steps or time are over ends in the same places, with the same checkpoint, from which one that is given
-    more goes on in the middle of its epoch. Then it validates, ends its epoch, and is tested as any other. So does one
-    that another callback ends in the middle of an epoch (`trainer.should_stop`).
+    A run whose steps or time are over ends at the same places, with the same checkpoint, so that an extended run
+    resumes in the middle of the epoch. It then validates, ends its epoch, and is tested as usual. The same holds if
+    another callback ends it in the middle of an epoch (`trainer.should_stop`).
 
-    Lightning's own handling is left out: its SIGTERM handler broadcasts wherever a rank happens to be, which can hang,
+    Lightning's own handling is disabled: its SIGTERM handler broadcasts at any point of the training, which can hang,
     and its broadcast before each batch would wait for the GPU.
 
     Args:
-        path: the checkpoint to write.
-        max_time_s: seconds after which the training ends, of this start alone, by the clock of any rank.
+        path: path of the checkpoint to write.
+        max_time_s: seconds after which the training ends, for this start only, by any rank's clock.
     """
 
     def __init__(self, path: str | Path, max_time_s: float | None = None) -> None:
@@ -61,7 +61,7 @@ class Preemption(Checkpoint):
         stop.defer(forward=getattr(trainer.strategy.launcher, "kill", None))
         trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
-        # A run that counts steps alone goes on as any other: Lightning would end its last epoch twice.
+        # A run limited only by steps continues like any other: Lightning would end its last epoch twice.
         trainer.fit_loop._iteration_based_training = _never  # type: ignore[method-assign]
         self._started = time.monotonic()
 
@@ -135,7 +135,7 @@ class Preemption(Checkpoint):
         self._leave(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save if a rank was asked to stop, unless the place in the middle of an epoch is saved."""
+        """Save if a rank was asked to stop, unless a position in the epoch is saved already."""
         signum = self._agreed()
         if self.time_is_over:
             _end_training(trainer)
@@ -145,7 +145,7 @@ class Preemption(Checkpoint):
             self._save(trainer, signum)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Tell the checkpoint of a cut epoch what the validation at its end was worth."""
+        """Add the result of the final validation to the checkpoint of a cut epoch."""
         if self.cuts_epoch and trainer.is_global_zero and self.path.is_file():
             checkpoint = load_checkpoint(self.path)
             callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -187,9 +187,9 @@ class Preemption(Checkpoint):
         progress["is_last_batch"] = False
 
     def _agreed(self) -> int:
-        """The largest signal that any rank had noted one call ago; alone, the one noted now.
+        """Largest signal recorded by any rank at the previous call; on one rank, the current one.
 
-        The same vote says whether the time of any rank is over.
+        The same reduction tells whether any rank's time is over.
         """
         late = self.max_time_s is not None and time.monotonic() - self._started > self.max_time_s
         vote = 2 * stop.requested() + late
@@ -225,7 +225,7 @@ class Preemption(Checkpoint):
             trainer.save_checkpoint(self.path, weights_only=False)
 
     def _validates(self, trainer: L.Trainer) -> bool:
-        """Whether a validation is due behind this batch, also where the training goes on."""
+        """Whether a validation follows this batch, even if the training continues."""
         fetcher = trainer.fit_loop._data_fetcher
         assert fetcher is not None
         ends, trainer.should_stop = trainer.should_stop, False
@@ -241,7 +241,7 @@ class Preemption(Checkpoint):
 
 
 def _end_training(trainer: L.Trainer) -> None:
-    """Let the training end behind this batch or epoch, with a validation: a limit goes before a minimum of epochs."""
+    """End the training after this batch or epoch, with a validation; a limit overrides a minimum of epochs."""
     trainer.should_stop = True
     trainer.fit_loop.min_epochs = 0
     trainer.fit_loop.epoch_loop.min_steps = None

@@ -1,4 +1,4 @@
-"""A checkpoint callback of a run folder that may be copied, moved and renamed."""
+"""Checkpoint callback for run folders that may be copied, moved and renamed."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's `ModelCheckpoint`, whose state names files of its folder, wherever that lies now.
+    """Lightning's `ModelCheckpoint` with file names relative to its folder in its state.
 
-    Lightning keeps absolute paths, and forgets the best score where the folder has another one. Here a run that goes on
-    in a folder takes up the scores of that folder's files; one that goes on from another run's checkpoint has none yet.
-    The classes that derive from this keep their states where `ModelCheckpoint` does, so that older checkpoints have
-    them, too. The arguments are those of `ModelCheckpoint`.
+    Lightning stores absolute paths, and loses the best score if the folder's path has changed. Here a run that resumes
+    in a folder takes over the scores of its files; one that resumes from another run's checkpoint starts without
+    scores. Subclasses have the state key of `ModelCheckpoint`, so that older checkpoints work, too. The arguments are
+    those of `ModelCheckpoint`.
     """
 
     @property
@@ -24,18 +24,18 @@ class RunCheckpoint(ModelCheckpoint):
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note whether the checkpoint is one of this folder."""
+        """Record whether the checkpoint is in this folder."""
         loaded = Path(trainer.ckpt_path or "")
         self._of_this_folder = loaded.parent.resolve() == Path(self.dirpath or "").resolve()
 
     def state_dict(self) -> dict[str, Any]:
-        """Scores, and names of files."""
+        """Scores and file names."""
         state = super().state_dict()
         best_k = {Path(path).name: score for path, score in state["best_k_models"].items()}
         return state | {key: Path(state[key]).name for key in _PATHS} | {"best_k_models": best_k, "dirpath": ""}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the scores of this folder's files."""
+        """Restore the scores of this folder's files."""
         if not self._of_this_folder:
             return
         here = {key: self._placed(state_dict.get(key, "")) for key in _PATHS}

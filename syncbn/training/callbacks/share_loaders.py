@@ -1,4 +1,4 @@
-"""Loaders of anybody's, each of which gives every rank its own share."""
+"""Division of a user's loaders over the ranks."""
 
 import hashlib
 import os
@@ -19,30 +19,30 @@ from syncbn.data.shared import SharedBatches, shared
 from syncbn.launch.faults import Fault
 from syncbn.training.host_group import host_group
 
-_ENOUGH = 16  # whole numbers, labels say, by which batches of other samples aren't equal by chance
-_PIECES = 4096  # numbers of a tensor that are compared
+_ENOUGH = 16  # integers, such as labels, by which different batches aren't equal by chance
+_PIECES = 4096  # numbers of a tensor to compare
 
 
 class SameBatches(Fault, ValueError):
-    """Ranks train on the same samples, each of them alone."""
+    """Ranks train on the same samples."""
 
 
 class ShareLoaders(L.Callback):
-    """Shares the DataLoaders of a DataModule among the ranks, and proves that they don't train on the same batches.
+    """Divides a DataModule's DataLoaders over the ranks, and checks that ranks don't train on the same batches.
 
-    In the place of `Trainer(use_distributed_sampler=True)`, which pads: no sample counts twice in an evaluation, and
-    two ranks of 16 samples see what one rank of 32 would (see `syncbn.data.shared.SharedBatches`). Batch size, workers
-    and all else of a loader stay. Loaders that share by themselves are left alone: ours, and those with a
+    It replaces `Trainer(use_distributed_sampler=True)`, which pads: no sample counts twice in an evaluation, and two
+    ranks of 16 samples see the same as one rank of 32 (see `syncbn.data.shared.SharedBatches`). Batch size, workers and
+    other settings of a loader are kept. Loaders that already divide their data aren't changed: ours, and those with a
     `DistributedSampler`.
 
-    What an `IterableDataset` or a loader of another kind gives to each rank can't be seen from outside. So the ranks
-    compare what they are given, in the first two batches: where it is the same, the training ends.
+    The division of an `IterableDataset` or another kind of loader can't be seen from outside. So the ranks compare
+    their first two batches, and the training ends if they are equal.
 
     Args:
-        share: False to leave every loader as it is, and compare alone.
+        share: False to change no loader and only compare.
 
     Raises:
-        SameBatches: in a fit, on all ranks alike.
+        SameBatches: in a fit, on all ranks.
     """
 
     def __init__(self, share: bool = True) -> None:
@@ -53,18 +53,18 @@ class ShareLoaders(L.Callback):
         self._told: set[str] = set()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Share each loader when the trainer asks for it."""
+        """Divide each loader when the trainer prepares it."""
         if self.share and trainer.world_size > 1:
             trainer._data_connector._prepare_dataloader = partial(self._prepared, trainer)  # type: ignore[method-assign]
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the trainer as it was."""
+        """Restore the trainer."""
         trainer._data_connector.__dict__.pop("_prepare_dataloader", None)
 
     def _prepared(self, trainer: L.Trainer, dataloader: object, shuffle: bool, mode: RunningStage) -> object:
         if not isinstance(dataloader, DataLoader):
             return dataloader
-        if mode == RunningStage.PREDICTING:  # Lightning keeps account of the samples
+        if mode == RunningStage.PREDICTING:  # Lightning tracks the samples
             return type(trainer._data_connector)._prepare_dataloader(trainer._data_connector, dataloader, shuffle, mode)
         training = mode == RunningStage.TRAINING
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
@@ -79,7 +79,7 @@ class ShareLoaders(L.Callback):
         return made
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Warn of an order that can't go on in the middle of an epoch."""
+        """Warn about an order that can't be resumed in the middle of an epoch."""
         loaders = trainer.fit_loop._combined_loader
         flat = [] if loaders is None else loaders.flattened
         self._compares = trainer.world_size > 1 and not all(isinstance(loader, BatchLoader) for loader in flat)
@@ -112,18 +112,18 @@ class ShareLoaders(L.Callback):
             self._tell(text)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare anew."""
+        """Restart the comparison."""
         self._validated = []
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Note the first two batches; the ranks may have unequally many."""
+        """Record the first two batches; ranks may have unequal numbers."""
         if self._compares and len(self._validated) < 2 and dataloader_idx == 0:
             self._validated.append(_digests(batch))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare what was noted."""
+        """Compare the recorded batches."""
         if self._compares and not trainer.sanity_checking and (found := _equal_ranks(self._validated)):
             what, (first, second) = found
             self._tell(f"ranks {first} and {second} validate on the same {what}, which count twice; {_ADVICE}")
@@ -135,20 +135,20 @@ class ShareLoaders(L.Callback):
 
 
 def _shares(loader: Any) -> SharedBatches | None:
-    """A loader's batches, where they are one rank's share of another loader's."""
+    """A loader's batches, if they are one rank's share of another loader's."""
     found = (getattr(loader, name, None) for name in ("batch_sampler", "sampler"))
     return next((one for one in found if isinstance(one, SharedBatches)), None)
 
 
 def _equal_ranks(seen: list[tuple[str, str | None]]) -> tuple[str, tuple[int, int]] | None:
-    """What two ranks have had the same of, "batches" or "labels", and which two they are; called by all ranks."""
+    """Find two ranks with equal "batches" or "labels"; called by all ranks."""
     every: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(every, seen, group=host_group())
     for part, what in enumerate(("batches", "labels")):
         owners: dict[tuple[Any, ...], int] = {}
         for rank, batches in enumerate(every):
             parts = tuple(batch[part] for batch in batches)
-            # Two batches that are equal, of constants say, don't tell whose they are.
+            # Equal batches on one rank, such as constants, are inconclusive.
             if len(set(parts)) < 2 or None in parts:
                 continue
             if parts in owners:
@@ -158,9 +158,9 @@ def _equal_ranks(seen: list[tuple[str, str | None]]) -> tuple[str, tuple[int, in
 
 
 def _digests(batch: Any) -> tuple[str, str | None]:
-    """One of all that is in a batch, and one of its whole numbers alone: labels, which augmentation leaves as they are.
+    """Digests of a whole batch, and of only its integers: labels, which augmentation doesn't change.
 
-    The latter is None where there are too few to tell batches apart.
+    The latter is None if there are too few to distinguish batches.
     """
     whole, labels = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     numbers = 0
