@@ -96,7 +96,7 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterator[Change]:
             if key or name not in _UNSAID:
                 sides = _known(before, name, key), _known(now, name, key)
                 yield from _differences(*sides, f"{key}.{name}" if key else str(name))
-    elif not (_same(before, now) or (key in _SIZES and None in (before, now))):
+    elif not (_same(before, now) or (key in _SIZES and (_is_unsaid(before) or _is_unsaid(now)))):
         yield Change(key, *(None if side is _MISSING else side for side in (before, now)))
 
 
@@ -113,12 +113,15 @@ def _same(before: Any, now: Any) -> bool:
     if isinstance(before, str) and isinstance(now, str):
         succeeded = before.endswith(".ModelCheckpoint") and now in _SUCCESSORS
         return before == now or renamed(before) == renamed(now) or succeeded
-    nothing = (None, _MISSING)
-    if any(before is one for one in nothing) and any(now is one for one in nothing):
+    if _is_unsaid(before) and _is_unsaid(now):
         return True
     if isinstance(before, list) and isinstance(now, list):
         return len(before) == len(now) and all(map(_same, before, now))
     return bool(before == now)
+
+
+def _is_unsaid(value: Any) -> bool:
+    return value is None or value is _MISSING
 
 
 def _is_of_the_state(change: Change, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from syncbn.norm.core.attachable import Attachable
 from syncbn.norm.core.options import defaults
 from syncbn.norm.core.registry import NormFactory, known_options, unusual_options
 from syncbn.norm.surgery.adapters import looks_like_batch_norm
+from syncbn.norm.surgery.exchanged import original_of
 from syncbn.norm.surgery.forward import modes_kept
 from syncbn.run.construct import construct, parameters_of
 from syncbn.run.facts import DataFacts
@@ -104,7 +105,7 @@ def described_norm(config: DictConfig, net: nn.Module) -> str:
     part = ("task", config.task) if isinstance(net, LightningModule) else ("model", config.model)
     if "norm" in parameters_of(*part) and part[1].get("norm") is None:
         return norm
-    converted = sum("converted_from" in module.__dict__ for module in net.modules())
+    converted = sum(original_of(module) is not None for module in net.modules())
     if converted:
         return f"{norm} in the place of {converted} batch norm(s)"
     return f"no batch norm, so that {norm} changes nothing"

@@ -3,6 +3,8 @@
 import csv
 import re
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,16 @@ def test_the_two_commands_of_its_readme(project: Path) -> None:
     assert f"test accuracy: {100 * accuracy:.2f} %" in out
 
 
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The project's package, which a test imports into this process, is unknown to the tests after it."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == NAME]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("forgotten")
 def test_the_run_is_loaded(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
     net, config = syncbn.load_run("outputs/first")
