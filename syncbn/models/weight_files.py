@@ -44,8 +44,10 @@ def read_state(path: Path, key: str | None = None) -> tuple[dict[str, Tensor], s
             raise ValueError(f"{str(path)!r} is one state_dict, without a name: leave key={key!r} out")
         raise ValueError(f"{str(path)!r} has no state_dict {key!r}; {suggest(key, names)}")
     name = _usual(list(states), path) if key is None else key
-    said = f", its {name}" if len(states) > 1 or name.split(".")[0] in _AVERAGED else ""
-    if others := [f"key={other}" for other in names if other != name]:
+    # A checkpoint has other dicts of tensors, too: random states, say.
+    others = [f"key={other}" for other in names if other != name and other.split(".")[0] in _PLAIN + _AVERAGED]
+    said = f", its {name}" if others or name.split(".")[0] in _AVERAGED else ""
+    if others:
         said += f" (there are {', '.join(others)}, too)"
     return states[name], said
 

@@ -121,7 +121,7 @@ def new_heads(model: nn.Module, own: Mapping[str, Tensor], loaded: Mapping[str, 
     apart = {key: (len(loaded[key]), len(own[key])) for key in own if key in loaded and _in_classes(own, loaded, key)}
     named = getattr(model, "head", None)
     head = named if isinstance(named, str) else _last(model)
-    counts = {pair for key, pair in apart.items() if key.rpartition(".")[0] == head}
+    counts = {pair for key, pair in apart.items() if key.startswith(f"{head}.")}
     return [key for key, pair in apart.items() if counts == {pair}]
 
 

@@ -64,10 +64,10 @@ def load_weights(model: nn.Module, path: str | Path, *, key: str | None = None) 
     if found := _mistakes({name: own[name] for name in own if name not in heads}, kept):
         raise ValueError(f"{str(path)!r} doesn't fit {type(model).__name__}: " + "; ".join(found))
     _put(model, state, kept, path)
-    said += [stem] if stem else []
     if heads:
         classes = f"{len(own[heads[0]])} classes where the file has {len(loaded[heads[0]])}"
-        said.append(f"{', '.join(heads)} made anew, for {classes}")
+        said.insert(0, f"{', '.join(heads)} made anew, for {classes}")
+    said += [stem] if stem else []
     return "; ".join([f"{len(kept)} tensors from {path}{which}", *said])
 
 

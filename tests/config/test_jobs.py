@@ -187,7 +187,7 @@ def test_a_reference_to_hydras_own_config_is_resolved(more: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["resume=outputs/epoch=3.ckpt"], r"another = in it is quoted: 'resume=\"outputs/epoch=3.ckpt\"'"),
+        (["resume=outputs/epoch=3.ckpt"], r"quote its value, 'resume=\"outputs/epoch=3.ckpt\"'"),
         (["--resume=epoch=3.ckpt"], r"'resume=\"epoch=3.ckpt\"'"),
         (["norm", "=", "group"], r"can't read 'norm': write group=choice or key=value, without spaces around the ="),
         (["norm: group"], r"can't read 'norm: group': write group=choice"),
