@@ -2,10 +2,9 @@
 
 from typing import Literal
 
-from torch import nn
-
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.checks import check_divides, divisors
+from syncbn.norm.core.grouped import Grouped
 from syncbn.norm.core.registry import register
 from syncbn.norm.group_options import GroupNormOptions as Options
 
@@ -13,7 +12,7 @@ _USUAL_GROUPS = 32  # the paper's
 
 
 @register("group", options=Options)
-class GroupNorm(nn.GroupNorm):
+class GroupNorm(Grouped):
     """`torch.nn.GroupNorm` over (N, C, *): moments of each sample over C / groups channels and all positions.
 
     The affine parameters are per channel. Train and eval are the same.

@@ -1,14 +1,13 @@
 """Instance normalization: moments of each sample and channel."""
 
-from torch import nn
-
 from syncbn.norm.core.arguments import check_arguments
+from syncbn.norm.core.grouped import Grouped
 from syncbn.norm.core.registry import register
 from syncbn.norm.instance_options import InstanceNormOptions as Options
 
 
 @register("instance", options=Options)
-class InstanceNorm(nn.GroupNorm):
+class InstanceNorm(Grouped):
     """Instance normalization of (N, C, *): moments of each sample and channel over positions, affine per channel.
 
     It is GroupNorm with C groups, which takes any number of spatial dimensions and equals

@@ -1,14 +1,13 @@
 """Layer normalization: moments of each sample."""
 
-from torch import nn
-
 from syncbn.norm.core.arguments import check_arguments
+from syncbn.norm.core.grouped import Grouped
 from syncbn.norm.core.registry import register
 from syncbn.norm.layer_options import LayerNormOptions as Options
 
 
 @register("layer", options=Options)
-class LayerNorm(nn.GroupNorm):
+class LayerNorm(Grouped):
     """Layer normalization of (N, C, *): moments of each sample over channels and positions, affine per channel.
 
     It is GroupNorm with one group: for (N, C) the same as `torch.nn.LayerNorm(C)`, and for images the layer

@@ -24,6 +24,14 @@ def check_divides(name: str, value: object, num_features: int) -> None:
         raise ValueError(f"{name} must divide the {num_features} channels, got {value}; allowed: {allowed}")
 
 
+def check_dimensions(input: Tensor, dimensions: list[int]) -> None:
+    """Raise `ValueError` unless the number of dimensions is one of `dimensions`, or there are none of these."""
+    if len(dimensions) > 0 and input.dim() not in dimensions:
+        raise ValueError(
+            f"expected {dimensions}D input (got {input.dim()}D input), as the layer that this one was converted from"
+        )
+
+
 def check_channels(input: Tensor, num_features: int, channel_dim: int = 1) -> None:
     """Raise `ValueError` or `TypeError` unless `input` is floating point with `num_features` channels in place."""
     if input.dim() < 2:

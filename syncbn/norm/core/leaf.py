@@ -4,8 +4,10 @@ import functools
 from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
-from torch import nn
+from torch import Tensor
 from torch.fx import Proxy
+
+from syncbn.norm.core.checks import check_dimensions
 
 
 class Leaf:
@@ -16,6 +18,7 @@ class Leaf:
     """
 
     forward: Callable[..., Any]
+    dimensions: list[int] = []  # noqa: RUF012 (replaced, never changed)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -33,13 +36,15 @@ class Leaf:
 
 def _whole(forward: Any) -> Any:
     @functools.wraps(forward)
-    def leaf(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def leaf(self: Any, *args: Any, **kwargs: Any) -> Any:
         first = args[0] if args else next(iter(kwargs.values()), None)
         if isinstance(first, Proxy):
             own, tracer = cast(Any, type(self).forward), cast(Any, first.tracer)
             # Not from a subclass's forward, of which this would be a part.
             if own.whole is forward and tracer.root is not self:
                 return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
+        if self.dimensions and isinstance(first, Tensor):
+            check_dimensions(first, self.dimensions)
         return forward(self, *args, **kwargs)
 
     leaf.whole = forward  # type: ignore[attr-defined]

@@ -23,12 +23,7 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
 
     Running statistics are never in half precision, even if the parameters are: after `.half()`, `.to(torch.bfloat16)`,
     with `dtype=torch.float16`, and after loading a half checkpoint.
-
-    Attributes:
-        dimensions: numbers of dimensions that an input may have; 2 or more when None. `convert` sets the old layer's.
     """
-
-    dimensions: tuple[int, ...] | None = None
 
     def __init__(
         self,
@@ -64,11 +59,6 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
 
     def check_input(self, input: Tensor, mask: Tensor | None) -> None:
         """Raise `ValueError` or `TypeError` for an input that can't be normalized."""
-        if self.dimensions is not None and input.dim() not in self.dimensions:
-            taken = " or ".join(f"{number}D" for number in self.dimensions)
-            raise ValueError(
-                f"expected {taken} input (got {input.dim()}D input), as the layer that this one was converted from"
-            )
         check_channels(input, self.num_features)
         if mask is None:
             return

@@ -41,7 +41,7 @@ def convert(
     group, eps, momentum, `training` and all other options that both have; also hooks with the state they use (such as
     the masks of `torch.nn.utils.prune`), extra parameters and buffers, and attributes. Layers with methods of their
     own, or with observers, are refused, since a new layer would lose them. A shared module stays shared. `revert`
-    undoes it. A layer with running statistics accepts inputs of as many dimensions as the layer it was converted from.
+    undoes it. A new layer accepts inputs of as many dimensions as the layer it was converted from.
 
     It converts torch's BatchNorm1d/2d/3d and SyncBatchNorm, this package's batch norms, timm's BatchNormAct2d (which
     keeps its activation) and the FrozenBatchNorm2d of torchvision and detectron2. The last become trainable: name them

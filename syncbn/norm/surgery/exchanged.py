@@ -82,7 +82,8 @@ def converted(module: nn.Module, name: str, options: dict[str, Any], plain: Any 
     _share_group(module, old, new, options)
     if isinstance(new, TrackingNorm):
         new.adopt(old)
-        new.dimensions = dimensions_of(old)
+    if hasattr(new, "dimensions"):
+        new.dimensions = list(dimensions_of(old) or ())  # type: ignore[assignment]
     if "track_running_stats" not in options and hasattr(old, "track_running_stats") and hasattr(new, "momentum"):
         new.track_running_stats = old.track_running_stats
     if plain is not None:

@@ -78,7 +78,7 @@ def plain_classes(
 def dimensions_of(layer: Any) -> tuple[int, ...] | None:
     """The numbers of dimensions that inputs of a layer may have; None if that isn't said."""
     if isinstance(layer, TrackingNorm):
-        return layer.dimensions
+        return tuple(layer.dimensions) or None
     if type(layer).__name__ == "FrozenBatchNorm2d" or isinstance(layer, nn.BatchNorm2d):
         return (4,)
     if isinstance(layer, nn.BatchNorm1d):

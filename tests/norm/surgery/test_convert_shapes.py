@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import syncbn
-from syncbn.norm.core.tracking import TrackingNorm
+from syncbn.norm.core.attachable import Attachable
 
-TRACKING = [name for name in syncbn.available_norms() if isinstance(syncbn.norm_layer(name)(2), TrackingNorm)]
+NORMS = [name for name in syncbn.available_norms() if not isinstance(syncbn.norm_layer(name)(2), Attachable)]
 KINDS: list[tuple[type[nn.Module], set[int]]] = [
     (nn.BatchNorm1d, {2, 3}),
     (nn.BatchNorm2d, {4}),
@@ -18,7 +18,7 @@ KINDS: list[tuple[type[nn.Module], set[int]]] = [
 ]
 
 
-@pytest.mark.parametrize("name", [name for name in TRACKING if name not in ("cross_iteration", "moving_average")])
+@pytest.mark.parametrize("name", [name for name in NORMS if name != "none"])
 @pytest.mark.parametrize(("kind", "taken"), KINDS)
 @pytest.mark.parametrize("training", [False, True])
 def test_as_many_dimensions_as_before(name: str, kind: Any, taken: set[int], training: bool) -> None:
@@ -28,11 +28,33 @@ def test_as_many_dimensions_as_before(name: str, kind: Any, taken: set[int], tra
         x = torch.randn(4, 4, 4, 4, 4)[(0,) * (5 - dimensions)]
         assert x.dim() == dimensions
         if dimensions in taken:
+            if name == "instance" and dimensions == 2:
+                continue  # it has no positions to take moments of
             assert layer(x).shape == peer(x).shape
             continue
         for refusing in (peer, layer):
             with pytest.raises(ValueError, match=rf"expected .*D.* input \(got {dimensions}D input\)"):
                 refusing(x)
+
+
+@pytest.mark.parametrize("name", ["cross_iteration", "moving_average", "weight", "spectral"])
+def test_as_many_dimensions_as_before_behind_a_convolution(name: str) -> None:
+    model = syncbn.convert(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), name)
+    model(torch.randn(4, 4, 3, 3))
+    with pytest.raises(ValueError, match=r"expected .*D input \(got 3D input\)"):
+        model(torch.randn(4, 3, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+@pytest.mark.parametrize("name", ["group", "instance", "layer"])
+def test_converted_norms_of_torch_are_traced_and_scripted(name: str) -> None:
+    # Not behind a convolution, whose output TorchScript takes for 4D without looking.
+    model = syncbn.convert(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)), name)
+    x = torch.randn(4, 4, 4, 4)
+    for read in (torch.fx.symbolic_trace, torch.jit.script):
+        torch.testing.assert_close(read(model)(x), model(x))
+        with pytest.raises(Exception, match="3D input"):
+            read(model)(x[0])
 
 
 def test_layers_of_any_dimensions_stay_so() -> None:
