@@ -27,8 +27,9 @@ def check_divides(name: str, value: object, num_features: int) -> None:
 def check_dimensions(input: Tensor, dimensions: list[int]) -> None:
     """Raise `ValueError` unless the number of dimensions is one of `dimensions`, or there are none of these."""
     if len(dimensions) > 0 and input.dim() not in dimensions:
+        taken = " or ".join([f"{number}D" for number in dimensions])
         raise ValueError(
-            f"expected {dimensions}D input (got {input.dim()}D input), as the layer that this one was converted from"
+            f"expected {taken} input (got {input.dim()}D input), as the layer that this one was converted from"
         )
 
 
