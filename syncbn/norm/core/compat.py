@@ -177,6 +177,11 @@ def is_compiled(module: nn.Module) -> bool:
     return hasattr(module, "_orig_mod")
 
 
+def is_compiled_in_place(module: nn.Module) -> bool:
+    """Whether `module.compile()` was called: what it compiled stays that of this very module."""
+    return getattr(module, "_compiled_call_impl", None) is not None
+
+
 def convolution_weight_grad(
     grad_output: Tensor,
     input: Tensor,

@@ -67,7 +67,13 @@ def own_behaviour(layer: nn.Module, of_class: bool) -> list[str]:
         layer: a batch norm.
         of_class: whether the methods of its class are looked at, beside those that were set on the layer itself.
     """
-    found = [f"{name}, set on the layer" for name in vars(layer) if callable(getattr(type(layer), name, None))]
+    found = [
+        f"{name}, set on the layer"
+        for name, value in vars(layer).items()
+        if callable(getattr(type(layer), name, None)) or getattr(value, "__self__", None) is layer
+    ]
+    if compat.is_compiled_in_place(layer):
+        found.append("compile(), called on the layer")
     base = base_of(layer)
     for cls in type(layer).__mro__[: type(layer).__mro__.index(base)] if base is not None and of_class else ():
         found += [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -22,6 +23,9 @@ from syncbn.norm.surgery.select import select_layers
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+# Dictionaries of a module that torch keeps.
+_OF_TORCH = {"_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", *compat.HOOKS}
 
 
 def convert(
@@ -176,11 +180,34 @@ def _is_convertible(module: nn.Module) -> bool:
 
 
 def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
+    seen: set[int] = set()
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in new:
                 parent._modules[name] = new[child]
+        for name, value in vars(parent).items():
+            if name not in _OF_TORCH:
+                vars(parent)[name] = _with_new(value, new, seen)
     return new.get(model, model)
+
+
+def _with_new(value: Any, new: dict[nn.Module, nn.Module], seen: set[int]) -> Any:
+    """A plain attribute with the new layers in place of the old: itself, in containers, or the owner of a method."""
+    if isinstance(value, nn.Module):
+        return new.get(value, value)
+    if type(value) in (list, dict):
+        if id(value) in seen:  # a container may contain itself
+            return value
+        seen.add(id(value))
+        for key, item in enumerate(value) if isinstance(value, list) else list(value.items()):
+            value[key] = _with_new(item, new, seen)
+        return value
+    if type(value) is tuple:
+        items = tuple(_with_new(item, new, seen) for item in value)
+        return items if any(a is not b for a, b in zip(items, value, strict=True)) else value
+    if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module) and value.__self__ in new:
+        return getattr(new[value.__self__], value.__name__)
+    return value
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
@@ -200,7 +227,7 @@ def _warn_of_hidden(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if isinstance(value, list | tuple):
                 items: Iterable[tuple[Any, Any]] = enumerate(value)
-            elif type(value) is dict and name not in ("_modules", "_parameters", "_buffers"):
+            elif type(value) is dict and name not in _OF_TORCH:
                 items = value.items()
             else:
                 continue

@@ -281,6 +281,18 @@ def with_own_train() -> nn.Module:
     return layer
 
 
+def compiled_in_place() -> nn.Module:
+    layer = nn.BatchNorm2d(4)
+    layer.compile(backend="eager")
+    return layer
+
+
+def with_bound_method() -> nn.Module:
+    layer: Any = nn.BatchNorm2d(4)
+    layer.normalize = layer.forward
+    return layer
+
+
 def with_qconfig() -> nn.Module:
     layer: Any = nn.BatchNorm2d(4)
     layer.qconfig = torch.ao.quantization.get_default_qat_qconfig()
@@ -300,6 +312,8 @@ OWN = [
     (lambda: Below(4), "Below has reset_parameters,"),
     (lambda: WithProperty(4), "WithProperty has is_quiet,"),
     (with_own_train, "BatchNorm2d has train, set on the layer,"),
+    (compiled_in_place, r"BatchNorm2d has compile\(\), called on the layer,"),
+    (with_bound_method, "BatchNorm2d has normalize, set on the layer,"),
     (with_qconfig, "BatchNorm2d has qconfig, of quantization,"),
     (with_observer, "BatchNorm2d has the observer activation_post_process,"),
 ]

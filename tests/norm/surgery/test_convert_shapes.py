@@ -148,3 +148,36 @@ def test_an_example_is_given_as_the_model_takes_it(example: Any, forward: Any, n
     assert type(model.norm) is nn.BatchNorm2d
     syncbn.convert(model, name, example_input=example, forward=forward)
     assert model.norm.is_attached
+
+
+class Aliased(nn.Module):
+    """The same norm as a child, and in plain attributes, by which the forward pass goes."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.bn, self.way = nn.BatchNorm2d(4), way
+        object.__setattr__(self, "alias", self.bn)
+        self.listed, self.paired = [nn.Identity(), [self.bn]], (None, (self.bn,))
+        self.named, self.method = {"a": {"b": self.bn}}, self.bn.forward
+        self.named["itself"] = self.named
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used()(x)
+
+    def used(self) -> Any:
+        ways = {"alias": self.alias, "listed": self.listed[1][0], "paired": self.paired[1][0], "method": self.method}
+        return {**ways, "named": self.named["a"]["b"]}[self.way]
+
+
+@pytest.mark.parametrize("way", ["alias", "listed", "paired", "named", "method"])
+def test_plain_references_to_a_norm_follow_it(way: str) -> None:
+    model, x = Aliased(way), torch.randn(6, 4, 3, 3)
+    before = model.bn
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        syncbn.convert(model, "ghost", ghost_batch_size=2)
+    expected = torch.cat([nn.functional.batch_norm(part, None, None, training=True) for part in x.split(2)])
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+    assert getattr(model.used(), "__self__", model.used()) is model.bn
+    syncbn.revert(model)
+    assert getattr(model.used(), "__self__", model.used()) is model.bn is before
