@@ -41,7 +41,7 @@ def network_of(*args: str, **arguments: Any) -> Any:
 
 def norms(net: nn.Module) -> list[str]:
     """The classes of the layers that stand where batch norms stood."""
-    return [type(module).__name__ for module in net.modules() if "converted_from" in module.__dict__]
+    return [type(module).__name__ for module in net.modules() if "conversion" in module.__dict__]
 
 
 @pytest.mark.parametrize("norm", ["sync", "batch_renorm", "ghost", "frozen", "layer", "filter_response", "rms"])
@@ -67,8 +67,8 @@ def test_options_of_the_config_are_the_norms_and_the_networks_own_stay() -> None
 def test_include_and_exclude_choose_among_them() -> None:
     assert len(norms(network_of("Net", "Data", "norm.exclude=head.*"))) == 1
     net = network_of("Net", "Data", "norm.include=[head.*]")
-    assert "converted_from" not in net.norm.__dict__
-    assert "converted_from" in net.head[1].__dict__
+    assert "conversion" not in net.norm.__dict__
+    assert "conversion" in net.head[1].__dict__
     with pytest.raises(ValueError, match=r"no normalization layer is named 'hade.\*'; this model has: norm, head.1"):
         network_of("Net", "Data", "norm.include=[hade.*]")
     with pytest.raises(ValueError, match=r"norm.exclude choose among the batch norms of a finished network, and"):

@@ -73,9 +73,13 @@ def set_process_group(model: nn.Module, group: ProcessGroup | None) -> None:
     for layer in model.modules():
         if isinstance(layer, TrackingNorm) and layer.synchronizes:
             layer.process_group = group  # type: ignore[assignment]  # these norms have it
-        conversion = vars(layer).get("conversion")
+        conversion = vars(layer).get("conversion")  # of the layer that it stands for, whose group may be lost, too
         if conversion is not None and conversion.group is not None and conversion.group.is_lost:
-            conversion.group = OwnGroup(group)  # of the layer that it stands for
+            conversion.group = OwnGroup(group)
+        if conversion is not None and isinstance(conversion.original, TrackingNorm):
+            own = getattr(conversion.original, "own_group", None)
+            if own is not None and own.is_lost:
+                conversion.original.process_group = group  # type: ignore[assignment]
 
 
 def _node() -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 # Dictionaries of a module that torch keeps.
-_OF_TORCH = {"_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", *compat.HOOKS}
+_OF_TORCH = {"_modules", "_parameters", "_buffers", *compat.HOOKS}
 
 
 def convert(

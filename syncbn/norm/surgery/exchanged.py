@@ -129,6 +129,9 @@ def reverted(module: nn.Module) -> nn.Module:
                 "syncbn.norm.core.groups.set_process_group(model, group) first"
             )
         old.process_group = own.group  # type: ignore[assignment]
+    given: Any = getattr(module, "own_group", None)
+    if given is not None and not given.is_lost and getattr(old, "own_group", given).is_lost:
+        old.own_group = given
     _hand_over(module, old)
     for setting, value in record.settings.items():
         if hasattr(old, setting) and getattr(module, setting) != value:
