@@ -28,6 +28,7 @@ class ChecksFolder(L.Callback):
                     writer.check = self.check
 
     def _check(self, trainer: L.Trainer, *_: Any) -> None:
+        """Check the folder, on rank 0."""
         if trainer.is_global_zero:
             self.check()
 
