@@ -18,10 +18,11 @@ def test_the_global_batch_is_kept(ranks: int, share: int) -> None:
     assert batch_size_of_a_rank(12, ranks, saved(), "keep") == share
 
 
-def test_the_same_number_of_ranks_or_a_start_takes_what_the_config_says() -> None:
-    for checkpoint in (None, saved(), saved(world_size=None, global_batch_size=None)):
-        for elastic in ("keep", "refuse"):
+def test_a_start_takes_what_the_config_says_and_a_resumed_run_keeps_its_batches() -> None:
+    for elastic in ("keep", "refuse"):
+        for checkpoint in (None, saved(world_size=None, global_batch_size=None), saved(global_batch_size=None)):
             assert batch_size_of_a_rank(7, 2, checkpoint, elastic) == 7
+        assert batch_size_of_a_rank(7, 2, saved(), elastic) == 12
 
 
 def test_another_number_is_refused_where_asked_or_where_it_does_not_divide() -> None:
