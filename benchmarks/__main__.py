@@ -6,13 +6,14 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import compiled, exchange, importing, layers, memory, norms, report, step, trainer
+from benchmarks import compiled, exchange, importing, layers, memory, norms, overlap, report, step, trainer
 from benchmarks.rows import Row, shown
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "exchange": exchange.measure,
     "layers": layers.measure,
     "step": step.measure,
+    "overlap": overlap.measure,
     "trainer": trainer.measure,
     "norms": norms.measure,
     "memory": memory.measure,

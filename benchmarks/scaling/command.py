@@ -14,9 +14,9 @@ from benchmarks.scaling.measure import CHANNELS, WORLDS, Timing, cores, measure
 from benchmarks.scaling.model import Costs, fit, predict
 from benchmarks.scaling.page import page
 from benchmarks.scaling.pictures import draw_collectives, draw_gpus
-from benchmarks.scaling.tables import GPUS, errors_table, held_out
+from benchmarks.scaling.tables import GPUS, STEP_IMAGES, errors_table, held_out, overlapped
 from syncbn.cli.arguments import Parser
-from syncbn.machine.scaling import Kind, step_cost
+from syncbn.machine.scaling import Kind, Overlapped, StepSeconds, step_cost
 from syncbn.norm.core.options import option
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -76,7 +76,13 @@ def _write_predicted(norms: Sequence[int], path: Path) -> None:
         for gpus in GPUS:
             for design in ("ours", "gather"):
                 cost = step_cost(design, gpus, norms)
-                writer.writerow([gpus, design, *(f"{value:.4e}" for value in (cost.low, cost.middle, cost.high))])
+                writer.writerow([gpus, design, *_bounds(cost)])
+            for images in STEP_IMAGES:
+                writer.writerow([gpus, f"ours, overlap, {images} images", *_bounds(overlapped(gpus, norms, images))])
+
+
+def _bounds(cost: StepSeconds | Overlapped) -> list[str]:
+    return [f"{value:.4e}" for value in (cost.low, cost.middle, cost.high)]
 
 
 def _machine() -> str:

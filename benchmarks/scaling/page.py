@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from benchmarks.scaling import tables
 from benchmarks.scaling.measure import BLOCKS, CALLS, ROUNDS, Timing
 from benchmarks.scaling.model import Costs
+from benchmarks.scaling.on_paper import ON_PAPER
 from syncbn.machine.scaling import (
     RESNET50_IMAGES_A_SECOND,
     SLOWEST,
@@ -89,9 +90,23 @@ are smaller than stated.
 
 ![Predicted milliseconds a step over the number of GPUs](scaling/gpus.png)
 
+**With overlap.** `norm.overlap=true` computes the weight gradients of the layers after a norm while the norm's backward
+message is under way ([0020](decisions/0020-overlap.md)). With T_k seconds for the message of norm k and W_k for those
+weight gradients,
+
+    seconds = Σ forward messages + Σ max(0, T_k - W_k)
+
+The forward messages stay: what comes after a norm needs its output. W_k is a layer's share of the network's
+multiplications, of a third of the time that convolutions take, of which half the step is assumed; the rest goes to what
+waits for memory. Shares of a step with overlap are in two columns of the table. The message is assumed to take nothing
+from the kernels beside it. The formula was compared with steps whose messages are delayed by a given time, on CPU:
+`python -m benchmarks overlap`.
+
 **What isn't in it.** Ranks that wait for the slowest one; the host, where it doesn't run ahead of the GPU; kernels that
 differ from cuDNN's; other traffic. All of them make synchronization dearer: these are the costs of its messages alone.
 NCCL's newer algorithms (NVLS, PAT) make it cheaper. No GPU of ours was compared with it.
+
+{on_paper}
 
 [dle]: https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/Classification/ConvNets/resnet50v1.5
 
@@ -155,6 +170,7 @@ def page(
         slowest=SLOWEST,
         rate=RESNET50_IMAGES_A_SECOND,
         gpus=tables.gpus_table(channels),
+        on_paper=ON_PAPER,
         published=tables.published_table(),
         node=_to(node),
         two=_to(more),

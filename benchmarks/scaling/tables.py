@@ -3,12 +3,24 @@
 import statistics
 from collections.abc import Sequence
 
+from benchmarks.hiding import layers_after_norms, shares
 from benchmarks.scaling.measure import Timing
 from benchmarks.scaling.model import Costs, relative_error
 from benchmarks.scaling.published import MEASUREMENTS
-from syncbn.machine.scaling import GPUS_A_NODE, Kind, StepSeconds, largest_group, resnet50_step, step_cost
+from syncbn.machine.scaling import (
+    GPUS_A_NODE,
+    Kind,
+    Overlapped,
+    StepSeconds,
+    largest_group,
+    overlapped_cost,
+    resnet50_step,
+    step_cost,
+    weight_gradient_seconds,
+)
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+STEP_IMAGES = (256, 64)  # a GPU, of the steps that messages are compared with
 ENOUGH_IMAGES = 32  # per group
 UNSEEN_WORLD = 16
 TOLERANCE = 0.2
@@ -69,12 +81,22 @@ def gpus_table(channels: Sequence[int]) -> str:
         ours, gather = step_cost("ours", gpus, channels), step_cost("gather", gpus, channels)
         columns = [
             _interval(ours),
-            *(_interval(ours, resnet50_step(images)) for images in (256, 64)),
+            *(_interval(ours, resnet50_step(images)) for images in STEP_IMAGES),
+            *(_interval(overlapped(gpus, channels, images), resnet50_step(images)) for images in STEP_IMAGES),
             _interval(gather),
         ]
         rows.append(f"| {gpus:,} | {' | '.join(columns)} |")
-    head = "| GPUs | all-reduce, ms | % of a step of 256 images a GPU | % of one of 64 | all-gather, ms |"
-    return _table(f"{head}\n|--:|--:|--:|--:|--:|", rows)
+    head = (
+        "| GPUs | all-reduce, ms | % of a step of 256 images a GPU | % of one of 64 | % of 256 with overlap | "
+        "% of 64 with overlap | all-gather, ms |"
+    )
+    return _table(f"{head}\n|--:|--:|--:|--:|--:|--:|--:|", rows)
+
+
+def overlapped(gpus: int, channels: Sequence[int], images: int) -> Overlapped:
+    """Cost of ResNet-50's messages in a step of so many images a GPU, with overlap."""
+    hiding = weight_gradient_seconds(resnet50_step(images), shares(layers_after_norms(1)))
+    return overlapped_cost(gpus, channels, hiding)
 
 
 def published_table() -> str:
@@ -108,7 +130,7 @@ def budget_table(channels: Sequence[int]) -> str:
     return _table(f"{head}\n|--:|--:|{'--:|' * len(budgets)}", rows)
 
 
-def _interval(cost: StepSeconds, step: float | None = None) -> str:
+def _interval(cost: StepSeconds | Overlapped, step: float | None = None) -> str:
     """Format an interval in milliseconds, or in percent of a step."""
     scale = 1e3 if step is None else 100 / step
     return f"{scale * cost.middle:,.1f} ({scale * cost.low:,.1f}-{scale * cost.high:,.1f})"

@@ -25,6 +25,8 @@ SLOWEST = 75.38 / 25.874907
 
 RESNET50_IMAGES_A_SECOND = 2470  # one A100, mixed precision, batch 256: NVIDIA/DeepLearningExamples, ResNet50 v1.5
 
+CONVOLUTIONS = 0.5  # of a step's time, assumed: norms, activations and sums, which wait for memory, take the rest
+
 
 @dataclass(frozen=True)
 class StepSeconds:
@@ -69,6 +71,45 @@ def step_cost(design: str, gpus: int, channels: Sequence[int]) -> StepSeconds:
         else:
             total += nccl_seconds("all_gather", gpus, 4 * (2 * count + 1)) + nccl_seconds("all_reduce", gpus, 8 * count)
     return StepSeconds(total)
+
+
+@dataclass(frozen=True)
+class Overlapped:
+    """Seconds per step that no weight gradient hides; the bounds are those of the messages, as in `StepSeconds`."""
+
+    low: float
+    middle: float
+    high: float
+
+
+def exposed(messages: Sequence[float], hiding: Sequence[float]) -> float:
+    """Seconds of a backward pass that its messages take longer than what hides them.
+
+    Args:
+        messages: seconds of each.
+        hiding: seconds of the weight gradients that are computed while it is under way.
+    """
+    return sum(max(0.0, message - work) for message, work in zip(messages, hiding, strict=True))
+
+
+def overlapped_cost(gpus: int, channels: Sequence[int], hiding: Sequence[float]) -> Overlapped:
+    """Cost of a training step's collectives with overlap: all of the forward ones, what is exposed of the others."""
+    forward = sum(nccl_seconds("all_reduce", gpus, 8 * (2 * count + 1)) for count in channels)
+    backward = [nccl_seconds("all_reduce", gpus, 16 * count) for count in channels]
+    costs = (
+        factor * forward + exposed([factor * seconds for seconds in backward], hiding)
+        for factor in (1.0, sqrt(SLOWEST), SLOWEST)
+    )
+    return Overlapped(*costs)
+
+
+def weight_gradient_seconds(step_s: float, shares: Sequence[float]) -> list[float]:
+    """Seconds of the weight gradients of layers with these shares of a network's multiplications.
+
+    Forward pass, input gradients and weight gradients multiply equally often; `CONVOLUTIONS` is the part of the step
+    that they take.
+    """
+    return [CONVOLUTIONS * step_s / 3 * share for share in shares]
 
 
 def resnet50_step(images: int) -> float:

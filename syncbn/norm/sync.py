@@ -17,6 +17,7 @@ from syncbn.norm.core.shared_options import Memory, Shared
 from syncbn.norm.core.tracking import TrackingNorm
 from syncbn.norm.fusion.deferred import Deferred
 from syncbn.norm.fusion.fused import Normalization, ReverseMode, away_from_zero, check_memory, check_scale
+from syncbn.norm.fusion.order import NormPlace
 from syncbn.norm.kernels.interface import ChannelAffine, Kernels
 from syncbn.norm.kernels.plain import PLAIN, statistics_dtype
 from syncbn.norm.sync_options import SyncBatchNormOptions as Options
@@ -156,6 +157,10 @@ class SyncBatchNorm(TrackingNorm):
         fuse_activation: whether to compute the following activation together with the normalization. Disabled while
             hooks see its output, and under `torch.compile`, which fuses by itself.
         memory: "keep", "recompute" or "invert"; the last two need `fuse_activation`.
+        overlap: whether the weight gradients of the convolutions and linear layers after this one are computed while
+            its backward message is under way; the same gradients, bit by bit. The layers are found by
+            `syncbn.convert`, the package's models and `syncbn.norm.surgery.overlap.overlap_messages(model)`; else it
+            has no effect.
 
     Shape:
         input (N, C, *), of a floating-point dtype, contiguous or channels last; output the same in all three.
@@ -179,6 +184,8 @@ class SyncBatchNorm(TrackingNorm):
     is_per_channel = True
     evaluates_as_batch_norm = True
     synchronizes: bool = True
+    overlap: bool = Options.overlap
+    place: NormPlace | None = None  # in the order of the model's layers
 
     def __init__(
         self,
@@ -193,6 +200,7 @@ class SyncBatchNorm(TrackingNorm):
         dtype: torch.dtype | None = None,
         fuse_activation: bool = Options.fuse_activation,
         memory: Memory = Options.memory,
+        overlap: bool = Options.overlap,
         **shared: Unpack[Shared],
     ) -> None:
         check_arguments(Options, locals())
@@ -201,6 +209,7 @@ class SyncBatchNorm(TrackingNorm):
         self.process_group = process_group
         self.fuse_activation = fuse_activation
         self.memory = memory
+        self.overlap = overlap
 
     @property
     def process_group(self) -> ProcessGroup | None:
@@ -224,6 +233,8 @@ class SyncBatchNorm(TrackingNorm):
         if self.training or self.running_mean is None:
             group = self.communicating_group() if self.training else None
             self._check_batch(input, group)
+            if group is not None and self.place is not None and not compat.is_tracing():
+                self.place.depart()
             wide = self.widened(input)
             moments = self.choose_moments(wide, mask, group)
             output = self.normalize_batch(wide, moments, group)
@@ -275,7 +286,9 @@ class SyncBatchNorm(TrackingNorm):
 
     def extra_repr(self) -> str:
         shown = super().extra_repr()
-        return f"{shown}, fuse_activation=True, memory={self.memory!r}" if self.fuse_activation else shown
+        if self.fuse_activation:
+            shown += f", fuse_activation=True, memory={self.memory!r}"
+        return f"{shown}, overlap=True" if self.overlap else shown
 
     def _check_batch(self, input: Tensor, group: ProcessGroup | None) -> None:
         if (group is None or group.size() == 1) and input.numel() == self.num_features:

@@ -18,6 +18,11 @@ class SyncBatchNormOptions(Synchronized, Tracking):
         "what that function saves for its gradient; recompute: less; invert: least, with model.activation=leaky_relu",
         refusal="unknown memory={value!r}; allowed: {allowed}",
     )
+    overlap: bool = option(
+        False,
+        "whether the backward pass computes the weight gradients of the layers after a norm while its message is under "
+        "way",
+    )
 
 
 OPTIONS = {"sync": SyncBatchNormOptions}

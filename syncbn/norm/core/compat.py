@@ -94,6 +94,39 @@ def in_backward() -> bool:
     return private.graph_task_id() != -1
 
 
+def backward_pass() -> int:
+    """A number for the backward pass that runs in this thread, another one for each; -1 outside of one."""
+    return int(private.graph_task_id())
+
+
+def will_run(node: Any) -> bool:
+    """Whether the backward pass that runs will come to a node of the graph; assumed where it can't be told.
+
+    torch doesn't tell it of a leaf's node in `torch.autograd.grad`.
+    """
+    if not private.will_engine_execute_node.is_usable():
+        return True
+    try:
+        return bool(private.will_engine_execute_node(node))
+    except RuntimeError:
+        return True
+
+
+def tell_hooks(function: type[torch.autograd.Function], told: Callable[[Any], None]) -> None:
+    """Call `told` with a node of the graph, one of `function`'s, before somebody registers a hook on it."""
+    node_class: Any = function._backward_cls
+    for name in ("register_hook", "register_prehook"):
+        setattr(node_class, name, _telling(getattr(node_class, name), told))
+
+
+def _telling(register: Callable[..., Any], told: Callable[[Any], None]) -> Callable[..., Any]:
+    def registering(node: Any, hook: Callable[..., Any]) -> Any:
+        told(node)
+        return register(node, hook)
+
+    return registering
+
+
 def functorch_transforms() -> tuple[str, ...]:
     """Active `torch.func` transforms, outermost first: "grad" (also vjp, jacrev), "vmap", "jvp", ..."""
     if torch.compiler.is_compiling():
@@ -194,21 +227,43 @@ def convolution_weight_grad(
     groups: int,
 ) -> Tensor:
     """Gradient of a convolution with respect to its weight; `torch.nn.grad` has none for transposed ones."""
-    weight = input.new_empty(1).expand(weight_shape)  # only its shape is used
-    _, grad, _ = torch.ops.aten.convolution_backward(
+    weight = input.new_empty(1).expand(weight_shape)  # only its shape is looked at
+    needed = (False, True, False)
+    grads = convolution_grads(
+        grad_output, input, weight, 0, stride, padding, dilation, transposed, output_padding, groups, needed
+    )
+    assert grads[1] is not None
+    return grads[1]
+
+
+def convolution_grads(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    channels_out: int,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    transposed: bool,
+    output_padding: tuple[int, ...],
+    groups: int,
+    needed: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of a convolution by its input, weight and bias, those that are needed. Differentiable."""
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
         grad_output,
         input,
         weight,
-        None,
+        [channels_out] if needed[2] else None,
         stride,
         padding,
         dilation,
         transposed,
         output_padding,
         groups,
-        [False, True, False],
+        list(needed),
     )
-    return grad
+    return grads
 
 
 def padding_ahead(convolution: Any) -> Sequence[int]:
@@ -332,5 +387,9 @@ def runs_own_code(module: nn.Module) -> bool:
     names = ("forward", "_conv_forward", "__call__")
     if any(name in vars(module) for name in names):
         return True
-    own = [cls for cls in type(module).__mro__ if cls.__module__.partition(".")[0] not in ("torch", "builtins")]
+    own = [
+        cls
+        for cls in type(module).__mro__
+        if cls.__module__.partition(".")[0] not in ("torch", "builtins") and not vars(cls).get("computes_as_its_base")
+    ]
     return any(name in vars(cls) for cls in own for name in names)

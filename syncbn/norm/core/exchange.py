@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from syncbn.norm.core import compat
+from syncbn.norm.core import backlog, compat
 from syncbn.norm.core.choice import agree
 
 
@@ -79,6 +79,11 @@ def _agreed(group: ProcessGroup, buffer: Tensor) -> Exchange | str:
     return agreed
 
 
+def use(exchange: Exchange, group: ProcessGroup) -> None:
+    """Sum float buffers of CPU ranks over a group by this exchange from now on; every rank calls it."""
+    _AGREED[group] = exchange
+
+
 # Plain tensors in this process's memory: not on a GPU, not traced, and no subclass with special handling.
 _DTYPES = (torch.float64, torch.float32)
 _TYPES = (Tensor, nn.Parameter)
@@ -104,7 +109,15 @@ def all_sum(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
         )
     if compat.functorch_transforms() or (torch.is_grad_enabled() and tensor.requires_grad):
         return _AllSum.apply(tensor, group)
-    exchange_for(group, tensor).sum(tensor)
+    exchange = exchange_for(group, tensor)
+    if backlog.has_work():
+        pending = exchange.send(tensor)
+        try:
+            backlog.work_off()
+        finally:
+            pending.wait()
+    else:
+        exchange.sum(tensor)
     return tensor
 
 

@@ -73,6 +73,17 @@ def _tells_a_backward_pass(graph_task_id: Callable[[], int]) -> bool:
     return isinstance(outside, int) and outside >= -1 and inside[0] >= 0 and inside[0] != outside
 
 
+def _knows_what_runs(will_run: Callable[[Any], bool]) -> bool:
+    answers = list[bool]()
+    with torch.inference_mode(False), torch.enable_grad():
+        x, w = (torch.ones((), requires_grad=True) for _ in range(2))
+        left, right = x * 1, w * 1
+        y = left * right
+        y.register_hook(lambda _: answers.extend(will_run(z.grad_fn) for z in (left, right)))
+        torch.autograd.grad(y, x)
+    return answers == [True, False]
+
+
 def _lists_transforms(interpreter_stack: Callable[[], Any]) -> bool:
     seen: list[str] = []
 
@@ -153,6 +164,9 @@ graph_task_id = Private(
     "a batch norm that is trained, which must know a repeated forward pass (activation checkpointing),",
     "use layers of torch.nn",
     _tells_a_backward_pass,
+)
+will_engine_execute_node = Private(
+    "torch._C._will_engine_execute_node", "overlap=True", "leave overlap out", _knows_what_runs
 )
 interpreter_stack = Private(
     "torch._C._functorch.get_interpreter_stack",

@@ -17,6 +17,7 @@ from syncbn.norm.surgery.exchanged import commit, converted, original_of, revert
 from syncbn.norm.surgery.feeding import attach_norms
 from syncbn.norm.surgery.forward import Example, Forward
 from syncbn.norm.surgery.fusible import activations_after
+from syncbn.norm.surgery.overlap import overlap_messages
 from syncbn.norm.surgery.plain import NAME as PLAIN_NAME
 from syncbn.norm.surgery.plain import is_plain, plain_classes
 from syncbn.norm.surgery.select import select_layers
@@ -59,6 +60,9 @@ def convert(
     sum with a shortcut between them, where `syncbn.norm.surgery.fusible.activations_after` finds it safe. That function
     also gives the reasons for the others, which are converted without fusion. Activation modules stay in the model.
 
+    With `overlap=True`, another option of "sync", the message of a layer's backward pass is sent while the weight
+    gradients of the layers after it are computed: see `syncbn.norm.surgery.overlap.overlap_messages`.
+
     A warning names layers with eps=0, and norms in plain lists, tuples or dicts, which torch doesn't register.
 
     Args:
@@ -67,7 +71,7 @@ def convert(
         include: globs of module names, as in `model.named_modules()`: "layer4.*", "*.downsample.1". All when None.
         exclude: globs of module names that aren't converted.
         process_group: the ranks to synchronize over, for norms that do; each old layer's own when None.
-        example_input: an input of the model, for norms that act on the convolution before them (see
+        example_input: an input of the model, for `overlap`, for norms that act on the convolution before them (see
             `syncbn.norm.surgery.feeding.attach_norms`), for `fuse_activation` and for "torch", where the model can't be
             traced. A tuple is the model's positional arguments, a dict its keywords.
         forward: how to call the model instead, `forward(model, example_input)`.
@@ -151,7 +155,9 @@ def revert(model: nn.Module) -> nn.Module:
     layers = {module: reverted(module) for module in model.modules() if original_of(module) is not None}
     for module in layers:
         settle(module)
-    return _replace(model, layers)
+    model = _replace(model, layers)
+    overlap_messages(model)
+    return model
 
 
 def _without_fusion(

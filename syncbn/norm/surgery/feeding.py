@@ -13,6 +13,7 @@ from syncbn.norm.core import compat
 from syncbn.norm.core.attachable import FEEDERS, Attachable
 from syncbn.norm.surgery.forward import Example, Forward
 from syncbn.norm.surgery.graph import Call, Graph, Operation, View
+from syncbn.norm.surgery.overlap import overlap_messages
 from syncbn.norm.surgery.record import record
 from syncbn.norm.surgery.symbolic import symbolic
 
@@ -26,6 +27,8 @@ def attach_norms(
     mode, which also works for models that can't be traced. A layer is attached if its input is the output of one
     convolution or linear module, and both are called once in a forward pass.
 
+    Norms with `overlap=True` get to know the layers after them (`syncbn.norm.surgery.overlap.overlap_messages`).
+
     Args:
         model: a model; layers without an `attach` method, layers already attached, and `model` itself are skipped.
         example_input: for one forward pass; a tuple is the model's positional arguments, a dict its keywords.
@@ -38,6 +41,7 @@ def attach_norms(
     Raises:
         ValueError: a layer that requires a feeder (one without `without_feeder`) has none; the model can't be traced.
     """
+    overlap_messages(model, example_input, forward)
     waiting: dict[str, Any] = {
         name: module
         for name, module in model.named_modules()

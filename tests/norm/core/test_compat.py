@@ -253,3 +253,41 @@ def test_the_time_out_of_a_group(tmp_path: Path) -> None:
         assert compat.group_timeout(dist.group.WORLD) == timeout
     finally:
         dist.destroy_process_group()
+
+
+def test_a_backward_pass_has_a_number_and_knows_where_it_goes() -> None:
+    x, w = (torch.ones((), requires_grad=True) for _ in range(2))
+    left, right = x * 1, w * 1
+    seen: list[tuple[int, bool, bool]] = []
+    y = left * right
+    y.register_hook(
+        lambda _: seen.append((compat.backward_pass(), *(compat.will_run(z.grad_fn) for z in (left, right))))
+    )
+    torch.autograd.grad(y, x, retain_graph=True)
+    y.backward()
+    assert compat.backward_pass() == -1
+    assert [(first, second) for _, first, second in seen] == [(True, False), (True, True)]
+    assert len({number for number, _, _ in seen} - {-1}) == 2
+
+
+def test_hooks_on_nodes_are_told() -> None:
+    class Identity(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx: object, dy: torch.Tensor) -> torch.Tensor:
+            return dy
+
+    told: list[object] = []
+    compat.tell_hooks(Identity, told.append)
+    x = torch.ones(2, requires_grad=True)
+    y = Identity.apply(x)
+    node = y.grad_fn
+    seen: list[object] = []
+    node.register_hook(lambda *_: seen.append(1))
+    node.register_prehook(lambda *_: seen.append(0))
+    assert told == [node, node]
+    y.sum().backward()
+    assert seen == [0, 1]
