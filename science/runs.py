@@ -4,11 +4,13 @@ import functools
 import hashlib
 import json
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -94,26 +96,28 @@ def carry_out(
     from science.measures import find
 
     first_seed, claims = plan.seeds_of(scale)[0], plan.claims_hash()
-    for trial in trials:
-        measure: Callable[[Setting], dict[str, float]] = find(plan.grids[trial.cell.grid].measure)
-        config = config_of(_overrides(trial.cell, trial.seed, world.world_size, scale))
-        options = OmegaConf.to_container(OmegaConf.from_dotlist(list(trial.cell.options)))
-        assert isinstance(options, dict)
-        started, used = time.monotonic(), time.process_time()
-        shows = trial.seed == first_seed and world.rank == 0
-        picture = picture_of(plan, trial.cell, records.path.parent) if shows else None
-        found = measure(Setting(config, {str(key): value for key, value in options.items()}, world, picture))
-        seconds, cpu_seconds = time.monotonic() - started, time.process_time() - used
-        if world.rank == 0:
-            wanted = plan.grids[trial.cell.grid].metrics
-            if absent := [name for name in wanted if name not in found]:
-                raise UserError(
-                    f"{trial.cell.name} has no metric {', '.join(absent)}; it has {', '.join(sorted(found))}"
-                )
-            metrics = {name: float(found[name]) for name in wanted}
-            made = (settings[trial.cell.name], claims, commit, seconds, cpu_seconds, _made(), metrics)
-            records.add(Record(trial.cell.name, trial.seed, *made))
-        yield trial, seconds
+    with TemporaryDirectory() as root:  # one for all trials, so that equal trainings have equal configs
+        for trial in trials:
+            measure: Callable[[Setting], dict[str, float]] = find(plan.grids[trial.cell.grid].measure)
+            config = config_of([*_overrides(trial.cell, trial.seed, world.world_size, scale), f"output_root={root}"])
+            options = OmegaConf.to_container(OmegaConf.from_dotlist(list(trial.cell.options)))
+            assert isinstance(options, dict)
+            started, used = time.monotonic(), time.process_time()
+            shows = trial.seed == first_seed and world.rank == 0
+            picture = picture_of(plan, trial.cell, records.path.parent) if shows else None
+            found = measure(Setting(config, {str(key): value for key, value in options.items()}, world, picture))
+            shutil.rmtree(config.paths.output_dir, ignore_errors=True)
+            seconds, cpu_seconds = time.monotonic() - started, time.process_time() - used
+            if world.rank == 0:
+                wanted = plan.grids[trial.cell.grid].metrics
+                if absent := [name for name in wanted if name not in found]:
+                    raise UserError(
+                        f"{trial.cell.name} has no metric {', '.join(absent)}; it has {', '.join(sorted(found))}"
+                    )
+                metrics = {name: float(found[name]) for name in wanted}
+                made = (settings[trial.cell.name], claims, commit, seconds, cpu_seconds, _made(), metrics)
+                records.add(Record(trial.cell.name, trial.seed, *made))
+            yield trial, seconds
 
 
 def picture_of(plan: Plan, cell: Cell, folder: Path) -> Path:

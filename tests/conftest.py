@@ -41,3 +41,11 @@ def determinism_ends_with_its_test() -> Iterator[None]:
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def wandbs_settings_end_with_their_test() -> Iterator[None]:
+    """W&B reads its variables once a process, so a test that changes them would affect the tests after it."""
+    yield
+    if "wandb" in sys.modules and sys.modules["wandb"].sdk.wandb_setup._singleton is not None:
+        sys.modules["wandb"].teardown()

@@ -86,6 +86,7 @@ def _serve(pipe: Connection, rank: int, world_size: int, store: str) -> None:
         except EOFError:
             return
         try:
-            pipe.send((True, function(*args)))
+            with warnings.catch_warnings():  # a function's filters end with it
+                pipe.send((True, function(*args)))
         except BaseException:
             pipe.send((False, traceback.format_exc()))

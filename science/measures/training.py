@@ -17,7 +17,8 @@ from syncbn.run.fit import Run
 
 def train(setting: Setting) -> dict[str, float]:
     """Fit and test; returns every metric that the task logs."""
-    return story.test(fit(setting.config, setting.world))
+    run = fit(setting.config, setting.world)
+    return story.logged(run) | story.test(run)
 
 
 def fit(

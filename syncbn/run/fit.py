@@ -104,7 +104,7 @@ def _train(
         _begin(run, hydra)
     training = fit(run) if config.train else None
     tested = test(run) if config.test and start.has_test(run.task, run.data) else {}
-    metrics = _logged(run) | tested
+    metrics = logged(run) | tested
     if run.trainer.is_global_zero:
         finish(run.loggers)
         screen.print_results(tested, Path(config.paths.output_dir), training)
@@ -200,7 +200,8 @@ def _begin(run: Run, hydra: DictConfig) -> None:
             logger.cut_at(run.checkpoint.logged_steps)
 
 
-def _logged(run: Run) -> dict[str, float]:
+def logged(run: Run) -> dict[str, float]:
+    """Last values of the metrics that the training and the validation logged."""
     return {name: float(value) for name, value in run.trainer.callback_metrics.items()}
 
 

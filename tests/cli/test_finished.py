@@ -103,7 +103,7 @@ def test_verify_passes_a_synchronized_run_and_fails_another(run: Path, tmp_path:
     assert done.code == 0, done.err
     assert "ranks with 3 + 6 samples are one process" in done.out
     config = run / ".hydra" / "config.yaml"
-    of_sync = ("sync_group: world", "fuse_activation: false", "memory: keep")
+    of_sync = ("sync_group: world", "fuse_activation: false", "memory: keep", "overlap: false")
     kept = [line for line in config.read_text().splitlines() if not line.strip().startswith(of_sync)]
     config.write_text("\n".join(kept).replace("  name: sync\n", "  name: batch\n"))
     done = run_script(tmp_path, "verify", f"run={run}", "data.batch_size=9", "ranks=3")

@@ -15,7 +15,7 @@ from syncbn.norm.core import compat
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-class Operation(Protocol):
+class LayerOperation(Protocol):
     """y of x, weight and bias, all of one dtype."""
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -28,10 +28,10 @@ class Operation(Protocol):
         """The number of elements of a bias."""
 
 
-class Call(NamedTuple):
+class LayerCall(NamedTuple):
     """One call of such an operation."""
 
-    operation: Operation
+    operation: LayerOperation
     x: Tensor
     weight: Tensor
     bias: Tensor | None
@@ -49,7 +49,7 @@ class Convolution:
     groups: int
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """See `Operation`."""
+        """See `LayerOperation`."""
         return torch.convolution(
             x,
             weight,
@@ -63,7 +63,7 @@ class Convolution:
         )
 
     def grads(self, dy: Tensor, x: Tensor, weight: Tensor, needed: Sequence[bool]) -> Grads:
-        """See `Operation`."""
+        """See `LayerOperation`."""
         return compat.convolution_grads(
             dy,
             x,
@@ -79,7 +79,7 @@ class Convolution:
         )
 
     def channels_out(self, weight: Tensor) -> int:
-        """See `Operation`."""
+        """See `LayerOperation`."""
         return weight.shape[1] * self.groups if self.transposed else weight.shape[0]
 
 
@@ -87,11 +87,11 @@ class Linear:
     """x·weightᵀ + bias over the last dimension of a contiguous x."""
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """See `Operation`."""
+        """See `LayerOperation`."""
         return F.linear(x, weight, bias)
 
     def grads(self, dy: Tensor, x: Tensor, weight: Tensor, needed: Sequence[bool]) -> Grads:
-        """See `Operation`."""
+        """See `LayerOperation`."""
         rows, inputs = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
         return (
             rows.mm(weight).view(x.shape) if needed[0] else None,
@@ -100,11 +100,11 @@ class Linear:
         )
 
     def channels_out(self, weight: Tensor) -> int:
-        """See `Operation`."""
+        """See `LayerOperation`."""
         return weight.shape[0]
 
 
-def call_of(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
+def call_of(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> LayerCall | None:
     """What a function of torch computes, if it is one of these operations, and this module knows it to the last bit."""
     names = _ARGUMENTS.get(function)
     if names is None:
@@ -113,7 +113,7 @@ def call_of(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
     x, weight, bias = given["input"], given["weight"], given.get("bias")
     if function is F.linear:
         is_plain = x.dim() >= 2 and x.is_contiguous() and weight.dim() == 2 and weight.is_contiguous()
-        return Call(Linear(), x, weight, bias) if is_plain else None
+        return LayerCall(Linear(), x, weight, bias) if is_plain else None
     dims = weight.dim() - 2
     if x.dim() != weight.dim():  # one sample without a batch
         return None
@@ -129,7 +129,7 @@ def call_of(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
         _tuple(given.get("output_padding", 0), dims),
         given.get("groups", 1),
     )
-    return Call(operation, x, weight, bias)
+    return LayerCall(operation, x, weight, bias)
 
 
 def _padding(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...] | None:

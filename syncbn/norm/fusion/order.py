@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from syncbn.norm.core import compat
 from syncbn.norm.fusion.deferred import Deferred
-from syncbn.norm.fusion.operations import Call, call_of
+from syncbn.norm.fusion.operations import LayerCall, call_of
 from syncbn.norm.fusion.overlap import Link, apply, hand_on
 from syncbn.norm.fusion.recomputed import Recomputed
 
@@ -112,7 +112,7 @@ class Ahead(NamedTuple):
     bias: Tensor | None
     bias_view: Tensor | None
 
-    def lead(self, call: Call) -> Call | None:
+    def lead(self, call: LayerCall) -> LayerCall | None:
         """The call with the views; None where it isn't with these parameters, as they were."""
         is_same = call.weight is self.weight and call.bias is self.bias and _is_same(self.weight, self.weight_view)
         if not is_same or (self.bias is not None and not _is_same(self.bias, self.bias_view)):
@@ -216,7 +216,7 @@ class _Calls(TorchFunctionMode):
         return apply(led, dtype, ahead.link)
 
 
-def _dtype(call: Call) -> torch.dtype | None:
+def _dtype(call: LayerCall) -> torch.dtype | None:
     """The dtype that the layer computes in; None for what is torch's own affair."""
     x, *parameters = (tensor for tensor in (call.x, call.weight, call.bias) if tensor is not None)
     is_known = type(x) in (Tensor, Recomputed, Deferred) and x.layout is torch.strided and x.is_floating_point()
@@ -232,7 +232,7 @@ def _dtype(call: Call) -> torch.dtype | None:
 _AUTOCAST = ("cpu", "cuda")  # where it is known to cast the arguments of every convolution and linear layer
 
 
-class Overlapped(nn.Module):
+class HidesMessages(nn.Module):
     """Ahead of a layer's class: asks the layer's place what to do with the functions that it calls."""
 
     computes_as_its_base = True
@@ -251,7 +251,7 @@ class Overlapped(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         function, args, *rest = tuple(super().__reduce_ex__(protocol))
         is_usual = function is getattr(copyreg, "__newobj__")  # noqa: B009 (its type is unknown otherwise)
-        if not is_usual or Overlapped not in type(self).__bases__:
+        if not is_usual or HidesMessages not in type(self).__bases__:
             return function, args, *rest
         return _new, (type(self).__bases__[1], *args[1:]), *rest
 
@@ -261,21 +261,21 @@ def add_place(layer: nn.Module, place: LayerPlace) -> None:
     layer.__dict__[PLACE] = place
     place.stand_for(layer)
     place.order.know(place)
-    if not isinstance(layer, Overlapped):
+    if not isinstance(layer, HidesMessages):
         layer.__class__ = _overlapped(type(layer))
 
 
 def remove_place(layer: nn.Module) -> None:
     """Give a layer its own class back."""
     layer.__dict__.pop(PLACE, None)
-    if Overlapped in type(layer).__bases__:
+    if HidesMessages in type(layer).__bases__:
         layer.__class__ = type(layer).__bases__[1]
 
 
 def _overlapped(cls: type[nn.Module]) -> Any:
     if cls not in _CLASSES:
         own = {"__module__": cls.__module__, "computes_as_its_base": True}
-        _CLASSES[cls] = type(cls.__name__, (Overlapped, cls), own)
+        _CLASSES[cls] = type(cls.__name__, (HidesMessages, cls), own)
     return _CLASSES[cls]
 
 

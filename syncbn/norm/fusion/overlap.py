@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from syncbn.norm.core import backlog, compat
-from syncbn.norm.fusion.operations import Call, Operation
+from syncbn.norm.fusion.operations import LayerCall, LayerOperation
 from syncbn.norm.fusion.recomputed import Recomputed
 
 
@@ -57,7 +57,7 @@ def hand_on(link: Link, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Te
     return views
 
 
-def apply(call: Call, dtype: torch.dtype, link: Link | None) -> Tensor:
+def apply(call: LayerCall, dtype: torch.dtype, link: Link | None) -> Tensor:
     """What a layer returns.
 
     Args:
@@ -79,7 +79,7 @@ class _ParameterGrads(backlog.Work):
 
     def __init__(
         self,
-        operation: Operation,
+        operation: LayerOperation,
         dy: Tensor,
         x: Tensor,
         weight: Tensor,
@@ -144,7 +144,7 @@ class _Layer(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        operation: Operation,
+        operation: LayerOperation,
         dtype: torch.dtype,
         link: Link | None,
     ) -> Tensor:

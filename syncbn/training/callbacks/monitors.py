@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from syncbn.launch.faults import Fault
 from syncbn.norm.core.options import suggest
+from syncbn.training.callbacks.best_checkpoint import BestCheckpoint
 from syncbn.training.checkpoint import load_checkpoint
 
 DEFAULT = "val/loss"
@@ -44,12 +45,21 @@ class Monitors(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Decide if there is no validation; a test in a separate process decides as its checkpoint."""
+        self._give_way(trainer)
         if stage == "fit" and not trainer.enable_validation:
             self._decide(trainer, pl_module, ())
         elif stage != "fit" and not self.decided:
             best = getattr(trainer.checkpoint_callback, "best_model_path", "")
             callbacks = load_checkpoint(best).get("callbacks", {}) if best else {}
             self.take_up(callbacks.get(type(self).__qualname__, {}).get("decided", {}))
+
+    def _give_way(self, trainer: L.Trainer) -> None:
+        """Let a module's own `ModelCheckpoint` replace ours, as Lightning does with one of the same class."""
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        named = self.callbacks.values()
+        if any(isinstance(callback, ModelCheckpoint) and callback not in named for callback in callbacks):
+            kept = [callback for callback in callbacks if not isinstance(callback, BestCheckpoint)]
+            trainer.callbacks = kept  # type: ignore[attr-defined]
 
     def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Decide by the logged metrics."""

@@ -17,7 +17,7 @@ import syncbn
 from syncbn.models.cnn import CNN
 from syncbn.models.resnet import resnet18
 from syncbn.norm.core import compat
-from syncbn.norm.fusion.order import PLACE, Overlapped
+from syncbn.norm.fusion.order import PLACE, HidesMessages
 from syncbn.norm.surgery.overlap import overlap_messages
 from tests.norm.fusion.overlap_steps import Net, grads, images, make, step, watched
 from tests.ranks import Ranks
@@ -25,7 +25,7 @@ from tests.ranks import Ranks
 
 def overlapped(model: nn.Module) -> list[str]:
     """The layers that have a place in an order."""
-    return [name for name, module in model.named_modules() if isinstance(module, Overlapped)]
+    return [name for name, module in model.named_modules() if isinstance(module, HidesMessages)]
 
 
 def plain() -> nn.Module:
