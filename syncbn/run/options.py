@@ -45,9 +45,9 @@ class AdamW(Adam):
 class Trainer:
     """Lightning's Trainer."""
 
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = option("auto", "the kind of devices")
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = option("auto", "kind of devices")
     devices: Count | Literal["auto"] = option("auto", "processes on each node; auto: the launcher's")
-    num_nodes: Count | Literal["auto"] = option(1, "auto: the launcher's")
+    num_nodes: Count | Literal["auto"] = option(1, "number of nodes; auto: the launcher's")
     strategy: Any = option("auto", "how processes are coordinated")
     precision: (
         Literal[
@@ -56,18 +56,18 @@ class Trainer:
         | None
     ) = option(None, "precision of the network and of its products")
     max_epochs: Count | Literal[-1] | None = option(None, "-1: until something else stops it")
-    min_epochs: Natural | None = option(None, "before early stopping")
+    min_epochs: Natural | None = option(None, "epochs before early stopping")
     max_steps: Annotated[int, Range(low=-1)] = option(-1, "optimizer steps; -1: until something else stops it")
-    min_steps: Natural | None = option(None, "before early stopping")
-    max_time: str | dict[str, float] | None = option(None, "of each start: DD:HH:MM:SS, or {hours: 12}")
+    min_steps: Natural | None = option(None, "optimizer steps before early stopping")
+    max_time: str | dict[str, float] | None = option(None, "time limit of each start: DD:HH:MM:SS, or {hours: 12}")
     gradient_clip_val: NotNegative | None = option(None, "largest gradient, by its norm or its values")
-    gradient_clip_algorithm: Literal["norm", "value"] | None = option(None, "what is clipped")
+    gradient_clip_algorithm: Literal["norm", "value"] | None = option(None, "norm: clip the norm of all gradients; value: clip each element; null: norm")
     accumulate_grad_batches: Count = option(1, "batches in an optimizer step")
     limit_train_batches: Count | Annotated[float, Range(above=0, high=1)] | None = option(
-        None, "of an epoch: a number of batches, or a fraction"
+        None, "training batches of an epoch: a number, or a fraction"
     )
-    limit_val_batches: Batches | None = option(None, "number of batches, or a fraction")
-    limit_test_batches: Batches | None = option(None, "number of batches, or a fraction")
+    limit_val_batches: Batches | None = option(None, "validation batches: a number, or a fraction")
+    limit_test_batches: Batches | None = option(None, "test batches: a number, or a fraction")
     check_val_every_n_epoch: Count | None = option(1, "epochs between two validations; null: only by batches")
     val_check_interval: Batches | None = option(None, "interval within an epoch, in batches or a fraction")
     num_sanity_val_steps: Annotated[int, Range(low=-1)] | None = option(None, "validation batches before the training")
@@ -77,20 +77,20 @@ class Trainer:
     detect_anomaly: bool = option(False, "whether autograd reports where a NaN comes from")
     overfit_batches: Batches = option(0.0, "repeat the same few batches: a number, or a fraction")
     fast_dev_run: bool | Natural = option(False, "run one or a few batches of training, validation and test")
-    profiler: Literal["simple", "advanced", "pytorch"] | dict[str, Any] | None = option(None, "of times")
+    profiler: Literal["simple", "advanced", "pytorch"] | dict[str, Any] | None = option(None, "Lightning's profiler of times")
     enable_progress_bar: bool | None = option(None, "whether to show a progress bar in a terminal")
     enable_model_summary: bool | None = option(None, "whether to print a table of the layers")
     enable_checkpointing: bool | None = option(None, "whether to write checkpoints")
     inference_mode: bool = option(True, "whether evaluation runs in torch's inference mode")
-    plugins: Any = option(None, "further plugins")
-    use_distributed_sampler: bool = option(True, "share the DataLoaders of a DataModule of one's own among the ranks")
+    plugins: Any = option(None, "Lightning plugins in addition to ours")
+    use_distributed_sampler: bool = option(True, "whether to share the samples of your own DataModule's loaders among the ranks")
 
 
 @dataclass
 class EarlyStopping:
     """Stops training when a metric stops improving."""
 
-    monitor: str = required("the metric")
+    monitor: str = required("metric that decides")
     mode: Literal["min", "max"] = option("min", "which way is better")
     patience: Natural = option(3, "validations without improvement")
     min_delta: float = option(0.0, "smallest improvement")
@@ -107,7 +107,7 @@ class EarlyStopping:
 class ModelCheckpoint:
     """Writes checkpoints."""
 
-    dirpath: str | None = option(None, "folder")
+    dirpath: str | None = option(None, "folder of the checkpoints")
     filename: str | None = option(None, "file name without .ckpt")
     monitor: str | None = option(None, "metric that decides which is best")
     mode: Literal["min", "max"] = option("min", "which way is better")

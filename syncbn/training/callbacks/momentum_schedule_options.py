@@ -14,7 +14,7 @@ class MomentumScheduleOptions:
 
     start: Fraction = option(0.1, "first momentum, in torch's convention; Keras's 0.9", refusal=_MOMENTUM)
     end: Fraction = option(0.01, "last momentum", refusal=_MOMENTUM)
-    shape: Literal["linear", "cosine"] = option("cosine", "of the way between them")
+    shape: Literal["linear", "cosine"] = option("cosine", "shape of the curve between them")
     fraction: Annotated[float, Range(above=0, high=1)] = option(
         1.0,
         "share of the training's steps until the last momentum is reached",
