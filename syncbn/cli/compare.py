@@ -27,7 +27,9 @@ class Options:
 
     folders: list[str] = required("of runs and of sweeps")
     metric: str | None = option(None, "metrics, such as val/loss,test/acc; accuracies and losses where it isn't given")
-    seeds: Literal["average", "apart"] = option("average", "runs that differ only in their seed: one averaged row, or a row each")
+    seeds: Literal["average", "apart"] = option(
+        "average", "runs that differ only in their seed: one averaged row, or a row each"
+    )
     table: Path | None = option(None, "file for the table: .csv, .md or .tex (for booktabs)")
     plot: Path = option(Path("compare.png"), "file for the picture of the curves: .png, .pdf or .svg")
 

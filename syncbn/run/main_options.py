@@ -46,8 +46,12 @@ class Main:
     run_id: str = required("the name of the run's folder")
     paths: Paths = required("where a run writes to")
     threads: Count | Literal["auto"] = required("CPU threads of each rank")
-    elastic: Literal["keep", "refuse"] = option("keep", "resumed on another number of ranks: keep the global batch size, or refuse")
-    nan_policy: Literal["stop", "skip", "rewind"] = option("stop", "on a non-finite loss: stop, skip the step, or rewind to the last checkpoint and skip the batch")
+    elastic: Literal["keep", "refuse"] = option(
+        "keep", "resumed on another number of ranks: keep the global batch size, or refuse"
+    )
+    nan_policy: Literal["stop", "skip", "rewind"] = option(
+        "stop", "on a non-finite loss: stop, skip the step, or rewind to the last checkpoint and skip the batch"
+    )
     check_ranks_every_n_steps: Count | None = option(None, "steps between comparisons of all values between ranks")
     optimized_metric: str | None = option(None, "metric reported to an optimizing sweeper; null: val/loss")
     scheduler: Node | None = option(None, "a group")

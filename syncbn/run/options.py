@@ -61,7 +61,9 @@ class Trainer:
     min_steps: Natural | None = option(None, "optimizer steps before early stopping")
     max_time: str | dict[str, float] | None = option(None, "time limit of each start: DD:HH:MM:SS, or {hours: 12}")
     gradient_clip_val: NotNegative | None = option(None, "largest gradient, by its norm or its values")
-    gradient_clip_algorithm: Literal["norm", "value"] | None = option(None, "norm: clip the norm of all gradients; value: clip each element; null: norm")
+    gradient_clip_algorithm: Literal["norm", "value"] | None = option(
+        None, "norm: clip the norm of all gradients; value: clip each element; null: norm"
+    )
     accumulate_grad_batches: Count = option(1, "batches in an optimizer step")
     limit_train_batches: Count | Annotated[float, Range(above=0, high=1)] | None = option(
         None, "training batches of an epoch: a number, or a fraction"
@@ -77,13 +79,17 @@ class Trainer:
     detect_anomaly: bool = option(False, "whether autograd reports where a NaN comes from")
     overfit_batches: Batches = option(0.0, "repeat the same few batches: a number, or a fraction")
     fast_dev_run: bool | Natural = option(False, "run one or a few batches of training, validation and test")
-    profiler: Literal["simple", "advanced", "pytorch"] | dict[str, Any] | None = option(None, "Lightning's profiler of times")
+    profiler: Literal["simple", "advanced", "pytorch"] | dict[str, Any] | None = option(
+        None, "Lightning's profiler of times"
+    )
     enable_progress_bar: bool | None = option(None, "whether to show a progress bar in a terminal")
     enable_model_summary: bool | None = option(None, "whether to print a table of the layers")
     enable_checkpointing: bool | None = option(None, "whether to write checkpoints")
     inference_mode: bool = option(True, "whether evaluation runs in torch's inference mode")
     plugins: Any = option(None, "Lightning plugins in addition to ours")
-    use_distributed_sampler: bool = option(True, "whether to share the samples of your own DataModule's loaders among the ranks")
+    use_distributed_sampler: bool = option(
+        True, "whether to share the samples of your own DataModule's loaders among the ranks"
+    )
 
 
 @dataclass

@@ -102,7 +102,9 @@ def test_every_option_of_ours_has_a_line_of_help(target: str) -> None:
         assert not text.endswith("."), text
 
 
-@pytest.mark.parametrize("options", dict.fromkeys([*described_targets().values(), Main]), ids=lambda options: options.__name__)
+@pytest.mark.parametrize(
+    "options", dict.fromkeys([*described_targets().values(), Main]), ids=lambda options: options.__name__
+)
 def test_a_default_is_of_its_type_and_within_its_bounds(options: type) -> None:
     said = {name: _said(value) for name, value in defaults(options).items()}
     required = set(kinds(options)) - set(said)
