@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import copy
-import pickle
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from syncbn.norm.core import compat
 from syncbn.norm.core.capabilities import synchronizes
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import mean_over_ranks
-from syncbn.norm.surgery.forward import Forward, tensors_in
+from syncbn.norm.surgery.forward import Forward, seeded, tensors_in
 from syncbn.policy.batches import call
+from syncbn.policy.chance import WithoutChance
 from syncbn.policy.layers import is_batch_norm
+from syncbn.policy.processes import on_ranks
 
 Loss = Callable[[nn.Module, Any], Tensor]
-
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 @dataclass(frozen=True)
@@ -64,12 +58,13 @@ class VerifyReport:
 
 @dataclass
 class _Step:
-    """One training step: outputs of all layer calls in order; gradients; buffers; the loss."""
+    """One training step: outputs of all layer calls in order; gradients; buffers; the loss; random operators."""
 
     outputs: list[tuple[str, Tensor]]
     gradients: dict[str, Tensor]
     buffers: dict[str, Tensor]
     loss: Tensor
+    drawn: list[str]
 
 
 def verify(
@@ -85,7 +80,11 @@ def verify(
     """Run one training step in one process and on several gloo ranks, and compare outputs, gradients and statistics.
 
     The ranks are new processes on the CPU. They split the batch into unequal shares, in float64, and average gradients
-    as DDP does. Dropout is off, since it would draw different numbers on each rank. The model isn't changed.
+    as DDP does. The model isn't changed.
+
+    Ranks would draw other random numbers for a sample than one process does. So every sample gets the same constant
+    instead: dropout and stochastic depth, as modules or functions, then change nothing. Python's and NumPy's generators
+    are seeded alike.
 
     In a script, call it under `if __name__ == "__main__":`, because the processes import the script.
 
@@ -123,7 +122,10 @@ def verify(
     loss = loss or partial(mean_square, forward=forward)
     single = _step(copy.deepcopy(model), batch, loss)
     sizes = _uneven(count, ranks)
-    steps = _on_ranks(model, batch, loss, sizes, timeout_s)
+    starts = [sum(sizes[:rank]) for rank in range(ranks)]
+    shares = [_share(batch, start, size) for start, size in zip(starts, sizes, strict=True)]
+    answers = on_ranks(_tensors_of_step, [(model, share, loss) for share in shares], timeout_s)
+    steps = [_Step(**answer) for answer in answers]
     return _compare(model, single, steps, sizes, tolerance)
 
 
@@ -140,15 +142,14 @@ def mean_square(model: nn.Module, batch: Any, forward: Forward | None = None) ->
 
 def _step(model: nn.Module, batch: Any, loss: Loss) -> _Step:
     outputs: list[tuple[str, Tensor]] = []
-    count = _count(batch)
     for name, module in model.named_modules():
         module.register_forward_hook(
-            lambda _, args, output, name=name: outputs.extend(
-                (name, t.detach().clone()) for t in tensors_in(output) if t.dim() and len(t) == count
-            )
+            lambda _, args, output, name=name: outputs.extend((name, t.detach().clone()) for t in tensors_in(output))
         )
-    value = loss(model, batch)
-    value.backward()
+    # Python's and NumPy's numbers may choose layers: seeded, they are the same everywhere.
+    with seeded(set()), WithoutChance() as chance:
+        value = loss(model, batch)
+        value.backward()
     group = communicating_group(None)
     ranks = 1 if group is None else group.size()
     gradients = {}
@@ -158,7 +159,11 @@ def _step(model: nn.Module, batch: Any, loss: Loss) -> _Step:
             gradients[name] = all_sum(gradient, group) / ranks
     average = all_sum(value.detach().clone(), group) / ranks
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    return _Step(outputs, gradients, buffers, average)
+    return _Step(outputs, gradients, buffers, average, chance.drawn)
+
+
+def _tensors_of_step(model: nn.Module, batch: Any, loss: Loss) -> dict[str, Any]:
+    return vars(_step(model, batch, loss))
 
 
 def _compare(model: nn.Module, single: _Step, steps: list[_Step], sizes: list[int], tolerance: float) -> VerifyReport:
@@ -166,7 +171,9 @@ def _compare(model: nn.Module, single: _Step, steps: list[_Step], sizes: list[in
     forward = []
     for i in range(calls):
         name, expected = single.outputs[i]
-        forward.append((name, _difference(torch.cat([step.outputs[i][1] for step in steps]), expected)))
+        parts = [step.outputs[i][1] for step in steps]
+        if (dim := _samples_dim(expected, parts, sizes)) is not None:
+            forward.append((name, _difference(torch.cat(parts, dim), expected)))
     steepest = max((float(value.abs().max()) for value in single.gradients.values() if value.numel()), default=0.0)
     gradients = [
         (name, _difference(steps[0].gradients[name], value, steepest)) for name, value in single.gradients.items()
@@ -178,12 +185,22 @@ def _compare(model: nn.Module, single: _Step, steps: list[_Step], sizes: list[in
     if len({len(step.outputs) for step in (single, *steps)}) > 1:
         layer, reason = "the model", "ranks call other layers than one process does, depending on the data"
     elif found := _first_above(forward, tolerance):
-        layer, reason = found, _why(model, found, [name for name, _ in single.outputs])
+        layer, reason = found, _why(model, found, [name for name, _ in single.outputs], single.drawn)
     elif found := _first_above(statistics, tolerance):
         layer, reason = found, "its batches are normalized alike, but this buffer isn't"
     elif found := _first_above(gradients, tolerance):
         layer, reason = found, _why_gradients(single, steps)
     return VerifyReport(sizes, _largest(forward), _largest(gradients), _largest(statistics), layer, reason)
+
+
+def _samples_dim(whole: Tensor, parts: list[Tensor], sizes: list[int]) -> int | None:
+    """Dimension along which ranks' outputs are shares of the samples; None if there isn't one."""
+    for dim, count in enumerate(whole.shape):
+        rest = (*whole.shape[:dim], *whole.shape[dim + 1 :])
+        shapes = [(*rest[:dim], size, *rest[dim:]) for size in sizes]
+        if count == sum(sizes) and [tuple(part.shape) for part in parts] == shapes:
+            return dim
+    return None
 
 
 def _largest(values: list[tuple[str, float]]) -> float:
@@ -194,7 +211,7 @@ def _first_above(values: list[tuple[str, float]], tolerance: float) -> str | Non
     return next((name or "the model" for name, value in values if not value <= tolerance), None)
 
 
-def _why(model: nn.Module, name: str, calls: list[str]) -> str:
+def _why(model: nn.Module, name: str, calls: list[str], drawn: list[str]) -> str:
     layer = dict(model.named_modules()).get("" if name == "the model" else name, model)
     if is_batch_norm(layer) and not synchronizes(layer):
         return (
@@ -202,7 +219,8 @@ def _why(model: nn.Module, name: str, calls: list[str]) -> str:
         )
     if calls.count(name) > 1:
         return f"it is called {calls.count(name)} times in a forward pass, and one call depends on the others"
-    return f"{type(layer).__name__} computes something of a sample from the other samples of its rank's batch"
+    others = f"{type(layer).__name__} computes something of a sample from the other samples of its rank's batch"
+    return f"{others}, or draws other random numbers there ({', '.join(drawn)})" if drawn else others
 
 
 def _why_gradients(single: _Step, steps: list[_Step]) -> str:
@@ -226,11 +244,9 @@ def _difference(got: Tensor, expected: Tensor, scale: float = 0.0) -> float:
 
 
 def _prepared(model: nn.Module) -> nn.Module:
-    """Copy in float64 to send to other processes, with the same modes but without dropout and process groups."""
+    """Copy in float64 to send to other processes, with the same modes but without process groups."""
     model = copy.deepcopy(model).cpu().double()
     for module in model.modules():
-        if isinstance(module, _DROPOUTS):
-            module.eval()
         if getattr(module, "process_group", None) is not None:
             module.process_group = None  # type: ignore[assignment]
     return model
@@ -271,75 +287,7 @@ def _uneven(count: int, ranks: int) -> list[int]:
     return [1 + stop - start for start, stop in pairwise(cuts)]
 
 
-def _on_ranks(model: nn.Module, batch: Any, loss: Loss, sizes: list[int], timeout_s: float) -> list[_Step]:
-    starts = [sum(sizes[:rank]) for rank in range(len(sizes))]
-    shares = [_share(batch, start, size) for start, size in zip(starts, sizes, strict=True)]
-    context = torch.multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        processes = []
-        try:
-            for rank, share in enumerate(shares):
-                work = _sent((model, share, loss))
-                processes.append(context.Process(target=_serve, args=(work, rank, len(sizes), folder), daemon=True))
-                processes[-1].start()
-            _wait(processes, Path(folder), timeout_s)
-        finally:
-            for process in processes:
-                process.kill()
-                process.join()
-        return [_read(path) for path in _answers(Path(folder), len(sizes))]
-
-
 def _share(batch: Any, start: int, size: int) -> Any:
     if _holds_samples(batch):
         return type(batch)(part[start : start + size] for part in batch)
     return compat.pytree.tree_map_only(Tensor, lambda t: t[start : start + size] if t.dim() else t, batch)
-
-
-def _sent(work: Any) -> bytes:
-    try:
-        return pickle.dumps(work)
-    except Exception as error:
-        raise ValueError(
-            f"the model, the batch or the loss can't be sent to another process ({error}): define their functions and "
-            "classes at the top of a module"
-        ) from error
-
-
-def _serve(work: bytes, rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    try:
-        meeting = f"file://{folder}/meeting"  # a file instead of a port, which might be taken
-        dist.init_process_group("gloo", meeting, timedelta(minutes=30), world_size, rank)
-        step = _step(*pickle.loads(work))
-        torch.save(vars(step), f"{folder}/{rank}.tmp")
-        Path(f"{folder}/{rank}.tmp").rename(f"{folder}/{rank}.pt")
-    except Exception as error:
-        Path(f"{folder}/{rank}.tmp").write_text(f"{type(error).__name__}: {error}")
-        Path(f"{folder}/{rank}.tmp").rename(f"{folder}/{rank}.error")  # atomic: never seen half written
-        raise SystemExit(1) from error
-    dist.barrier()  # no rank leaves while another may still be sending
-    dist.destroy_process_group()
-
-
-def _wait(processes: list[Any], folder: Path, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not all(path.exists() for path in _answers(folder, len(processes))):
-        ended = any(process.exitcode not in (None, 0) for process in processes)
-        if errors := sorted(folder.glob("*.error")):  # after `ended`: a rank writes its reason before it ends
-            raise ValueError(f"the step fails on rank {errors[0].stem}: {errors[0].read_text()}")
-        if ended:
-            raise ValueError(
-                'a rank ended before its step; in a script, call verify below `if __name__ == "__main__":`'
-            )
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"the ranks didn't end their step within {timeout_s:g} s: do all run the same layers?")
-        time.sleep(0.02)
-
-
-def _answers(folder: Path, ranks: int) -> Iterator[Path]:
-    return (folder / f"{rank}.pt" for rank in range(ranks))
-
-
-def _read(path: Path) -> _Step:
-    return _Step(**torch.load(path, weights_only=True))

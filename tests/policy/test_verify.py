@@ -1,5 +1,6 @@
 """Models that compute the same on ranks pass; others fail, with the first layer that differs and the reason."""
 
+import random
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import syncbn
+from syncbn.policy.chance import WithoutChance
 from syncbn.policy.verify import _uneven
 from tests.policy.nets import TwoStages, images, seeded
 
@@ -71,6 +73,36 @@ class Failing(nn.Module):
         return self.layer(x)
 
 
+class Chance(nn.Module):
+    """Draws random numbers in most ways that networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 8, 3), syncbn.SyncBatchNorm(8), nn.RReLU(), nn.Dropout2d(0.5))
+        self.rnn = nn.LSTM(8, 8, 2, dropout=0.5, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
+        self.mean, self.spread = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.norm = syncbn.SyncBatchNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.dropout(self.stem(x), 0.5, self.training).flatten(2).transpose(1, 2)
+        y = F.alpha_dropout(self.rnn(y)[0], 0.2, self.training)
+        y = y + self.attention(y, y, y, need_weights=False)[0].div(0.7) * (0.7 + torch.rand(len(y), 1, 1)).floor()
+        y = y * torch.empty(len(y), 1, 1).bernoulli_(0.6) / 0.6
+        if random.random() < 0.5:  # layers dropped by Python
+            y = y.tanh()
+        y = y.mean(1)
+        y = self.mean(y) + self.spread(y) * torch.randn_like(y)
+        return self.norm(y) * F.gumbel_softmax(y, hard=False)
+
+
+class MixUp(nn.Module):
+    """Mixes each sample with another one of its rank."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.7 * x + 0.3 * x[torch.randperm(len(x))]
+
+
 def labeled(count: int) -> tuple[Tensor, Tensor]:
     return images(count), torch.arange(count) % 3
 
@@ -112,10 +144,42 @@ def test_other_layers_that_mix_samples_are_named() -> None:
     assert "Centered computes something of a sample from the other samples" in str(report.reason)
 
 
-def test_dropout_is_off_and_eval_layers_stay() -> None:
-    net = nn.Sequential(syncbn.SyncBatchNorm(2), nn.Dropout(0.5), nn.BatchNorm2d(2).eval())
-    assert syncbn.verify(net, images(5))
+def test_random_numbers_do_not_differ_and_eval_layers_stay() -> None:
+    net = nn.Sequential(seeded(Chance), nn.Dropout(0.5), nn.BatchNorm1d(8).eval())
+    states = torch.get_rng_state(), random.getstate()
+    report = syncbn.verify(net, images(5))
+    assert report, str(report)
     assert net[1].training
+    assert (random.getstate(), torch.equal(torch.get_rng_state(), states[0])) == (states[1], True)
+
+
+def test_a_random_choice_of_samples_is_told() -> None:
+    report = syncbn.verify(nn.Sequential(nn.Conv2d(2, 3, 3), MixUp()), images(5))
+    assert report.layer == "1"
+    assert "MixUp computes something of a sample from the other samples" in str(report.reason)
+    assert "or draws other random numbers there (randperm)" in str(report.reason)
+
+
+def test_chance_is_replaced_by_its_mean() -> None:
+    x = torch.randn(4, 3, requires_grad=True)
+    with WithoutChance() as chance:
+        for dropout in (F.dropout, torch.feature_dropout, torch.dropout):
+            assert torch.equal(dropout(x, 0.25, True), x)
+        y = F.rrelu(x, 0.2, 0.6, training=True)
+        inplace = F.rrelu(x.clone(), 0.2, 0.6, training=True, inplace=True)
+        kept = torch.empty(5, dtype=torch.bool).bernoulli_(0.9)
+        draws = [
+            torch.normal(2.0, torch.full((3,), 2.0)),
+            torch.randint(4, 9, (3,)),
+            torch.bernoulli(torch.ones(2) / 4),
+        ]
+        y.sum().backward()
+    assert torch.equal(y, F.leaky_relu(x, 0.4))
+    assert torch.equal(inplace, y)
+    assert torch.equal(x.grad, torch.where(x > 0, 1.0, 0.4))
+    assert kept.all()
+    assert [draw.unique().tolist() for draw in draws] == [[3.0], [4], [0.25]]
+    assert chance.drawn == []
 
 
 def test_ranks_that_do_not_answer_end_in_a_timeout() -> None:
