@@ -1,14 +1,14 @@
 """Networks of torchvision, timm, segmentation-models-pytorch, monai, transformers and kornia, built on demand."""
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+
+from tests.zoo.detectors import detect, features
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,16 @@ class Architecture:
         library: name of the package.
         make: builds it with random weights; only called with its library installed.
         shape: shape of one sample.
+        forward: how it is called with a batch; with it alone when None.
+        features: what `verify` compares; the result of `forward` when None.
     """
 
     name: str
     library: str
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
+    forward: Callable[[nn.Module, Tensor], Any] | None = None
+    features: Callable[[nn.Module, Tensor], Any] | None = None
 
 
 def _called(path: str, *args: Any, **options: Any) -> Callable[[], Any]:
@@ -65,7 +69,7 @@ def _torchvision() -> list[Architecture]:
     ]
     found += [
         image("googlenet", init_weights=False),
-        _torchvision_model("inception_v3", (3, 96, 96), init_weights=False),
+        _torchvision_model("inception_v3", (3, 96, 96), init_weights=False, aux_logits=False),
     ]
     found.append(_torchvision_model("maxvit_t", (3, 224, 224)))
     found.append(Architecture("vgg11_bn", "torchvision", _small_vgg, (3, 32, 32)))
@@ -76,7 +80,19 @@ def _torchvision() -> list[Architecture]:
     ]
     video = partial(_torchvision_model, shape=(3, 8, 32, 32))
     found += [video(f"video.{name}") for name in ("r3d_18", "mc3_18", "r2plus1d_18")]
+    small = {"weights_backbone": None, "num_classes": 5}
+    sized = {**small, "min_size": 96, "max_size": 96}
+    found += [
+        _detector("fasterrcnn_mobilenet_v3_large_320_fpn", **sized),
+        _detector("retinanet_resnet50_fpn", **sized),
+        _detector("ssdlite320_mobilenet_v3_large", **small),
+    ]
     return found
+
+
+def _detector(name: str, **options: Any) -> Architecture:
+    make = _called(f"torchvision.models.detection.{name}", weights=None, **options)
+    return Architecture(name, "torchvision", make, (3, 96, 96), detect, features)
 
 
 def _small_vgg() -> Any:
@@ -98,15 +114,22 @@ def _timm() -> list[Architecture]:
         "mobilenetv3_small_050 mobilenetv4_conv_small lcnet_050 tinynet_e semnasnet_075 spnasnet_100 hardcorenas_a "
         "mixnet_s ghostnet_050 ghostnetv2_100 repghostnet_050 rexnetr_200 efficientnet_lite0 tf_efficientnet_b0 "
         "tf_mobilenetv3_small_minimal_100 fbnetc_100 hgnetv2_b0 starnet_s1 efficientvit_b0 densenet121 "
-        "mobilevitv2_050 xception41"
+        "mobilevitv2_050 xception41 test_byobnet test_resnet repvit_m0_9 mobilenetv1_100 fasternet_t0 ghostnetv3_050"
     )
     large = "levit_128s fastvit_t8 efficientformer_l1 mobilevit_xxs xcit_nano_12_p8_224 visformer_tiny efficientvit_m0"
+    large += " shvit_s1"
     found = [_timm_model(name, 64) for name in small.split()]
     return found + [_timm_model(name, 224) for name in large.split()]
 
 
 def _timm_model(name: str, size: int) -> Architecture:
     return Architecture(f"timm {name}", "timm", _called("timm.create_model", name, pretrained=False), (3, size, size))
+
+
+def _effdet() -> list[Architecture]:
+    name = "tf_efficientdet_lite0"
+    make = _called("effdet.create_model", name, pretrained=False, pretrained_backbone=False, image_size=(128, 128))
+    return [Architecture(f"effdet {name}", "effdet", make, (3, 128, 128))]
 
 
 def _smp() -> list[Architecture]:
@@ -257,25 +280,5 @@ def _kornia() -> list[Architecture]:
 
 def architectures() -> dict[str, Architecture]:
     """All architectures, by name."""
-    found = [*_torchvision(), *_timm(), *_smp(), *_monai(), *_transformers(), *_kornia()]
+    found = [*_torchvision(), *_timm(), *_effdet(), *_smp(), *_monai(), *_transformers(), *_kornia()]
     return {architecture.name: architecture for architecture in found}
-
-
-def declare_operators() -> None:
-    """Declare torchvision's operators if its compiled library doesn't fit this build of torch, such as a CPU one.
-
-    Importing torchvision requires them; the networks of this table don't call them.
-    """
-    if importlib.util.find_spec("torchvision") is None:
-        return
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEPT.append(library)
-        importlib.import_module("torchvision")
-
-
-_KEPT: list[Any] = []  # a library's definitions are removed with it

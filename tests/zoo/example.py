@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-from tests.zoo.architectures import declare_operators
+from tests.zoo.detectors import declare_operators
 
 if __name__ == "__main__":
     declare_operators()

@@ -9,8 +9,9 @@ import time
 import torch
 
 from tests.networks.oracles.verdict import Facts, Outcome, judge
-from tests.zoo.architectures import Architecture, architectures, declare_operators
+from tests.zoo.architectures import Architecture, architectures
 from tests.zoo.checks import CHECKS
+from tests.zoo.detectors import declare_operators
 from tests.zoo.specimen import Specimen
 
 declare_operators()
@@ -21,7 +22,7 @@ _LONGEST = 160  # characters of a reason: lists of layers are truncated
 def examine(architecture: Architecture, checks: list[str]) -> dict[str, str]:
     """Make the row of a network."""
     torch.set_num_threads(1)
-    specimen = Specimen(architecture.make, architecture.shape)
+    specimen = Specimen(architecture.make, architecture.shape, architecture.forward, architecture.features)
     row = {
         "library": architecture.library,
         "version": importlib.metadata.version(architecture.library).partition("+")[0],

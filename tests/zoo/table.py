@@ -13,9 +13,10 @@ VERDICTS = ("right", "refused", "wrong", "crashed")
 HEAD = """\
 # Networks of other packages
 
-`make zoo` builds an environment of its own with torchvision, timm, segmentation-models-pytorch, monai, transformers and
-kornia, puts each network of `tests/zoo/architectures.py` with random weights through every conversion and policy, and
-writes this page. What is right is told by comparison with the network itself, in float64: see `tests/zoo/checks.py`.
+`make zoo` builds an environment of its own with torchvision, timm, effdet, segmentation-models-pytorch, monai,
+transformers and kornia, puts each network of `tests/zoo/architectures.py` with random weights through every conversion
+and policy, and writes this page. What is right is told by comparison with the network itself, in float64: see
+`tests/zoo/checks.py`.
 
 """
 LEGEND = """\
@@ -23,7 +24,7 @@ LEGEND = """\
 **Columns.** Norms: batch norms with running statistics. Folded: by `fuse`, of those that follow a convolution or linear
 layer, as hooks on modules count them, without the recorder. Pruned: the part of the norms' channels that `prune` with
 ratio 0.3 removes. ✓ is right; a number is a refusal, by its reason below; what was not tried is empty. Plain: converted
-to `batch`. Verify: two ranks against one process.
+to `torch`, from our synchronized norms and from torch's. Verify: two ranks against one process.
 
 """
 

@@ -25,7 +25,7 @@ REFUSED = {
 @cache
 def specimen(name: str) -> Specimen:
     architecture = architectures()[name]
-    return Specimen(architecture.make, architecture.shape)
+    return Specimen(architecture.make, architecture.shape, architecture.forward, architecture.features)
 
 
 @pytest.mark.parametrize("name", NAMES)
