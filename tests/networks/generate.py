@@ -204,7 +204,8 @@ def _node(rng: random.Random, dim: int, depth: int = 0, kind: str | None = None)
 @functools.cache
 def _choice(dim: int, depth: int) -> tuple[list[str], list[int]]:
     """Kinds that fit, and their weights."""
-    fitting = [name for name, k in KINDS.items() if dim in k.dims and k.after is None and (depth < 2 or not k.chains)]
+    named = sorted(KINDS.items())  # a seed's network doesn't depend on the files that kinds are in
+    fitting = [name for name, k in named if dim in k.dims and k.after is None and (depth < 2 or not k.chains)]
     return fitting, [
         5 if name in ("conv", "norm") else 3 if KINDS[name].chains else 1 + KINDS[name].row for name in fitting
     ]

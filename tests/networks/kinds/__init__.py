@@ -9,8 +9,21 @@ from tests.networks.kinds import (
     modes,
     norms,
     plain,
+    splits,
     weights,
     writes,
 )
 
-__all__ = ["constants", "functions", "joins", "layouts", "mixers", "modes", "norms", "plain", "weights", "writes"]
+__all__ = [
+    "constants",
+    "functions",
+    "joins",
+    "layouts",
+    "mixers",
+    "modes",
+    "norms",
+    "plain",
+    "splits",
+    "weights",
+    "writes",
+]
