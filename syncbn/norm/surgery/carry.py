@@ -114,10 +114,11 @@ def carry(source: nn.Module, target: nn.Module) -> None:
             )
     for kind in _KINDS:
         mine = vars(target)[kind]
-        for name in [name for name in mine if name not in known]:
+        for name in [name for name in mine if name not in known and name not in own]:
             del mine[name]
         mine.update({name: value for name, value in extras[kind].items() if name not in vars(target)})
-    for name in [name for name in vars(target) if name not in known and name not in (ORIGINAL, RECORD)]:
+    kept = (*own.attributes, ORIGINAL, RECORD)
+    for name in [name for name in vars(target) if name not in known and name not in kept]:
         del vars(target)[name]
     vars(target).update(attributes)
     target._non_persistent_buffers_set |= source._non_persistent_buffers_set & set(extras["_buffers"])

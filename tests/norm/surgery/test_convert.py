@@ -257,7 +257,15 @@ def test_an_activation_stays(copier: Callable[[nn.Module], nn.Module]) -> None:
     x = torch.randn(4, 3, 5, 5)
     torch.testing.assert_close(converted(x), original(x))
     torch.testing.assert_close(converted.eval()(x), original.eval()(x))
-    assert type(syncbn.revert(converted)).__name__ == "BatchNormAct2d"
+    for back in (
+        syncbn.revert,
+        lambda m: syncbn.convert(m, "torch"),
+        lambda m: syncbn.revert(syncbn.convert(m, "group")),
+    ):
+        reverted = back(copy.deepcopy(converted))
+        assert type(reverted).__name__ == "BatchNormAct2d"
+        torch.testing.assert_close(reverted.eval()(x), original.eval()(x))
+        assert [name for name, _ in reverted.named_modules()] == [name for name, _ in original.named_modules()]
 
 
 def test_a_frozen_layer_becomes_trainable_and_frozen_again() -> None:
