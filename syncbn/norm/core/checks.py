@@ -1,5 +1,8 @@
 """Checks of arguments and inputs, shared by all layers."""
 
+import warnings
+
+import torch
 from torch import Tensor
 
 
@@ -30,6 +33,21 @@ def check_dimensions(input: Tensor, dimensions: list[int]) -> None:
         taken = " or ".join([f"{number}D" for number in dimensions])
         raise ValueError(
             f"expected {taken} input (got {input.dim()}D input), as the layer that this one was converted from"
+        )
+
+
+def warn_of_groups_of_two(input: Tensor, num_groups: int) -> None:
+    """Warn if each group has two values: normalized they are ±1, whatever they are, and have no gradient."""
+    if torch.compiler.is_compiling() or input.dim() < 2:
+        return
+    if input.shape[1:].numel() == 2 * num_groups:
+        channels = input.shape[1]
+        is_free = 1 < num_groups < channels  # a GroupNorm's; instance and layer norm have no other number
+        hint = f"groups={max(g for g in divisors(channels) if g < num_groups)}" if is_free else "another norm"
+        warnings.warn(
+            f"an input of shape {tuple(input.shape)} in {num_groups} groups has two values in each: they become 1 and "
+            f"-1, whatever they were, and no gradient passes; take {hint}",
+            stacklevel=3,
         )
 
 

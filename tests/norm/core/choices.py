@@ -133,6 +133,7 @@ def kinds_of_buffers() -> dict[str, str]:
 
 def destroyed_group() -> str:
     group = dist.new_group()
+    dist.barrier()  # the other rank may still be connecting
     dist.destroy_process_group(group)
     return describe(group, torch.ones(1))
 
