@@ -13,8 +13,8 @@ from typing import Literal
 from syncbn import cli
 from syncbn.cli.arguments import Parser
 from syncbn.norm.core.options import option, required
-from syncbn.run.comparison import Comparison, compared, find_runs, write_table
-from syncbn.run.curves import draw_curves
+from syncbn.run.comparison import TABLES, Comparison, check_suffix, compared, find_runs, write_table
+from syncbn.run.curves import FIGURES, draw_curves
 from syncbn.run.errors import UserError, user_mistakes
 
 _IN_THE_TABLE = ("val/acc", "test/acc", "test/loss")
@@ -50,17 +50,27 @@ def compare(arguments: list[str]) -> None:
     """
     with user_mistakes():
         options = PARSER.read(arguments)
+        check_suffix("plot", options.plot, FIGURES)
+        if options.table is not None:
+            check_suffix("table", options.table, TABLES)
         runs = find_runs(map(Path, options.folders))
         if not runs:
             raise UserError(
                 f"no finished run in {', '.join(options.folders) or 'no folders'}: syncbn compare outputs/*"
             )
         named = [name.strip() for name in options.metric.split(",")] if options.metric else None
-        in_any = [{name for run in runs for name in names if run.curve(name)} for names in (_IN_THE_TABLE, _DRAWN)]
-        chosen = [named or [name for name in (*_IN_THE_TABLE, *_DRAWN) if name in found] for found in in_any]
+        present = {name for run in runs for name in run.metrics}
+        own = [name for run in runs for name in run.metrics if name.startswith(("val", "test"))]  # a guest's task's
+        chosen = [
+            named or [n for n in names if n in present] or own or list(present) for names in (_IN_THE_TABLE, _DRAWN)
+        ]
+        if not present:
+            raise UserError(f"no metric is logged in {', '.join(run.name for run in runs)}")
         average = options.seeds == "average"
         table, drawn = (compared(runs, list(dict.fromkeys(metrics)), average=average) for metrics in chosen)
         print_table(table)
+        for run, other in table.repeated:
+            print(f"left out: {run} has the config and the seed of {other}")
         if options.table is not None:
             write_table(table, options.table)
             print(f"table: {options.table}")

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
 from syncbn.norm.core.options import suggest
 
-_NOT_SETTINGS = ("seed", "run_id", "output_root", "resume")  # runs that differ in these alone are one setting
+# Runs that differ in these alone are one setting; of these the seed alone may be a column.
+_SEED = "seed"
+_BESIDE = ("run_id", "output_root", "paths", "resume", "tags", "task_name", "logger")
 _HIGHEST = ("val/acc", "val/miou")  # metrics of which a run's best epoch counts
 
 
@@ -37,16 +39,34 @@ class Mean(NamedTuple):
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run: its name, its overrides of the defaults, and its metrics by epoch."""
+    """A finished run: its name, its overrides of the defaults, its whole config, and its metrics by epoch."""
 
     name: str
     settings: Mapping[str, str]
+    config: Mapping[str, str]
     rows: list[dict[str, str]]
+
+    @cached_property
+    def setting(self) -> tuple[tuple[str, str], ...]:
+        """What its result depends on, without the seed: the config, since the same overrides may have had others."""
+        of = self.config or self.settings
+        return tuple(sorted((key, value) for key, value in of.items() if key.split(".")[0] not in (_SEED, *_BESIDE)))
+
+    @property
+    def seed(self) -> str:
+        """Its seed."""
+        return (self.config or self.settings).get(_SEED, "")
 
     def curve(self, metric: str) -> dict[float, float]:
         """Values of a metric by epoch."""
         rows = [row for row in self.rows if row.get(metric) and row.get("epoch")]
         return {float(row["epoch"]): float(row[metric]) for row in rows}
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that it has values of, in order."""
+        names = dict.fromkeys(name for row in self.rows for name, value in row.items() if value)
+        return [name for name in names if name not in ("epoch", "step") and self.curve(name)]
 
     def final(self, metric: str) -> float | None:
         """Best value of a validation accuracy, last value of another metric; None if the run has none."""
@@ -72,7 +92,7 @@ class Group:
         return {
             key: value
             for key, value in self.runs[0].settings.items()
-            if all(run.settings.get(key) == value for run in self.runs)
+            if key not in _BESIDE and all(run.settings.get(key) == value for run in self.runs)
         }
 
     def final(self, metric: str) -> Mean | None:
@@ -89,21 +109,37 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups of runs and the metrics to compare them by."""
+    """Groups of runs and the metrics to compare them by; `repeated` are runs left out, and those they repeat."""
 
     groups: list[Group]
     metrics: Sequence[str]
+    repeated: Sequence[tuple[str, str]] = ()
 
     @cached_property
     def columns(self) -> list[str]:
-        """Settings in which the groups differ."""
-        keys = dict.fromkeys(key for group in self.groups for key in group.settings)
-        return [key for key in keys if len({group.settings.get(key) for group in self.groups}) > 1]
+        """Settings in which the groups differ: overrides, then what differs in spite of equal overrides."""
+        shown = [{key: value for key, value in group.settings.items() if key != _SEED} for group in self.groups]
+        if len(self.groups) > 1 and all(
+            group.runs[0].setting == self.groups[0].runs[0].setting for group in self.groups
+        ):
+            shown = [group.settings for group in self.groups]  # runs of one setting, apart
+        columns = _differing(shown)
+        alike: dict[object, list[Group]] = {}
+        for group, settings in zip(self.groups, shown, strict=True):
+            alike.setdefault(tuple(settings.get(column) for column in columns), []).append(group)
+        more = [
+            key for groups in alike.values() for key in _differing([dict(group.runs[0].setting) for group in groups])
+        ]
+        return [*columns, *dict.fromkeys(key for key in more if key not in columns)]
+
+    def setting(self, group: Group, column: str) -> str:
+        """A group's value in a column, or an empty text."""
+        explained = column in {key for other in self.groups for key in other.settings}
+        return (group.settings if explained else dict(group.runs[0].setting)).get(column, "")
 
     def label(self, group: Group) -> str:
         """Label that distinguishes a group from the others."""
-        settings = group.settings
-        words = (f"{key}={settings[key]}" for key in self.columns if key in settings)
+        words = (f"{key}={value}" for key in self.columns if (value := self.setting(group, key)))
         return " ".join(words) or group.name
 
     def header(self) -> list[str]:
@@ -115,7 +151,7 @@ class Comparison:
         return [
             [
                 group.name,
-                *(group.settings.get(column, "") for column in self.columns),
+                *(self.setting(group, column) for column in self.columns),
                 *([str(len(group.runs))] if self._averages else []),
                 *(_shown(group.final(metric), plus_minus) for metric in self.metrics),
             ]
@@ -134,24 +170,43 @@ def find_runs(folders: Iterable[Path]) -> list[Finished]:
         for folder in folders
         for place in [folder, *sorted(folder.glob("*/"), key=lambda job: (len(job.name), job.name))]
     ]
-    return [_read(place, folder) for place, folder in places if _is_run(place)]
+    once: dict[Path, tuple[Path, Path]] = {}  # a folder that is named twice is one run
+    for place, folder in places:
+        once.setdefault(place.resolve(), (place, folder))
+    return [_read(place, folder) for place, folder in once.values() if _is_run(place)]
 
 
 def compared(runs: Sequence[Finished], metrics: Sequence[str], *, average: bool) -> Comparison:
     """Put runs side by side; with `average`, those that differ by their seed alone are one.
 
+    A run with the config and the seed of an earlier one tells nothing new, and an average with it would seem surer than
+    it is: it is left out, and named in `repeated`.
+
     Raises:
         ValueError: no run has one of the metrics.
     """
-    known = sorted({name for run in runs for row in run.rows for name in row if name and "/" in name})
+    known = sorted({name for run in runs for name in run.metrics})
     for metric in metrics:
         if not any(run.curve(metric) for run in runs):
             raise ValueError(f"metric={metric}: no run has it; {suggest(metric, known)}")
+    if not average:
+        return Comparison([Group([run]) for run in runs], metrics)
     groups: dict[object, list[Finished]] = {}
+    repeated = []
     for run in runs:
-        setting = tuple(sorted((key, value) for key, value in run.settings.items() if key not in _NOT_SETTINGS))
-        groups.setdefault(setting if average else run.name, []).append(run)
-    return Comparison([Group(members) for members in groups.values()], metrics)
+        group = groups.setdefault(run.setting, [])
+        same = [other.name for other in group if other.seed == run.seed]
+        if same:
+            repeated.append((run.name, same[0]))
+        else:
+            group.append(run)
+    return Comparison([Group(members) for members in groups.values()], metrics, repeated)
+
+
+def check_suffix(name: str, path: Path, allowed: Iterable[str]) -> None:
+    """Raise `ValueError` unless a file's name ends as one of those allowed."""
+    if path.suffix not in allowed:
+        raise ValueError(f"{name}={path}: allowed are files of {', '.join(allowed)}")
 
 
 def write_table(comparison: Comparison, path: Path) -> None:
@@ -160,12 +215,10 @@ def write_table(comparison: Comparison, path: Path) -> None:
     Raises:
         ValueError: another suffix.
     """
-    writers = {".csv": _csv, ".md": _markdown, ".tex": _latex}
-    if path.suffix not in writers:
-        raise ValueError(f"table={path}: a table is a file of {', '.join(writers)}")
+    check_suffix("table", path, _WRITERS)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        file.write(writers[path.suffix](comparison))
+        file.write(_WRITERS[path.suffix](comparison))
 
 
 def _csv(comparison: Comparison) -> str:
@@ -173,7 +226,11 @@ def _csv(comparison: Comparison) -> str:
     names = [name for metric in comparison.metrics for name in (metric, f"{metric} ±")]
     lines = [["run", *comparison.columns, "runs", *names]]
     for group in comparison.groups:
-        cells = [group.name, *(group.settings.get(column, "") for column in comparison.columns), str(len(group.runs))]
+        cells = [
+            group.name,
+            *(comparison.setting(group, column) for column in comparison.columns),
+            str(len(group.runs)),
+        ]
         for found in map(group.final, comparison.metrics):
             cells += ["", ""] if found is None else [repr(found.mean), "" if found.half is None else repr(found.half)]
         lines.append(cells)
@@ -206,10 +263,19 @@ def _escaped(cell: str) -> str:
     return "".join(special.get(sign, sign) for sign in cell).replace(" PLUSMINUS ", r" $\pm$ ")
 
 
+_WRITERS = {".csv": _csv, ".md": _markdown, ".tex": _latex}
+TABLES = tuple(_WRITERS)
+
+
 def _shown(found: Mean | None, plus_minus: str) -> str:
     if found is None:
         return ""
     return f"{found.mean:.4f}" + ("" if found.half is None else f"{plus_minus}{found.half:.4f}")
+
+
+def _differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    keys = dict.fromkeys(key for of_one in settings for key in of_one)
+    return [key for key in keys if len({of_one.get(key) for of_one in settings}) > 1]
 
 
 def _is_run(place: Path) -> bool:
@@ -219,6 +285,15 @@ def _is_run(place: Path) -> bool:
 def _read(place: Path, folder: Path) -> Finished:
     overrides = [str(item) for item in OmegaConf.load(place / ".hydra" / "overrides.yaml")]
     settings = dict(item.lstrip("+~").split("=", 1) for item in overrides if "=" in item)
+    config = place / ".hydra" / "config.yaml"
+    flat = _flat(OmegaConf.to_container(OmegaConf.load(config))) if config.is_file() else {}
     with (place / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return Finished(place.name if place == folder else f"{folder.name}/{place.name}", settings, rows)
+    return Finished(place.name if place == folder else f"{folder.name}/{place.name}", settings, flat, rows)
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, str]:
+    """Values by their dotted keys."""
+    if not isinstance(node, dict) or not node:
+        return {prefix.removesuffix("."): str(node)}
+    return {key: value for name, inner in node.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}

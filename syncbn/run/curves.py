@@ -8,6 +8,7 @@ from syncbn.run.comparison import Comparison
 
 # Okabe & Ito 2008, without its yellow, which is too light for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+FIGURES = (".png", ".pdf", ".svg")
 _DASHES = ("-", "--", ":", "-.")
 _LINE = 0.062  # height of a label, as a part of the axes'
 

@@ -95,7 +95,7 @@ def test_the_command(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     ("argument", "message"),
     [
         ("metric=val/los", "metric=val/los: no run has it; did you mean 'val/loss'"),
-        ("table=t.doc", "a table is a file of .csv, .md, .tex"),
+        ("table=t.doc", "table=t.doc: allowed are files of .csv, .md, .tex"),
         ("seeds=both", "seeds"),
     ],
 )
@@ -117,3 +117,58 @@ def test_labels_are_apart_and_in_order_and_near_where_they_belong(seed: int) -> 
 
     ranks = 0.1 * np.arange(9)
     np.testing.assert_allclose(moved[order], isotonic_regression(places[order] - ranks) + ranks)
+
+
+def write_run(place: Path, overrides: str, config: str, accuracy: float) -> None:
+    (place / ".hydra").mkdir(parents=True)
+    (place / ".hydra" / "overrides.yaml").write_text(f"[{overrides}]\n")
+    (place / ".hydra" / "config.yaml").write_text(f"{{{config}, paths: {{output_dir: {place}}}}}\n")
+    (place / "metrics.csv").write_text(f"epoch,test/acc\n0,{accuracy}\n")
+
+
+def test_a_run_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, seed, accuracy in (("a", 0, 0.5), ("b", 1, 0.75), ("again", 0, 0.5)):
+        write_run(tmp_path / name, f"seed={seed}, run_id={name}", f"seed: {seed}, lr: 0.1", accuracy)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    named = [tmp_path / "a", tmp_path / "b", tmp_path / "b" / ".." / "a", tmp_path / "link"]
+    assert [run.name for run in find_runs(named)] == ["a", "b"]
+
+    (group,) = compared(find_runs([*named, tmp_path / "again"]), ["test/acc"], average=True).groups
+    low, high = stats.t.interval(0.95, 1, loc=0.625, scale=stats.sem([0.5, 0.75]))
+    found = group.final("test/acc")
+    assert found is not None
+    assert found.half is not None
+    np.testing.assert_allclose([found.mean - found.half, found.mean + found.half], [low, high])
+    compare.compare([*map(str, named), str(tmp_path / "again"), f"plot={tmp_path / 'c.png'}"])
+    assert "left out: again has the config and the seed of a" in capsys.readouterr().out
+
+
+def test_equal_overrides_of_other_defaults_are_other_settings(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "norm=group, seed=0", "seed: 0, norm: {name: group, groups: 8}, lr: 0.1", 0.5)
+    write_run(tmp_path / "b", "norm=group, seed=1", "seed: 1, norm: {name: group, groups: auto}, lr: 0.1", 0.75)
+    write_run(
+        tmp_path / "c", "norm=group, norm.groups=8, seed=1", "seed: 1, norm: {name: group, groups: 8}, lr: 0.1", 0.75
+    )
+    table = compared(find_runs([tmp_path]), ["test/acc"], average=True)
+    assert [[run.name.split("/")[-1] for run in group.runs] for group in table.groups] == [["a", "c"], ["b"]]
+    assert table.columns == ["norm.groups"]
+    assert [table.label(group) for group in table.groups] == ["norm.groups=8", "norm.groups=auto"]
+
+
+def test_what_does_not_affect_a_result_is_no_column(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "norm=batch, run_id=a, 'tags=[x]'", "seed: 0, norm: batch, run_id: a, tags: [x]", 0.5)
+    write_run(tmp_path / "b", "norm=sync, run_id=b, 'tags=[y]'", "seed: 0, norm: sync, run_id: b, tags: [y]", 0.75)
+    assert compared(find_runs([tmp_path]), ["test/acc"], average=True).columns == ["norm"]
+    assert compared(find_runs([tmp_path]), ["test/acc"], average=False).columns == ["norm"]
+
+
+def test_a_guests_metrics_are_found_by_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a", "task=Mine, seed=0", "seed: 0, task: Mine", 0.5)
+    (tmp_path / "a" / "metrics.csv").write_text("epoch,step,val_f1,train_x,empty\n0,5,0.25,1,\n1,9,0.75,2,\n")
+    table, plot = tmp_path / "t.md", tmp_path / "p.svg"
+    compare.compare([str(tmp_path / "a"), f"table={table}", f"plot={plot}"])
+    assert table.read_text().splitlines()[0] == "| run | val_f1 |"
+    assert "0.7500" in capsys.readouterr().out
+    (tmp_path / "a" / "metrics.csv").write_text("epoch,step\n0,5\n")
+    with pytest.raises(UserError, match="no metric is logged in a"):
+        compare.compare([str(tmp_path / "a")])
