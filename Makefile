@@ -6,6 +6,8 @@ PYTHON ?= python3
 TORCH ?=
 LIGHTNING ?=
 TESTS ?=
+# Processes that run the tests; each file's stay together.
+WORKERS ?= 2
 
 PINS := $(if $(TORCH),torch==$(TORCH)) $(if $(LIGHTNING),lightning==$(LIGHTNING))
 ROW :=
@@ -28,7 +30,7 @@ demo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)torchrun --nproc-per-node 2 scripts/train.py norm=sync trainer=ddp
 
 test: $(READY)
-	$(BIN)python -m pytest -q $(ROW) $(TESTS); status=$$?; \
+	$(BIN)python -m pytest -q -n $(WORKERS) --dist loadfile $(ROW) $(TESTS); status=$$?; \
 	$(if $(ROW),$(BIN)python -m tests.plugins.versions;) exit $$status
 
 lint: $(READY)
