@@ -41,12 +41,15 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)python -m benchmarks
 
-# Every claim of docs/results, on 2 cores, for hours; what is done already isn't done again.
+# Every claim of docs/results, on 2 cores, for hours; what is done already isn't done again. A plan that fails leaves the
+# others to run; Ctrl-C and SIGTERM end it.
 results: $(READY)
-	for plan in science/plans/*.yaml; do \
-		$(BIN)python scripts/reproduce.py $$(basename $$plan .yaml) || exit 1; \
-	done
-	$(BIN)python scripts/reproduce.py summary
+	@failed=; \
+	for name in $$(basename -s .yaml science/plans/*.yaml) summary; do \
+		$(BIN)python scripts/reproduce.py $$name; status=$$?; \
+		case $$status in 0) ;; 130|143) exit $$status ;; *) failed="$$failed $$name" ;; esac; \
+	done; \
+	if [ -n "$$failed" ]; then echo "error: failed:$$failed" >&2; exit 1; fi
 
 # For the CPU build of torch, which is smaller, install it into the environment first, from PyTorch's CPU index.
 # PIP_CONSTRAINT, not -c: it also takes the place of a constraints file that this machine's pip may have.

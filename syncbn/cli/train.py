@@ -6,11 +6,9 @@ Turns the command line into jobs; `syncbn.run.fit` runs each.
 import os
 import sys
 import tempfile
-import traceback
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,7 @@ from syncbn.launch.leave import ends_at_once, leave_together
 from syncbn.launch.relaunch import ranks_to_start, run_under_torchrun
 from syncbn.launch.run_id import VARIABLE as RUN_ID
 from syncbn.launch.run_id import ensure_run_id
-from syncbn.launch.stop import Stopped
-from syncbn.launch.world import World, current_world, devices_and_nodes
+from syncbn.launch.world import World, check_tasks, current_world, devices_and_nodes
 from syncbn.run.check import conf_dir
 from syncbn.run.command_line import CommandLine, read
 from syncbn.run.compose import SWEEPER, Jobs, jobs_of
@@ -36,6 +33,7 @@ from syncbn.run.errors import UserError, fail
 from syncbn.run.launchers import submitted_job, submitted_world, waiting
 from syncbn.run.project import VARIABLE as PROJECT
 from syncbn.run.project import find_project
+from syncbn.run.sweeps import Sweep, end_of, run_on_ranks
 
 _HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # runs the jobs in this process
 
@@ -54,7 +52,10 @@ def main() -> None:
         except (UserError, ValueError) as error:
             fail(str(error), prints=world.rank == 0, after_others=world.rank > 0)
         if plan.ranks > 1:
-            run_under_torchrun(plan.ranks, ["-m", "syncbn", "train", *sys.argv[1:]])
+            words = ["-m", "syncbn", "train", *sys.argv[1:]]
+            if plan.independent:
+                run_on_ranks(plan.ranks, words, plan.jobs)
+            run_under_torchrun(plan.ranks, words)
         _run_jobs(plan, flags)
         leave_together(world)
 
@@ -67,13 +68,17 @@ class _Plan:
         overrides: overrides for Hydra.
         ranks: processes to start here.
         jobs: number of jobs.
+        independent: whether there are several, and none needs another's result.
         submitted: ranks of each job, if a launcher starts them elsewhere.
+        folder: of the sweep.
     """
 
     overrides: tuple[str, ...]
     ranks: int = 1
     jobs: int = 1
+    independent: bool = False
     submitted: World | None = None
+    folder: Path = Path()
 
 
 def _plan(line: CommandLine, flags: Namespace, world: World) -> _Plan:
@@ -91,6 +96,7 @@ def _plan(line: CommandLine, flags: Namespace, world: World) -> _Plan:
         return _Plan(overrides)
     submitted = submitted_world(jobs.hydra, world) if jobs.is_sweep else None
     for config in jobs.configs:
+        check_tasks(config["trainer"]["devices"], world)
         devices_and_nodes(config["trainer"]["devices"], config["trainer"]["num_nodes"], submitted or world)
     wanted = {ranks_to_start(config["trainer"], submitted or world) for config in jobs.configs}
     if len(wanted) > 1:
@@ -107,7 +113,10 @@ def _plan(line: CommandLine, flags: Namespace, world: World) -> _Plan:
     os.environ[RUN_ID] = jobs.configs[0]["run_id"]  # a primary config may set it
     # The job writes .hydra itself, once all checks have passed.
     overrides = (*_folders(jobs.hydra), *overrides, "hydra.output_subdir=null")
-    return _Plan(overrides, ranks, len(jobs.configs), submitted)
+    count = len(jobs.configs)
+    independent = jobs.is_sweep and jobs.hydra.sweeper._target_ == SWEEPER and count > 1
+    folder = Path(jobs.configs[0]["output_root"], jobs.configs[0]["run_id"])
+    return _Plan(overrides, ranks, count, independent, submitted, folder)
 
 
 def _check_sweeper(jobs: Jobs, ranks: int) -> None:
@@ -153,11 +162,13 @@ def _check_output_root(root: Path) -> None:
 
 
 def _run_jobs(plan: _Plan, flags: Namespace) -> None:
-    submits, failed = plan.submitted is not None, _Failed()
+    submits, sweep = plan.submitted is not None, Sweep(plan.jobs)
 
     def job(config: DictConfig) -> float | None:  # where a launcher is used, runs in another process
         result = None
-        with submitted_job() if submits else failed.kept(plan):
+        if sweep.is_done():
+            return None
+        with submitted_job() if submits else sweep.kept():
             result = _job(config, current_world())
             if submits:
                 leave_together(current_world())
@@ -165,43 +176,9 @@ def _run_jobs(plan: _Plan, flags: Namespace) -> None:
 
     version.setbase("1.3")
     flags.overrides = list(plan.overrides)
-    with waiting(plan.submitted, plan.jobs) if plan.submitted else nullcontext():
+    with waiting(plan.submitted, plan.jobs, plan.folder) if plan.submitted else nullcontext():
         _run_hydra(flags, get_args_parser(), job, str(conf_dir()), "train")
-    failed.end(plan)
-
-
-@dataclass
-class _Failed:
-    """The jobs of a sweep that have failed, with their exit codes, while the others run, as in plain Hydra."""
-
-    codes: dict[str, int] = field(default_factory=dict)
-
-    @contextmanager
-    def kept(self, plan: _Plan) -> Iterator[None]:
-        """Let one job fail alone: not for a search, which needs its result, nor on ranks that may have lost others."""
-        hydra: Any = HydraConfig.get()
-        alone = hydra.mode is RunMode.MULTIRUN and hydra.sweeper._target_.endswith(".BasicSweeper")
-        if not alone or current_world().world_size > 1 or plan.jobs == 1:
-            yield
-            return
-        try:
-            yield
-        except Stopped:
-            raise
-        except (SystemExit, Exception) as error:
-            if isinstance(error, Exception):
-                traceback.print_exc()
-            code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
-            self.codes[f"{hydra.job.num} in {hydra.runtime.output_dir}"] = code
-            if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
-                wandb.finish(exit_code=code)  # the next job's would go into it
-
-    def end(self, plan: _Plan) -> None:
-        """List them, and end with the exit code of the first."""
-        if self.codes:
-            failed = ", ".join(f"{job}: exit code {code}" for job, code in self.codes.items())
-            print(f"error: {len(self.codes)} of {plan.jobs} job(s) failed: {failed}", file=sys.stderr)
-            raise SystemExit(next(iter(self.codes.values())))
+    end_of(sweep.codes, plan.jobs)
 
 
 def _job(config: DictConfig, world: World) -> float | None:

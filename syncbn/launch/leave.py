@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from syncbn.launch.faults import note_failure
+from syncbn.launch.faults import note_end, note_failure, note_start
 from syncbn.launch.stop import Stopped
 from syncbn.launch.world import World
 
@@ -21,6 +21,7 @@ def ends_at_once() -> Iterator[None]:
     """
     code = 1  # for an uncaught exception
     atexit.register(lambda: _end(code))
+    note_start()
     try:
         yield
         code = 0
@@ -46,6 +47,7 @@ def leave_together(world: World) -> None:
 
 
 def _end(code: int) -> None:
+    note_end()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

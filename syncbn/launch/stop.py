@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from syncbn.launch.faults import another_failed
+from syncbn.launch.faults import another_failed, note_end
 from syncbn.launch.run_id import VARIABLE
 from syncbn.launch.slurm import requeue
 from syncbn.launch.world import current_world
@@ -183,6 +183,7 @@ def _leave_it_to_the_thread(signum: int, frame: object) -> None:
 
 
 def _exit_now(signum: int) -> None:
+    note_end()
     sys.stdout.flush()
     os._exit(128 + signum)
 

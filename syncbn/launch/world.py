@@ -80,6 +80,25 @@ def devices_and_nodes(devices: int | str, num_nodes: int | str, world: World) ->
     return got
 
 
+def check_tasks(devices: int | str, world: World, environ: Mapping[str, str] = os.environ) -> None:
+    """Check that srun started as many tasks as it was asked for on a node, where the trainer takes what it gets.
+
+    `--ntasks-per-node` beside a smaller `--ntasks` is a maximum, and a step has it from its job, too: the run would
+    have fewer ranks than its user reads there.
+
+    Raises:
+        ValueError: it started fewer.
+    """
+    wanted = environ.get("SLURM_NTASKS_PER_NODE", "")
+    if world.launcher != "srun" or devices != "auto" or not wanted.isdigit() or int(wanted) <= world.local_world_size:
+        return
+    raise ValueError(
+        f"srun started {world.world_size} task(s) on {world.num_nodes} node(s), where --ntasks-per-node={wanted} asks "
+        f"for {int(wanted) * world.num_nodes}: start as many, srun --ntasks={int(wanted) * world.num_nodes}, or say "
+        f"that {world.world_size} is meant, trainer.devices={world.local_world_size}"
+    )
+
+
 def _flags(launcher: str, devices: int, nodes: int) -> str:
     if launcher == "torchrun":
         return f"torchrun --nnodes {nodes} --nproc-per-node {devices}"

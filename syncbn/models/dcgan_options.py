@@ -29,6 +29,7 @@ class DCGANOptions:
     in_channels: Count | None = redeclared(OfOneSize, "in_channels", None)
     image_size: Count | tuple[Count, Count] | None = redeclared(OfOneSize, "image_size", None)
     weights: str | None = redeclared(OfOneSize, "weights", None)
+    weights_key: str | None = redeclared(OfOneSize, "weights_key", None)
 
 
 OPTIONS = {"DCGAN": DCGANOptions}

@@ -12,6 +12,9 @@ class Network:
     num_classes: Count | None = option(None, "number of logits; null: the data's")
     in_channels: Count | None = option(None, "channels of the images; null: the data's")
     weights: str | None = option(None, "a .pth, .pt, .ckpt or .safetensors file to start from")
+    weights_key: str | None = option(
+        None, "which state dict of that file, state_dict_ema for example; null: the usual one"
+    )
 
 
 @dataclass

@@ -167,9 +167,11 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
 
     def average_gradient(self, total: Tensor, count: Tensor, group: ProcessGroup | None) -> Tensor:
         """Update ψ̄ with this backward pass, from this rank's Σ g·z."""
-        # Losses are averaged over ranks. Divided by the world size, the average is that of one process.
-        world_size = 1 if group is None else group.size()
-        mean = all_sum(total.to(count.dtype), group) / (count.clamp(min=1) * world_size)
+        # Losses are averaged over ranks. Divided by the world size, the average is that of one process. The message
+        # counts the ranks: `group.size()` would be a constant of a compiled graph, which may run in another group.
+        sums = all_sum(torch.cat([total.to(count.dtype), count.new_ones(1)]), group)
+        world_size = sums[-1]
+        mean = sums[:-1] / (count.clamp(min=1) * world_size)
         return (self._slide("gradient", mean, count, once=False) * world_size).to(total.dtype)
 
     def _check_batch(self, input: Tensor, group: ProcessGroup | None) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.norm.core import compat
+from syncbn.norm.core.capabilities import tracks_batch
 from syncbn.norm.surgery.select import Globs, select_layers
 from syncbn.policy.acting import Acting, acting_on, others_on
 from syncbn.policy.layers import has_statistics, is_batch_norm, is_norm
@@ -87,6 +88,11 @@ def has_frozen_statistics(layer: nn.Module) -> bool:
     """Whether a layer's running statistics are frozen by `freeze`."""
     hook = _find(layer)
     return hook is not None and hook.stats
+
+
+def has_moving_statistics(layer: nn.Module) -> bool:
+    """Whether a layer's running statistics follow the training."""
+    return tracks_batch(layer) and not has_frozen_statistics(layer)
 
 
 def is_frozen_by(hook: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from syncbn.norm.core.capabilities import synchronizes, tracks_batch
+from syncbn.norm.core.capabilities import synchronizes
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, biased_var, pool
 from syncbn.norm.surgery.feeding import layer_before, other_use
@@ -19,7 +19,7 @@ from syncbn.norm.surgery.forward import Forward, modes_kept
 from syncbn.norm.surgery.record import record
 from syncbn.policy.batches import call, device_of, generators_kept, in_step, on_device, unwrapped
 from syncbn.policy.diagnose import Facts, diagnose
-from syncbn.policy.freeze import has_frozen_statistics
+from syncbn.policy.freeze import has_moving_statistics
 from syncbn.policy.layers import has_statistics
 from syncbn.policy.report import NormReport, NormRow
 
@@ -67,7 +67,7 @@ def inspect(
     probes = probes_of(model, group)
     if not probes:
         raise ValueError("the model has no batch normalization layer with running statistics to inspect")
-    moving = {p.layer for p in probes if tracks_batch(p.layer) and not has_frozen_statistics(p.layer)}
+    moving = {p.layer for p in probes if has_moving_statistics(p.layer)}
     wrong_mode = {layer for layer in moving if layer.training and not model.training}
     biases: dict[nn.Module, str] = {}
     if reference is not None:
@@ -84,7 +84,7 @@ def inspect(
         Facts(
             row=probe.row(),
             synchronized=probe.group is not None,
-            momentum=probe.layer.momentum,
+            momentum=probe.layer.momentum if probe.layer in moving else None,
             steps=steps,
             in_training_mode_at_evaluation=probe.layer in wrong_mode,
             redundant_bias=biases.get(probe.layer),

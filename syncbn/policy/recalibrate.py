@@ -25,7 +25,7 @@ from syncbn.policy.batches import (
     single_samples_skipped,
     unwrapped,
 )
-from syncbn.policy.freeze import has_frozen_statistics
+from syncbn.policy.freeze import has_frozen_statistics, has_moving_statistics
 from syncbn.policy.layers import buffers_of, has_statistics
 
 if TYPE_CHECKING:
@@ -112,6 +112,17 @@ def recalibrate(
     return model
 
 
+def moving_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers, with their paths, whose running statistics follow the training."""
+    return [(path, layer) for path, layer in select_layers(model, has_statistics) if has_moving_statistics(layer)]
+
+
+def other_statistics(layer: nn.Module) -> list[str]:
+    """Names of a layer's statistics that aren't a mean or a variance, and can't be recalibrated."""
+    running = {name for name in buffers_of(layer) if name.startswith("running_")}
+    return sorted(running - {"running_mean", "running_var"})
+
+
 def _layers(model: nn.Module, include: Globs, exclude: Globs) -> list[tuple[str, nn.Module]]:
     layers = select_layers(model, has_statistics, include, exclude)
     moving = [(path, layer) for path, layer in layers if not has_frozen_statistics(layer)]
@@ -131,10 +142,9 @@ class _Sum:
 
     def __init__(self, path: str, layer: Any) -> None:
         self.path = path or "the layer"
-        others = {name for name in buffers_of(layer) if name.startswith("running_")} - {"running_mean", "running_var"}
-        if others:
+        if others := other_statistics(layer):
             raise ValueError(
-                f"{self.path} normalizes by more than a mean and a variance ({', '.join(sorted(others))}), which only "
+                f"{self.path} normalizes by more than a mean and a variance ({', '.join(others)}), which only "
                 "training measures: leave it out with exclude="
             )
         self.shape = layer.running_mean.shape  # while the layer normalizes by its batch alone it has no running mean

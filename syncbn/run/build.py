@@ -1,6 +1,7 @@
 """Building the objects that a checked config describes."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,7 +141,13 @@ def _sync_group(config: DictConfig) -> list[SyncGroup]:
 
 def _environment(world: World) -> list[SLURMEnvironment]:
     """SLURM's environment under srun; Lightning doesn't detect it if the job is named like a shell, as in salloc."""
-    return [SLURMEnvironment(auto_requeue=False)] if world.launcher == "srun" else []
+    if world.launcher != "srun":
+        return []
+    # Lightning compares these with the trainer's, and a step may have them from its job, or not at all (srun -n 2).
+    # The step's own are compared by `devices_and_nodes`.
+    os.environ["SLURM_NTASKS_PER_NODE"] = str(world.local_world_size)
+    os.environ["SLURM_NNODES"] = str(world.num_nodes)
+    return [SLURMEnvironment(auto_requeue=False)]
 
 
 def _check_accelerator(accelerator: str) -> None:

@@ -22,7 +22,7 @@ _UNSAID = (
 )
 _FREE_OF_THE_STATE = {
     "norm": ("sync_group",),
-    "model": ("weights", "pretrained"),  # initial weights
+    "model": ("weights", "weights_key", "pretrained"),  # initial weights
     "data": (
         *("num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "eval_batch_size", "root", "folder"),
         *("data_dir", "cache_dir", "download", "batch_size"),  # ranks keep the run's global batches

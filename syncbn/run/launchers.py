@@ -19,6 +19,9 @@ from syncbn.launch.world import World, current_world
 from syncbn.norm.core.options import mistakes
 from syncbn.run.errors import UserError
 from syncbn.run.options import LAUNCHERS
+from syncbn.run.sweeps import failed_notes, forget_failed, list_failed, note_failed
+
+_NOTES = ".submitit"
 
 
 def submitted_world(hydra: DictConfig, world: World) -> World | None:
@@ -46,9 +49,16 @@ def submitted_world(hydra: DictConfig, world: World) -> World | None:
 
 
 @contextmanager
-def waiting(submitted: World, jobs: int) -> Iterator[None]:
-    """Wait for submitted jobs: Ctrl-C ends only the waiting."""
+def waiting(submitted: World, jobs: int, folder: Path) -> Iterator[None]:
+    """Wait for submitted jobs, and list those that failed: Ctrl-C ends only the waiting.
+
+    Args:
+        submitted: ranks of each job.
+        jobs: number of jobs.
+        folder: of the sweep.
+    """
     stop.restore()  # there is nothing to save here
+    forget_failed(folder / _NOTES)
     ranks = f"{submitted.world_size} rank(s) each" if submitted.world_size > 1 else "one rank each"
     print(f"{submitted.launcher}: {jobs} job(s) of {ranks}; this command waits for them", flush=True)
     try:
@@ -56,6 +66,10 @@ def waiting(submitted: World, jobs: int) -> Iterator[None]:
     except KeyboardInterrupt:
         print("\nno longer waiting; jobs in SLURM go on (squeue, scancel)", file=sys.stderr)
         raise SystemExit(130) from None
+    except SystemExit:  # Hydra's, after all have ended, for the first that failed
+        if codes := failed_notes(folder / _NOTES):
+            list_failed(codes, jobs)
+        raise
 
 
 @contextmanager
@@ -80,7 +94,9 @@ def submitted_job() -> Iterator[None]:
         raise CompactHydraException(f"stopped by {signal.Signals(stopped.signum).name}") from stopped
     except SystemExit as end:
         if end.code:
+            note_failed(log, end.code if isinstance(end.code, int) else 1)
             raise CompactHydraException(f"a job ended with exit code {end.code}; its log is in {log}") from end
     except Exception as error:
         traceback.print_exc()
+        note_failed(log, 1)
         raise CompactHydraException(f"{type(error).__name__}: {error}; the log is in {log}") from error

@@ -45,7 +45,8 @@ def build_network(
     asked = parameters_of("model", config.model)
     model = DictConfig(OmegaConf.to_container(config.model, resolve=True))
     if not _has_weights_of_its_own(config):
-        model.pop("weights", None)  # `load_pretrained` reads them
+        for key in ("weights", "weights_key"):  # `load_pretrained` reads them
+            model.pop(key, None)
     if not fetch_weights:
         for key in ("pretrained", "weights"):
             if model.get(key):
@@ -132,9 +133,24 @@ def output_width(net: nn.Module, facts: DataFacts) -> int | None:
 
 
 def load_pretrained(config: DictConfig, net: nn.Module) -> str | None:
-    """Load the weights file `config.model.weights`, if any, into `net`; returns a description."""
-    path = None if _has_weights_of_its_own(config) else config.model.get("weights")
-    return None if path is None else load_weights(net, path)
+    """Load the weights file `config.model.weights`, if any, into `net`; returns a description.
+
+    Raises:
+        ValueError: `model.weights_key` without a file; as `load_weights`.
+    """
+    if _has_weights_of_its_own(config):
+        return None
+    path, key = config.model.get("weights"), config.model.get("weights_key")
+    if path is None and key is not None:
+        raise ValueError(f"model.weights_key={key} chooses in a file of weights: add model.weights=<file>")
+    if path is None:
+        return None
+    try:
+        return load_weights(net, path, key=key)
+    except ValueError as error:
+        text = str(error)
+        told = "key=" in text or (key is not None and repr(key) in text)
+        raise ValueError(text + ", which is model.weights_key=<name> in a config" * told) from error
 
 
 def is_ours(config: DictConfig) -> bool:

@@ -139,6 +139,6 @@ def _preemptions(trainer: "Trainer") -> "list[Preemption]":
 
 
 def _shown(folder: Path) -> str:
-    """Path relative to the current folder, if it is below it."""
+    """Path relative to the current folder, if it is below it; with hydra.job.chdir it is that itself."""
     here = Path.cwd()
-    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
+    return str(folder.relative_to(here) if folder.is_relative_to(here) and folder != here else folder)

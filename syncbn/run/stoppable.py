@@ -1,17 +1,24 @@
 """Fits and tests that a signal may interrupt."""
 
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from multiprocessing import resource_tracker
+from typing import NoReturn
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from syncbn.launch import stop
+from syncbn.launch.faults import Fault, another_failed
 from syncbn.launch.stop import Stopped
 from syncbn.norm.core.messages import first_line
 from syncbn.training import watch
+
+_PATIENCE_S = 5.0
+_LOST = ("left the process group", "Connection closed", "Connection reset", "Broken pipe")
 
 
 @contextmanager
@@ -25,10 +32,37 @@ def stoppable(trainer: Trainer) -> Iterator[None]:
         with _passed_on(launcher) if isinstance(launcher, _MultiProcessingLauncher) else nullcontext():
             yield
     except Exception as error:
+        if (lost := _is_lost_peer(error)) and not stop.requested():
+            _end_after(error)
         if not (signum := stop.requested()):
             raise
+        if lost and another_failed():  # which has said why
+            raise Stopped(signum) from error
         stop.say(f"before it could save: {first_line(error)}", signum)
         raise Stopped(signum) from error
+
+
+def _is_lost_peer(error: Exception) -> bool:
+    """Whether a message to or from another rank failed since that one has ended."""
+    text = str(error)  # of our exchange and of gloo, which have no class for it
+    return isinstance(error, RuntimeError) and any(words in text for words in _LOST)
+
+
+def _end_after(error: Exception) -> NoReturn:
+    """End after a lost peer, which has said why or was killed: its launcher knows that in a moment, and ends this rank.
+
+    Raises:
+        Stopped: quietly, if a rank on this node has failed.
+        Fault: otherwise.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while not another_failed() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if another_failed():
+        raise Stopped(signal.SIGTERM) from error
+    raise Fault(
+        f"{first_line(error)}; its own output says why, and the run goes on from its last checkpoint by resume=auto"
+    ) from error
 
 
 @contextmanager

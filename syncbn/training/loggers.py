@@ -96,6 +96,7 @@ def wandb_logger(
     tags: list[str] | None = Options.tags,
     log_model: bool | Literal["all"] = Options.log_model,
     init_timeout_s: float = Options.init_timeout_s,
+    finish_timeout_s: float = Options.finish_timeout_s,
 ) -> WandbLogger:
     """Make Lightning's W&B logger with the run's id, so that a resumed run continues it.
 
@@ -110,6 +111,7 @@ def wandb_logger(
         tags: tags of the run.
         log_model: checkpoints as artifacts: False, True (the best and the last) or "all".
         init_timeout_s: seconds to try to reach W&B; then the run is logged offline.
+        finish_timeout_s: seconds to send what is left at the end; the rest stays on the disk, for `wandb sync`.
 
     W&B's own variables mean what W&B says: `WANDB_MODE=disabled`, `WANDB_NAME`, `WANDB_NOTES`, `WANDB_DIR`, ...
 
@@ -142,8 +144,12 @@ def wandb_logger(
         job_type=job_type,
         tags=tags,
         log_model=log_model,
-        # quiet: its summary of the metrics would hide ours. Data that can't be sent at the end stays on the disk.
-        settings=wandb.Settings(quiet=True, init_timeout=init_timeout_s, finish_timeout=300),
+        settings=wandb.Settings(
+            quiet=True,  # its summary of the metrics would hide ours
+            init_timeout=init_timeout_s,
+            finish_timeout=finish_timeout_s,
+            finish_timeout_raises=True,
+        ),
     )
     logger._wandb_init.pop("anonymous", None)  # always passed by Lightning, and deprecated in W&B
     return logger
@@ -199,7 +205,16 @@ def log_config(logger: Logger, config: dict[str, Any], commit: str | None) -> No
 
 
 def finish(loggers: Iterable[Logger]) -> None:
-    """Finish W&B's run, which would otherwise include the next job of a sweep."""
+    """Finish W&B's run, which would otherwise include the next job of a sweep, and say so if W&B didn't take all."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+            run = logger.experiment
+            try:
+                run.finish()
+            except TimeoutError:
+                print(
+                    "W&B hasn't taken all of this run; nothing is lost: send the rest by wandb sync "
+                    f"{shlex.quote(str(Path(run.dir).parent))}",
+                    file=sys.stderr,
+                    flush=True,
+                )

@@ -29,6 +29,7 @@ class WandbOptions:
         False, "true: the best and last checkpoints as artifacts; all: each of them"
     )
     init_timeout_s: Positive = option(90.0, "seconds to try to reach W&B; then the run is logged offline")
+    finish_timeout_s: Positive = option(300.0, "seconds to send what is left at the end; the rest stays on the disk")
 
 
 OPTIONS = {"RunFolderCSVLogger": CSVOptions, "wandb_logger": WandbOptions}

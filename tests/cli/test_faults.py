@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import REPOSITORY, SHORT
+from tests.cli.conftest import REPOSITORY, SHORT, run_script
 
 
 @pytest.mark.slow
@@ -42,6 +42,41 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on_in_its_folder(tmp_pa
     assert int(step) >= 4  # the first epoch was saved for sure
     assert rest.count("test accuracy:") == 1
     assert len(list((tmp_path / "outputs").iterdir())) == 1
+
+
+FAILING = """
+import os, signal
+import lightning.pytorch as L
+
+class Fails(L.Callback):
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == 1 and batch_idx == 2:
+            if self.how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise LookupError("something is wrong here")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("how", "code", "cause"),
+    [("error", 1, "LookupError: something is wrong here"), ("killed", 137, "was killed by SIGKILL")],
+)
+def test_the_end_of_one_rank_is_told_once(how: str, code: int, cause: str, tmp_path: Path) -> None:
+    """By the rank, or the process that started it, and not by the other rank, which its launcher ends."""
+    (tmp_path / "pyproject.toml").write_text('[tool.syncbn]\npackages = ["failing"]\n')
+    (tmp_path / "failing.py").write_text(FAILING)
+    callback = ["+callbacks.fails._target_=failing.Fails", f"+callbacks.fails.how={how}"]
+    done = run_script(tmp_path, "train", "trainer=ddp", "callbacks=none", *callback, *SHORT)
+    assert done.code == code
+    assert done.err.count(cause) == 1
+    assert done.err.count("Traceback") == (how == "error")
+    assert "stopped by" not in done.err
+    assert "left the process group" not in done.err
 
 
 def rank_of(agent: int, rank: int) -> int:

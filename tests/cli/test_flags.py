@@ -107,10 +107,11 @@ def test_flags_behind_overrides_run_and_a_runs_config_is_given_again(tmp_path: P
     assert "groups: 2" in (jobs[1] / ".hydra" / "config.yaml").read_text()
     assert "- x\n" in (jobs[1] / ".hydra" / "config.yaml").read_text()
 
-    given = ["--config-path", "outputs/sweep/1/.hydra", "-cn", "config", "run_id=again"]
+    given = ["--config-path", "outputs/sweep/1/.hydra", "-cn", "config", "run_id=again", "hydra.job.chdir=true"]
     done = syncbn(tmp_path, "train", *given)
     assert done.code == 0, done.err
     assert "norm=group" in done.out
+    assert f"run folder:    {tmp_path / 'outputs' / 'again'}" in done.out  # not ".", where the job works
     assert (tmp_path / "outputs" / "again" / "checkpoints" / "last.ckpt").is_file()
     assert {path.name for path in (tmp_path / "outputs").iterdir()} == {"sweep", "again"}  # none named by the clock
 

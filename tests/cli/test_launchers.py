@@ -96,6 +96,8 @@ def test_jobs_on_this_machine_run_at_once_and_one_that_fails_leaves_the_other_al
     assert done.code == 1
     assert "launcher=local: 2 job(s) of 2 rank(s) each" in done.out
     assert "a job ended with exit code 2; its log is in outputs/sweep/.submitit" in done.err
+    assert done.err.splitlines()[-1].startswith("error: 1 of 2 job(s) failed: 1 in ")
+    assert done.err.splitlines()[-1].endswith("sweep/1: exit code 2")
     assert "Traceback" not in done.err
     sweep = tmp_path / "outputs" / "sweep"
     assert {path.name for path in (sweep / "0" / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}

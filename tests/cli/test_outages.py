@@ -1,5 +1,6 @@
 """Messages when a run's environment fails: a loader's worker, a rank's process, the network, W&B."""
 
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import pytest
 
 from tests.cli.conftest import API_KEY, REPOSITORY, SHORT
 from tests.cli.test_faults import rank_of
+from tests.cli.wandb_server import Outage, Server, serving
 from tests.data.image_files import write_images
 
 pytestmark = pytest.mark.slow
@@ -113,6 +115,40 @@ def test_without_wandb_the_training_goes_on(tmp_path: Path) -> None:
     assert len(list((tmp_path / "outputs" / "r" / "wandb").glob("offline-run-*"))) == 1
     assert API_KEY not in text
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and API_KEY.encode() in p.read_bytes()]
+
+
+def with_wandb(folder: Path, server: Server) -> str:
+    """What a run says that ends with code 0; W&B gets 3 seconds at both ends."""
+    wandb = ("logger=wandb", "logger.wandb.offline=false", "logger.wandb.init_timeout_s=3")
+    short = ("run_id=r", "model=mlp", "trainer.max_epochs=1", "trainer.limit_train_batches=4", "callbacks=none")
+    options = (*short, *wandb, "logger.wandb.finish_timeout_s=3", "trainer.accelerator=cpu", "test=false")
+    with running(folder, *options, WANDB_BASE_URL=server.url, WANDB_API_KEY=API_KEY) as process:
+        assert process.wait(200) == 0, said(folder)
+    text = said(folder)
+    assert "training:      1 epoch(s)" in text
+    assert (folder / "outputs" / "r" / "metrics.csv").is_file()
+    return text
+
+
+@pytest.mark.parametrize("outage", ["hangs", "errors"])
+def test_a_wandb_that_never_answers_costs_the_time_limit_alone(outage: Outage, tmp_path: Path) -> None:
+    with serving(outage, from_the_start=True) as server:
+        text = with_wandb(tmp_path, server)
+    assert text.count("W&B can't be reached") == 1
+    assert re.findall(r"wandb sync (\S+)/wandb/offline-run-\*", text)
+    assert server.run is None
+
+
+@pytest.mark.parametrize("outage", ["hangs", "errors", "closes"])
+def test_a_wandb_that_stops_answering_ends_no_run_and_nothing_is_lost(outage: Outage, tmp_path: Path) -> None:
+    with serving(outage, from_the_start=False) as server:
+        text = with_wandb(tmp_path, server)
+    assert server.run == "r"
+    (folder,) = re.findall(r"W&B hasn't taken all of this run; .* by wandb sync (\S+)", text)
+    (record,) = (tmp_path / folder).glob("run-r.wandb")
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(record)]
+    summary = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert "train/loss" in json.dumps(summary["summary"])
 
 
 def ip(*arguments: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from syncbn.launch.relaunch import ranks_to_start, threads_of_a_rank
-from syncbn.launch.world import World, current_world, devices_and_nodes
+from syncbn.launch.world import World, check_tasks, current_world, devices_and_nodes
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "x",
@@ -48,6 +48,19 @@ def test_another_world_than_the_launchers_is_refused_with_the_flag_to_set(device
         devices_and_nodes(devices, nodes, current_world(TORCHRUN))
     with pytest.raises(ValueError, match=r"srun started 4 process.*--ntasks-per-node"):
         devices_and_nodes(devices, 1, current_world(SRUN))
+
+
+def test_fewer_tasks_than_a_node_was_to_have_are_refused_in_a_line_that_leads_to_no_other() -> None:
+    alone = current_world({**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"})
+    asked = {"SLURM_NTASKS_PER_NODE": "2"}
+    with pytest.raises(ValueError, match=r"srun started 1 task.*--ntasks=2, or .* trainer.devices=1$"):
+        check_tasks("auto", alone, asked)
+    check_tasks(1, alone, asked)  # the second remedy
+    assert devices_and_nodes(1, "auto", alone) == (1, 1)
+    check_tasks("auto", current_world(SRUN), asked)  # the first
+    check_tasks("auto", alone, {"SLURM_NTASKS_PER_NODE": "1"})
+    check_tasks("auto", alone, {})
+    check_tasks("auto", ALONE, asked)  # a batch script
 
 
 def trainer(**changes: Any) -> dict[str, Any]:

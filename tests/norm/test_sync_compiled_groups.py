@@ -3,6 +3,7 @@
 import copy
 import tempfile
 import uuid
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -99,6 +100,46 @@ def test_a_graph_of_one_rank_serves_two(ranks: Callable[[int], Ranks]) -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             for got, expected in team.run(from_one_rank_to_two, folder):
+                torch.testing.assert_close(got, expected)
+    finally:
+        team.stop()
+
+
+def one_rank_after_another(meeting: str, what: str) -> tuple[Tensor, Tensor]:
+    """Gradients, in a group of two, of a graph that was made in a group of one, and of the eager code."""
+    warnings.filterwarnings("ignore", ".*Function'> should not be instantiated", DeprecationWarning)  # torch's
+    rank = dist.get_rank()
+    torch.compiler.reset()
+    dist.destroy_process_group()
+    found = []
+    for number, compiled in enumerate((True, False)):
+        layer = build("moving_average") if what == "moving_average" else nn.Identity()
+
+        def loss(x: Tensor, layer: nn.Module = layer) -> Tensor:
+            y = layer(x)
+            weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+            return syncbn.mean_over_ranks((y * weights).flatten()) if what == "loss" else (y * weights).sum()
+
+        run = torch.compile(loss, backend="aot_eager", fullgraph=True) if compiled else loss
+        for world_size in (1, 2):
+            meet(f"{meeting}/{number}-{world_size}-{rank * (world_size == 1)}", rank * (world_size == 2), world_size)
+            x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(rank)).requires_grad_()
+            run(x).backward()
+            dist.barrier()
+            dist.destroy_process_group()
+        assert x.grad is not None
+        windows = [layer[1].get_buffer("gradient_window")] if isinstance(layer, nn.Sequential) else []
+        found.append(torch.cat([part.flatten() for part in (x.grad, *windows)]))
+    return found[0], found[1]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("what", ["moving_average", "loss"])
+def test_a_graph_counts_the_ranks_when_it_runs(what: str, ranks: Callable[[int], Ranks]) -> None:
+    team = ranks(2)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for got, expected in team.run(one_rank_after_another, folder, what):
                 torch.testing.assert_close(got, expected)
     finally:
         team.stop()

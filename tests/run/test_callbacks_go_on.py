@@ -37,7 +37,14 @@ TOGETHER = {
     "to_the_end": ["callbacks=to_the_end", "trainer.val_check_interval=2"],
     "ema": ["callbacks=[default,ema]"],
     "swa": ["callbacks=[default,swa]"],
-    "gan": ["callbacks=gan", "task=gan", "model=dcgan", "optimizer=adam", "trainer.gradient_clip_val=null"],
+    "gradual": [
+        *("callbacks=to_the_end", "finetune=gradual", "callbacks.finetune.stages=[net.fc.*,net.linears.1.*]"),
+        *("callbacks.finetune.every_n_epochs=1", "callbacks.finetune.frozen_stats_epochs=2"),
+    ],
+    "gan": [
+        *("callbacks=gan", "task=gan", "model=dcgan", "optimizer=adam", "trainer.gradient_clip_val=null"),
+        "test=false",  # which trains a classifier on all images
+    ],
 }
 ELSEWHERE = {  # in files of those, or without a state
     *("checkpoint", "early_stopping", "last_checkpoint", "loader_watch", "lr_monitor", "norm_statistics", "plots"),

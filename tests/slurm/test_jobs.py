@@ -143,6 +143,7 @@ def test_a_sweep_from_the_login_node_is_a_job_for_each_of_its_runs(cluster: Clus
     assert login.returncode == 1
     assert "launcher=slurm: 2 job(s) of 2 rank(s) each" in out
     assert "a job ended with exit code 2; its log is in outputs/sweep/.submitit" in err
+    assert "error: 1 of 2 job(s) failed: 1 in " in err.splitlines()[-1]
 
     assert [cluster.wait(f"{job}_{task}") for task in (0, 1)] == ["COMPLETED", "FAILED"]
     assert [cluster.restarts(f"{job}_{task}") for task in (0, 1)] == [1, 0]
@@ -179,6 +180,32 @@ def test_interactive_runs_in_the_terminal(cluster: Cluster, checkout: Path) -> N
     assert "processes:     2 on cpu" in done.stdout
     (run,) = (checkout / "outputs").iterdir()
     assert re.fullmatch(r"slurm-\d+-\d+", run.name)
+
+
+def srun(cluster: Cluster, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run scripts/train.py by srun alone, without a batch script."""
+    tasks = tuple(argument for argument in arguments if argument.startswith("--"))
+    command = ["srun", *tasks, sys.executable, "scripts/train.py", *SHORT, *arguments[len(tasks) :], "test=false"]
+    return subprocess.run(
+        command, cwd=folder, env=in_reach(cluster.environ), capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def test_one_task_where_two_were_asked_for_is_refused_in_one_line_that_ends_the_matter(
+    cluster: Cluster, checkout: Path
+) -> None:
+    fewer = ("--ntasks=1", "--ntasks-per-node=2")
+    refused = srun(cluster, checkout, *fewer, "trainer=ddp")
+    assert refused.returncode == 2
+    (line,) = [line for line in refused.stderr.splitlines() if "error:" in line and not line.startswith("srun:")]
+    assert "start as many, srun --ntasks=2, or say that 1 is meant, trainer.devices=1" in line
+    assert not (checkout / "outputs").exists()
+    one = srun(cluster, checkout, *fewer, "trainer=ddp", "trainer.devices=1")
+    assert one.returncode == 0, one.stderr
+    assert "processes:     1 on cpu" in one.stdout
+    two = srun(cluster, checkout, "--ntasks=2", "trainer=ddp")  # without --ntasks-per-node, which Lightning asks for
+    assert two.returncode == 0, two.stderr
+    assert "processes:     2 on cpu" in two.stdout
 
 
 def test_each_file_is_a_shell_script_without_mistakes() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.profilers import PyTorchProfiler
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.autograd import DeviceType
 
 from syncbn.training import NormProfiler
@@ -105,7 +106,10 @@ def test_alone_nothing_is_communicated(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_another_profiler_is_refused() -> None:
-    with fits.launched(), pytest.raises(ValueError, match=r"PyTorchProfiler\(...\)\), got PassThroughProfiler"):
+    with (
+        fits.launched(),
+        pytest.raises(MisconfigurationException, match=r"add debug=profiler, .* got PassThroughProfiler"),
+    ):
         fits.trainer(max_epochs=1, callbacks=[NormProfiler()]).fit(fits.task(), fits.digits(32))
 
 

@@ -172,8 +172,9 @@ def mean_over_ranks(values: Tensor, process_group: ProcessGroup | None = None) -
     """
     group = communicating_group(process_group)
     count = torch.full((), values.numel(), dtype=_widest_dtype(values), device=values.device)
-    world_size = 1 if group is None else group.size()
-    weight = world_size / all_sum(count, group).clamp(min=1)
+    # The message counts the ranks, too: `group.size()` would be a constant of a compiled graph.
+    total, world_size = all_sum(torch.stack([count, torch.ones_like(count)]), group)
+    weight = world_size / total.clamp(min=1)
     return values.sum() * weight.to(values.dtype)
 
 

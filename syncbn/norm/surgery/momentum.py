@@ -30,12 +30,17 @@ def set_momentum(
         ValueError: a momentum out of range; a glob that matches no such layer; no such layer.
     """
     check_momentum(momentum)
-    layers = select_layers(model, _has_momentum, include, exclude)
+    layers = layers_with_momentum(model, include, exclude)
     if not layers:
         raise ValueError("the model has no layer with running statistics, and so no momentum to set")
     for _, layer in layers:
         layer.momentum = momentum  # type: ignore[assignment]
     return model
+
+
+def layers_with_momentum(model: nn.Module, include: Globs = None, exclude: Globs = None) -> list[tuple[str, nn.Module]]:
+    """The layers that `set_momentum` would set, with their paths."""
+    return select_layers(model, _has_momentum, include, exclude)
 
 
 def _has_momentum(module: nn.Module) -> bool:

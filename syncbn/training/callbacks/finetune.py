@@ -3,17 +3,19 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import Any
 
 import lightning.pytorch as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.policy import freeze, unfreeze
 from syncbn.policy.freeze import has_frozen_statistics
-from syncbn.policy.layers import buffers_of, is_norm
+from syncbn.policy.layers import buffers_of, has_statistics, is_norm
 from syncbn.training.callbacks.finetune_options import FreezeNormOptions, GradualUnfreezingOptions, TrainOnlyOptions
 
 
@@ -53,8 +55,18 @@ class FreezeNorm(L.Callback):
         """Record the frozen values, after a checkpoint has been loaded."""
         self._before = {name: tensor.detach().clone() for name, tensor in self._frozen(pl_module)}
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the frozen values themselves where their average differs by rounding."""
+        state = checkpoint["state_dict"]
+        for name in self._before.keys() & state.keys():
+            if _is_rounded(state[name], self._before[name], trainer):
+                state[name] = self._before[name].to(state[name].device).clone()
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare the frozen values bitwise."""
+        """Compare the frozen values bitwise, after those that were averaged with themselves are put back."""
+        for name, tensor in self._frozen(pl_module):
+            if _is_rounded(tensor, self._before[name], trainer):
+                tensor.data.copy_(self._before[name])
         moved = [name for name, tensor in self._frozen(pl_module) if not torch.equal(tensor, self._before[name])]
         if moved:
             raise RuntimeError(f"frozen by FreezeNorm, and changed during the fit: {', '.join(moved)}")
@@ -81,7 +93,7 @@ class TrainOnly(L.Callback):
 
     Raises:
         ValueError: nothing to train.
-        MisconfigurationException: a glob that matches no parameter.
+        MisconfigurationException: a glob that matches no parameter; no norm with γ and β.
     """
 
     def __init__(self, layers: Sequence[str] = (), norms: bool = TrainOnlyOptions.norms) -> None:
@@ -98,6 +110,8 @@ class TrainOnly(L.Callback):
             chosen = {p for glob in self.layers for p in matching(pl_module, glob)}
         if self.norms:
             chosen |= {p for m in pl_module.modules() if is_norm(m) for p in m.parameters(recurse=False)}
+        if not chosen:
+            raise MisconfigurationException("nothing would be trained: no norm has γ or β, and no layers are named")
         self._was_trainable = [p for p in pl_module.parameters() if p.requires_grad]
         for parameter in self._was_trainable:
             parameter.requires_grad_(parameter in chosen)
@@ -163,7 +177,9 @@ class GradualUnfreezing(L.Callback):
         begun = {p for glob in self.stages[:turns] for p in matching(pl_module, glob)}
         everything = turns > len(self.stages)
         self._waiting = [] if everything else [p for p in pl_module.parameters() if p not in begun]
-        if self.frozen_stats_epochs and trainer.current_epoch + self.frozen_stats_epochs == trainer.max_epochs:
+        frozen_from = (trainer.max_epochs or 0) - self.frozen_stats_epochs
+        last = self.frozen_stats_epochs and trainer.current_epoch >= frozen_from
+        if last and any(map(has_statistics, pl_module.modules())):  # in each of them: a fit may resume there
             freeze(pl_module)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
@@ -185,6 +201,15 @@ def matching(module: nn.Module, glob: str) -> list[nn.Parameter]:
         examples = ", ".join(name for name, _ in named[:4])
         raise ValueError(f"no parameter is named {glob!r}; there are {examples}, ...")
     return found
+
+
+def _is_rounded(value: Tensor, exact: Tensor, trainer: L.Trainer) -> bool:
+    """Whether a value differs from the exact one by no more than an average of it with itself, d·x + (1 - d)·x."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if not (value.is_floating_point() and any(isinstance(callback, WeightAveraging) for callback in callbacks)):
+        return False
+    exact = exact.to(value.device)
+    return not torch.equal(value, exact) and torch.allclose(value, exact, rtol=8 * torch.finfo(value.dtype).eps, atol=0)
 
 
 @contextmanager

@@ -4,9 +4,12 @@ import math
 from typing import Any, Literal
 
 import lightning.pytorch as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
 
 from syncbn.norm.core.arguments import check_arguments
-from syncbn.norm.surgery.momentum import set_momentum
+from syncbn.norm.surgery.momentum import layers_with_momentum, set_momentum
+from syncbn.policy.freeze import has_moving_statistics
 from syncbn.training.callbacks.momentum_schedule_options import MomentumScheduleOptions as Options
 
 
@@ -19,6 +22,7 @@ class MomentumSchedule(L.Callback):
 
     A large momentum early follows fast-changing weights; a small one late averages more batches of nearly constant
     weights. The value depends only on the step, so a resumed run continues correctly. Logged as `norm/momentum`.
+    Without a layer whose statistics may change there is nothing to do, which a warning says.
 
     Args:
         start: first momentum, in [0, 1], in torch's convention (see `syncbn.norm.core.momentum`).
@@ -27,8 +31,8 @@ class MomentumSchedule(L.Callback):
         fraction: share of the training's steps until `end` is reached, in (0, 1].
 
     Raises:
-        ValueError: an argument out of range; in `fit`, a training without a known number of steps, or a network
-            without running statistics.
+        ValueError: an argument out of range.
+        MisconfigurationException: in `fit`, a training without a known number of steps.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class MomentumSchedule(L.Callback):
         check_arguments(Options, locals())
         self.start, self.end, self.shape, self.fraction = start, end, shape, fraction
         self._steps = 1.0
+        self._acts = True
 
     def momentum_at(self, part: float) -> float:
         """Momentum after the share `part` of the schedule."""
@@ -53,11 +58,18 @@ class MomentumSchedule(L.Callback):
         """Determine the length of the training."""
         steps = trainer.estimated_stepping_batches
         if math.isinf(steps):
-            raise ValueError("a momentum schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+            raise MisconfigurationException(
+                "a momentum schedule needs an end: set trainer.max_epochs or trainer.max_steps"
+            )
         self._steps = max(self.fraction * steps, 1)
+        self._acts = any(has_moving_statistics(layer) for _, layer in layers_with_momentum(pl_module))
+        if not self._acts:
+            rank_zero_warn("MomentumSchedule does nothing: no layer has a momentum and running statistics that change")
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Set the momentum of this step."""
+        if not self._acts:
+            return
         momentum = self.momentum_at(trainer.global_step / self._steps)
         set_momentum(pl_module, momentum)
         pl_module.log("norm/momentum", momentum)

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.exchange import communicating_group
 from syncbn.policy.diagnose import Facts, diagnose
+from syncbn.policy.freeze import has_moving_statistics
 from syncbn.policy.inspect import LayerProbe, probes_of
 from syncbn.policy.report import NormReport, NormRow
 from syncbn.training.callbacks.norm_monitor_options import NormMonitorOptions as Options
@@ -86,7 +87,7 @@ class NormMonitor(L.Callback):
         return Facts(
             row=probe.row(),
             synchronized=probe.group is not None,
-            momentum=probe.layer.momentum,
+            momentum=probe.layer.momentum if has_moving_statistics(probe.layer) else None,
             steps=int(steps) if steps != float("inf") else None,
             in_training_mode_at_evaluation=False,
             redundant_bias=None,

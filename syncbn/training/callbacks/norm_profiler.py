@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class NormProfiler(L.Callback):
         folder: folder for norm_times.csv; the trainer's `default_root_dir` when None.
 
     Raises:
-        ValueError: at the start of the fit, if the trainer has a different profiler.
+        MisconfigurationException: at the start of the fit, if the trainer has a different profiler.
     """
 
     def __init__(self, folder: str | Path | None = Options.folder) -> None:
@@ -49,9 +50,9 @@ class NormProfiler(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check the profiler."""
         if stage == "fit" and not isinstance(_profiler(trainer), PyTorchProfiler):
-            raise ValueError(
-                "NormProfiler reads the trace of Lightning's PyTorchProfiler: Trainer(profiler=PyTorchProfiler(...)), "
-                f"got {type(_profiler(trainer)).__name__}"
+            raise MisconfigurationException(
+                "NormProfiler reads the trace of Lightning's PyTorchProfiler: add debug=profiler, or "
+                f"Trainer(profiler=PyTorchProfiler(...)), got {type(_profiler(trainer)).__name__}"
             )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -5,10 +5,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
 
 from syncbn.data.loader import BatchLoader
 from syncbn.norm.core.arguments import check_arguments
-from syncbn.policy import recalibrate
+from syncbn.policy.recalibrate import moving_layers, other_statistics, recalibrate
 from syncbn.training.callbacks.recalibrate_norm_options import RecalibrateNormOptions as Options
 
 
@@ -17,7 +20,8 @@ class RecalibrateNorm(L.Callback):
 
     A checkpoint after the validation has the validated statistics. Training steps don't read running statistics, so
     training isn't changed. If this callback comes after Lightning's weight averaging, the averaged network is
-    recalibrated. A fit without validation is recalibrated once, at its end. See `syncbn.recalibrate`.
+    recalibrated. A fit without validation is recalibrated once, at its end. See `syncbn.recalibrate`. Frozen statistics
+    stay as they are, and a network without others is left alone, with a warning unless its weights are averaged.
 
     Args:
         every_n_epochs: epochs between two recalibrations; there is always one in the last epoch.
@@ -25,6 +29,7 @@ class RecalibrateNorm(L.Callback):
 
     Raises:
         ValueError: a number below 1.
+        MisconfigurationException: in `fit`, a layer with statistics of another kind, such as a covariance.
     """
 
     def __init__(
@@ -35,6 +40,20 @@ class RecalibrateNorm(L.Callback):
         check_arguments(Options, locals())
         self.every_n_epochs = every_n_epochs
         self.max_batches = max_batches
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Warn if there is nothing to do; averaged weights need no recalibration then."""
+        layers = moving_layers(pl_module)
+        for path, layer in layers:
+            if others := other_statistics(layer):
+                raise MisconfigurationException(
+                    f"{path} normalizes by more than a mean and a variance ({', '.join(others)}), which can't be "
+                    "recalibrated: leave RecalibrateNorm out, and averages of the weights (callbacks ema and swa)"
+                )
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        averages = any(isinstance(callback, WeightAveraging) for callback in callbacks)
+        if not averages and not layers:
+            rank_zero_warn("RecalibrateNorm does nothing: no layer has running statistics that may change")
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Recalibrate every n epochs."""
@@ -50,10 +69,13 @@ class RecalibrateNorm(L.Callback):
     def _recalibrate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.train_dataloader is None:  # trainer.validate() has none
             return
+        layers = [path for path, _ in moving_layers(pl_module)]  # each time: they may be frozen in between
+        if not layers:
+            return
         precision = trainer.precision_plugin
         batches = map(precision.convert_input, _epoch(trainer.train_dataloader))
         with precision.forward_context():
-            recalibrate(pl_module, batches, max_batches=self.max_batches)
+            recalibrate(pl_module, batches, max_batches=self.max_batches, include=layers)
 
 
 def _epoch(loader: Any) -> Iterable[Any]:
