@@ -20,7 +20,7 @@ from syncbn.run.options import LAUNCHERS
 
 TARGETS = sorted(described_targets())
 OF_DATA = {"num_classes", "in_channels", "image_size"}  # of a network; null stands for the data's
-READ_ELSEWHERE = {"weights", "_partial_"}  # by `load_pretrained`, and Hydra
+READ_ELSEWHERE = {"weights", "weights_key", "_partial_"}  # by `load_pretrained`, and Hydra
 FILES = [
     pytest.param(path, id=f"{path.parent.name}/{path.stem}")
     for path in sorted(conf_dir().glob("*/*.yaml"))

@@ -38,8 +38,8 @@ class RunHere:
             return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
-def train(root: Path, run_id: str, *overrides: str) -> RunHere:
-    """Train as `syncbn train model=mlp trainer.max_epochs=1 <overrides>` does."""
+def train(root: Path, run_id: str, *overrides: str, world: World = ALONE) -> RunHere:
+    """Train as `syncbn train model=mlp trainer.max_epochs=1 <overrides>` does, on one rank of `world`."""
     from syncbn.run import fit
 
     chosen = {override.lstrip("+~").partition("=")[0] for override in overrides}
@@ -49,4 +49,4 @@ def train(root: Path, run_id: str, *overrides: str) -> RunHere:
     hydra = config.hydra
     with open_dict(config):
         del config["hydra"]
-    return RunHere(root / run_id, fit.train(config, ALONE, hydra))
+    return RunHere(root / run_id, fit.train(config, world, hydra))

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import torch
 
 from syncbn.launch import stop
 from syncbn.launch.stop import Stopped
+from syncbn.launch.world import current_world
 from syncbn.run.check import conf_dir
 from syncbn.training import ClassificationTask, GANTask
-from tests.run.here import train
+from tests.ranks import Ranks
+from tests.run.here import RunHere, train
+from tests.training import fits
 
 BATCHES = 4
 SHORT = [
@@ -107,10 +111,41 @@ def test_the_run_goes_on_and_is_the_one_that_was_not_stopped(
         with pytest.raises(Stopped):
             train(tmp_path, "run", *options(kind))
     run = train(tmp_path, "run", *options(kind))
-    whole, resumed = wholes[kind].checkpoint(), run.checkpoint()
+    compare(run, wholes[kind])
+
+
+def compare(run: RunHere, with_one: RunHere) -> None:
+    whole, resumed = with_one.checkpoint(), run.checkpoint()
     assert resumed["global_step"] == whole["global_step"]
     torch.testing.assert_close(resumed["state_dict"], whole["state_dict"], rtol=0, atol=0)
     for key in ("optimizer_states", "lr_schedulers"):
         torch.testing.assert_close(resumed[key], whole[key], rtol=0, atol=0)
     for name in ("train/loss", "val/loss", "test/loss", "lr-SGD/pg1", "train/generator_loss"):
-        assert run.column(name) == wholes[kind].column(name)
+        assert run.column(name) == with_one.column(name)
+
+
+ON_RANKS = [*SHORT, "callbacks=default", "trainer=ddp", "norm=cross_iteration", "data.batch_size=8"]
+PLACES = [("training_step", 2), ("training_step", BATCHES), ("validation_step", 1)]
+
+
+def stopped_on_ranks(folder: Path) -> None:
+    """A whole run, and one for each place at which the second rank gets the signal."""
+    with fits.launched():
+        world = current_world()
+        train(folder, "whole", *ON_RANKS, world=world)
+        for number, (step, at) in enumerate(PLACES):
+            with pytest.MonkeyPatch.context() as patch:
+                if world.rank == 1:
+                    signal_at(step, at, patch)
+                with pytest.raises(Stopped):
+                    train(folder, str(number), *ON_RANKS, world=world)
+            train(folder, str(number), *ON_RANKS, world=world)
+
+
+@pytest.mark.distributed
+def test_two_ranks_with_a_window_of_iterations_go_on(tmp_path: Path, ranks: Callable[[int], Ranks]) -> None:
+    ranks(2).run(stopped_on_ranks, tmp_path)
+    whole = RunHere(tmp_path / "whole", None)
+    assert whole.checkpoint()["global_step"] == 2 * BATCHES
+    for number in range(len(PLACES)):
+        compare(RunHere(tmp_path / str(number), None), whole)
