@@ -123,7 +123,7 @@ def with_wandb(folder: Path, server: Server) -> str:
     short = ("run_id=r", "model=mlp", "trainer.max_epochs=1", "trainer.limit_train_batches=4", "callbacks=none")
     options = (*short, *wandb, "logger.wandb.finish_timeout_s=3", "trainer.accelerator=cpu", "test=false")
     with running(folder, *options, WANDB_BASE_URL=server.url, WANDB_API_KEY=API_KEY) as process:
-        assert process.wait(200) == 0, said(folder)
+        assert process.wait(270) == 0, said(folder)
     text = said(folder)
     assert "training:      1 epoch(s)" in text
     assert (folder / "outputs" / "r" / "metrics.csv").is_file()

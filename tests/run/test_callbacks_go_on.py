@@ -138,8 +138,8 @@ def stopped_on_ranks(folder: Path) -> None:
                 if world.rank == 1:
                     signal_at(step, at, patch)
                 with pytest.raises(Stopped):
-                    train(folder, str(number), *ON_RANKS, world=world)
-            train(folder, str(number), *ON_RANKS, world=world)
+                    train(folder, f"at-{number}", *ON_RANKS, world=world)
+            train(folder, f"at-{number}", *ON_RANKS, world=world)
 
 
 @pytest.mark.distributed
@@ -148,4 +148,4 @@ def test_two_ranks_with_a_window_of_iterations_go_on(tmp_path: Path, ranks: Call
     whole = RunHere(tmp_path / "whole", None)
     assert whole.checkpoint()["global_step"] == 2 * BATCHES
     for number in range(len(PLACES)):
-        compare(RunHere(tmp_path / str(number), None), whole)
+        compare(RunHere(tmp_path / f"at-{number}", None), whole)
