@@ -47,7 +47,7 @@ def run_block(block: Block, folder: Path) -> str:
 
 def run_line(line: str, folder: Path) -> str:
     """Run or check a line of a bash block."""
-    words = shlex.split(line)
+    words = shlex.split(line, comments=True)
     program = words[0]
     if program == "make":
         assert shell(f"make -n {' '.join(words[1:])}", REPOSITORY)
@@ -72,12 +72,12 @@ def shortened(line: str) -> str:
 
 
 def check_install(words: list[str]) -> None:
-    """Check that `pip install ".[extra]"` names an extra of the project."""
+    """Check that `pip install ".[extra,...]"` names extras of the project."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     (requirement,) = words[2:]
-    extra = requirement.removeprefix(".").strip("[]")
+    extras = requirement.removeprefix(".").strip("[]").split(",") if requirement != "." else []
     assert requirement.startswith(".")
-    assert not extra or extra in project["optional-dependencies"], requirement
+    assert set(extras) <= set(project["optional-dependencies"]), requirement
 
 
 def shell(line: str, folder: Path) -> str:
