@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -22,7 +23,27 @@ from syncbn.training.loggers_options import WandbOptions as Options
 
 
 class _Appending(ExperimentWriter):
-    """CSV writer that continues an existing metrics.csv instead of deleting it."""
+    """CSV writer that continues an existing metrics.csv instead of deleting it, and leaves it whole on a full disk."""
+
+    def save(self) -> None:
+        """Write the rows there are.
+
+        Raises:
+            OSError: the disk is full, read-only or broken; the file is what it was before.
+        """
+        path = Path(self.metrics_file_path)
+        keys, size = list(self.metrics_keys), path.stat().st_size if path.is_file() else None
+        try:
+            super().save()
+        except OSError:
+            # The logger saves once more when the run ends: not behind half a row, nor more cells than the header has.
+            self.metrics_keys = keys
+            with suppress(OSError):
+                if size is None:
+                    path.unlink()
+                elif path.stat().st_size > size:
+                    os.truncate(path, size)
+            raise
 
     def _check_log_dir_exists(self) -> None:
         if Path(self.metrics_file_path).is_file():
@@ -72,8 +93,8 @@ class RunFolderCSVLogger(CSVLogger):
         with path.open(newline="") as file:
             reader = csv.DictReader(file)
             keys, rows = list(reader.fieldnames or []), list(reader)
-        # A row that a full disk has cut short has no step, or cells missing at its end.
-        rows = [row for row in rows if None not in row.values() and row.get("step", "").isdigit()]
+        # A row that was cut short has no step, or cells missing at its end; two of them in one line are too long.
+        rows = [row for row in rows if None not in (*row, *row.values()) and row.get("step", "").isdigit()]
         _replace_rows(path, keys, [row for row in rows if int(row["step"]) < step])
 
 
