@@ -66,7 +66,7 @@ def changes_since(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[Cha
     before = _stored(checkpoint.path.parent.parent)
     if before is None:
         return []
-    found = list(_differences(before, redacted(dict(config))))
+    found = list(_differences(_in_folder_of(config, before), redacted(dict(config))))
     if refused := [change for change in found if _is_of_the_state(change, before, config)]:
         change = next((change for change in refused if change.key.endswith(("_target_", ".name"))), refused[0])
         others = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
@@ -88,6 +88,23 @@ def _stored(folder: Path) -> Mapping[str, Any] | None:
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException):
         return None  # the checkpoint itself decides whether it fits
     return plain if isinstance(plain, dict) else None  # type: ignore[return-value]
+
+
+def _in_folder_of(config: Mapping[str, Any], before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stored config with the paths of its run folder, which may have been moved, as those of this one."""
+    was, now = ((side.get("paths") or {}).get("output_dir") for side in (before, config))
+    if not was or not now or was == now:
+        return before
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: moved(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [moved(item) for item in value]
+        is_inside = isinstance(value, str) and (value == was or value.startswith(f"{was}/"))
+        return now + value[len(was) :] if is_inside else value
+
+    return {key: value if key == "paths" else moved(value) for key, value in before.items()}
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[Change]:

@@ -196,8 +196,11 @@ def _begin(run: Run, hydra: DictConfig) -> None:
     screen.print_start(config, run.net, run.trainer, folder, run.checkpoint, run.weights, run.changes)
     for logger in run.loggers:
         log_config(logger, redacted(plain(config)), git_commit())
-        if config.train and run.checkpoint and isinstance(logger, RunFolderCSVLogger):
-            logger.cut_at(run.checkpoint.logged_steps)
+        if config.train and isinstance(logger, RunFolderCSVLogger):
+            if run.checkpoint:
+                logger.cut_at(run.checkpoint.logged_steps)
+            elif config.resume == "auto":  # a start that ended before its first checkpoint has left rows
+                logger.cut_at(0)
 
 
 def logged(run: Run) -> dict[str, float]:

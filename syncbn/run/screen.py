@@ -127,8 +127,9 @@ def _ended_by(trainer: "Trainer") -> str | None:
     if any(callback.time_is_over for callback in _preemptions(trainer)):
         return "trainer.max_time ended it"
     callback = trainer.early_stopping_callback
-    reason = callback.stopping_reason_message if callback is not None and trainer.should_stop else None
-    return f"stopped early: {reason}" if reason else None
+    if callback is None or not trainer.should_stop:
+        return None
+    return f"stopped early: {callback.stopping_reason_message or f'{callback.monitor} no longer improved'}"
 
 
 def _preemptions(trainer: "Trainer") -> "list[Preemption]":

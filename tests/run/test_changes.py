@@ -180,7 +180,7 @@ def test_the_best_of_several_is_best(tmp_path: Path) -> None:
         assert min(float(score) for score in scores if score is not None) == pytest.approx(min(losses))
 
 
-def test_nothing_depends_on_where_a_folder_lies(tmp_path: Path) -> None:
+def test_nothing_depends_on_where_a_folder_lies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The best score is kept where a folder was renamed, and a finished run is tested by the file in it."""
     run = train(tmp_path, "first", "trainer.max_epochs=2")
     best = min(run.column("val/loss"))
@@ -189,6 +189,7 @@ def test_nothing_depends_on_where_a_folder_lies(tmp_path: Path) -> None:
         torch.load(tmp_path / "second" / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
     )
     train(tmp_path, "second", "trainer.max_epochs=2", "resume=auto")
+    assert "changed:" not in capsys.readouterr().out
     worse = train(
         tmp_path, "second", "trainer.max_epochs=3", "resume=auto", "optimizer.lr=30", "trainer.gradient_clip_val=null"
     )

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -71,11 +72,17 @@ def assert_equal(run: RunHere, whole: RunHere) -> None:
 
 
 # From the lock and the config, over the tables, the checkpoints and their exchange, to each of the plots.
-@pytest.mark.parametrize("pages", [0, 1, 2, 3, 4, 5, 6, 8, 11, 16, 20, 32, 48, 70, 90, 110])
+@pytest.mark.parametrize("pages", [0, 1, 2, 3, 5, 8, 12, 20, 32, 48, 90])
 def test_a_disk_that_is_full_ends_the_run_in_one_line_and_it_goes_on(disk: Path, whole: RunHere, pages: int) -> None:
     filler = fill(disk, pages)
-    with pytest.raises((Fault, UserError), match="No space left on device"):
-        train(disk, "run", *RUN)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "plots/ isn't complete: .*No space left on device")  # not worth a run
+        try:
+            train(disk, "run", *RUN)
+        except (Fault, UserError) as error:
+            assert "No space left on device" in str(error)  # noqa: PT017
+        else:
+            assert pages > 30  # all but the plots had room
     filler.unlink()
     run = train(disk, "run", *RUN)
     assert_equal(run, whole)

@@ -79,6 +79,23 @@ def test_a_run_past_its_end_says_so_and_is_tested(tmp_path: Path, capsys: pytest
     assert run.checkpoint()["global_step"] == 68
 
 
+def test_a_run_that_stopped_early_stays_stopped_until_it_is_given_more_patience(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["trainer.max_epochs=5", "trainer.limit_train_batches=2", "trainer.log_every_n_steps=1"]
+    early = ["callbacks.early_stopping.min_delta=100", *sizes]
+    run = train(tmp_path, "run", *early, "callbacks.early_stopping.patience=1")
+    assert run.checkpoint()["epoch"] == 1
+    rows = run.column("val/loss")
+    capsys.readouterr()
+    again = train(tmp_path, "run", *early, "callbacks.early_stopping.patience=1", "resume=auto")
+    assert "none: the run is after step 4 and 2 epoch(s); stopped early: " in capsys.readouterr().out
+    assert again.column("val/loss") == rows
+    assert again.checkpoint()["epoch"] == 1
+    more = train(tmp_path, "run", *early, "callbacks.early_stopping.patience=2", "resume=auto")
+    assert more.checkpoint()["epoch"] == 2
+
+
 @pytest.mark.parametrize(
     ("time", "expected"),
     [

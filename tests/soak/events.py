@@ -193,6 +193,11 @@ def _second_start(event: Event, one: Start, place: Place, told: Story) -> tuple[
     if one.poll() is not None or not (place.run / ".hydra").is_dir():
         return ()
     second = place.begin()
+    while second.poll() is None and one.poll() is None:  # slow, so that it outlives the second
+        one.signal(signal.SIGSTOP, group=True)
+        time.sleep(0.4)
+        one.signal(signal.SIGCONT, group=True)
+        time.sleep(0.1)
     code = second.wait()
     if one.poll() is None and (code != 2 or "is being written by another start" not in second.said()):
         raise Wrong(f"second start: exit code {code}: {second.said()[-1500:]}")

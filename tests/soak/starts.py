@@ -119,9 +119,9 @@ def start(words: tuple[str, ...], folder: Path, log: Path, *, cold: bool) -> Sta
         return Start(process.pid, folder, log, began_at)
     sys.stdout.flush()
     sys.stderr.flush()
-    if pid := os.fork():
-        return Start(pid, folder, log, began_at)
-    _become(words, folder, log)
+    if not (pid := os.fork()):
+        _become(words, folder, log)
+    return Start(pid, folder, log, began_at)
 
 
 def _become(words: tuple[str, ...], folder: Path, log: Path) -> NoReturn:

@@ -23,6 +23,10 @@ _MODELS = (  # words, and how often
     (("experiment=dcgan_digits", "model.width=4"), 1),
     (("experiment=fcn_scenes", "model.width=4"), 1),
 )
+_OF_FILES = (  # of image files, which workers read
+    *("data=image_folder", "data.folder=../images", "data.image_size=16", "data.num_workers=2"),
+    *("model=resnet18", "model.stem=cifar", "model.width=4"),
+)
 _CALLBACKS = (
     ("callbacks=default",),
     ("callbacks=to_the_end", "~callbacks.plots"),
@@ -119,7 +123,10 @@ def story(number: int, kinds: tuple[str, ...] = ()) -> Story:
     """
     draw = random.Random(number)
     ranks = 2 if set(kinds) & set(_ON_RANKS) else draw.choice((1, 1, 1, 2))
+    workers = "kill a worker" in kinds or (not kinds and draw.random() < 0.1)
+    kinds = kinds or tuple(draw.choice(_common(ranks, workers)) for _ in range(draw.randint(1, 3)))
     model = draw.choices([words for words, _ in _MODELS], [weight for _, weight in _MODELS])[0]
+    model = _OF_FILES if workers else model
     steps, epochs = draw.choice((6, 9, 20)), draw.choice((2, 3, 5))
     words = [
         *model,
@@ -131,7 +138,7 @@ def story(number: int, kinds: tuple[str, ...] = ()) -> Story:
         "threads=1",
         "resume=auto",
     ]
-    events = _events(kinds or tuple(draw.choice(_common(ranks)) for _ in range(draw.randint(1, 3))), draw)
+    events = _events(kinds, draw)
     by_limits = any(event.kind in ("max_epochs", "max_steps") for event in events)
     # A schedule is made for the epochs and steps of each start, so that of a limited one has no end and no warm-up.
     schedule = ("scheduler=constant", "scheduler.warmup_fraction=0")
@@ -141,7 +148,6 @@ def story(number: int, kinds: tuple[str, ...] = ()) -> Story:
     else:
         words.append(f"trainer.max_epochs={epochs}")
     words += ["trainer=ddp"] if ranks == 2 else []
-    words += ["data.num_workers=2"] if any(event.kind == "kill a worker" for event in events) else []
     words += draw.choice(_LOGGERS)
     words += _of_a_gan(draw) if "dcgan" in model[0] else _of_a_classifier(draw, "mlp" in model[0])
     return Story(number, tuple(words), ranks, epochs, steps, events)
@@ -166,13 +172,14 @@ def _of_a_classifier(draw: random.Random, every_norm: bool) -> list[str]:
     words = [f"norm={draw.choice(_NORMS if every_norm else _NORMS[:6])}"]
     words.append(f"optimizer={draw.choice(('sgd', 'adam', 'adamw'))}")
     callbacks, extra = draw.choice(_CALLBACKS), draw.choice(_EXTRAS)
-    if "callbacks.early_stopping" in " ".join(extra) and "default" not in callbacks[0]:
+    if "early_stopping" in " ".join(extra) and "default" not in callbacks[0]:
         extra = ()
     return [*words, *callbacks, *extra, *draw.choice(_SPEEDS)]
 
 
-def _common(ranks: int) -> list[str]:
-    return [kind for kind in KINDS if ranks > 1 or kind not in _ON_RANKS]
+def _common(ranks: int, workers: bool) -> list[str]:
+    without = (*(() if ranks > 1 else _ON_RANKS), *(() if workers else ("kill a worker",)))
+    return [kind for kind in KINDS if kind not in without]
 
 
 def _events(kinds: tuple[str, ...], draw: random.Random) -> tuple[Event, ...]:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.data.image_files import write_images
 from tests.soak.compare import difference
 from tests.soak.events import Place, Wrong, check_words, happen
 from tests.soak.starts import end_all, start
@@ -58,9 +59,14 @@ def tell(number: int, kinds: tuple[str, ...], root: Path) -> Told:
 
 def _tell(told: Told, root: Path) -> None:
     words = told.story.words
+    if "data=image_folder" in words:
+        write_images(root / "images", 60)
     began = time.monotonic()
     one = start((*words, "run_id=run"), root / "whole", root / "whole.log", cold=False)
-    if (code := one.wait()) or "Traceback" in one.said():
+    if (code := one.wait()) == 2:
+        told.reasons.append(f"refused: {one.said().strip()[:200]}")
+        return
+    if code or "Traceback" in one.said():
         raise Wrong(f"the uninterrupted run ended with {code}: {one.said()[-2500:]}")
     whole = root / "whole" / "outputs" / "run"
     rows = (whole / "metrics.csv").read_bytes().count(b"\n")

@@ -1,6 +1,7 @@
 """Record of each norm's running statistics during training, as a table in the run folder."""
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 
+from syncbn.launch.files import replace_text
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.training.callbacks.norm_statistics_options import NormStatisticsOptions as Options
 
@@ -45,10 +47,11 @@ class NormStatisticsRecorder(L.Callback):
         self.path = Path(self.folder or trainer.default_root_dir) / FILENAME
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_statistics(self.path) if int(row["step"]) <= trainer.global_step > 0]
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(kept)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, FIELDS)
+        writer.writeheader()
+        writer.writerows(kept)
+        replace_text(self.path, text.getvalue())
         self._last_step = trainer.global_step if kept else -1
         self._record(trainer, pl_module)
 
@@ -99,11 +102,11 @@ def running_statistics(module: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]
 
 
 def read_statistics(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a recorded table; empty if there is no file."""
+    """Read the rows of a recorded table, without one that a full disk has cut short; empty if there is no file."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        return [row for row in csv.DictReader(file) if None not in (*row, *row.values()) and row["step"].isdigit()]
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, WeightAveraging
 
 from syncbn.launch import stop
 from syncbn.launch.stop import Stopped
@@ -79,7 +79,10 @@ class Preemption(Checkpoint):
             self._owns_signals = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count a repeated validation only once."""
+        """End a run that had stopped early already, and count a repeated validation only once."""
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(callback, EarlyStopping) and _has_stopped(callback) for callback in callbacks):
+            trainer.should_stop = True
         if self._resumes_in_validation:
             total = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
             total.ready, total.started = total.completed, total.completed  # type: ignore[attr-defined]
@@ -247,6 +250,13 @@ def _end_training(trainer: L.Trainer) -> None:
     trainer.fit_loop.epoch_loop.min_steps = None
     if trainer.check_val_every_n_epoch is not None:
         trainer.check_val_every_n_epoch = 1
+
+
+def _has_stopped(callback: EarlyStopping) -> bool:
+    """Whether early stopping has ended a resumed run, which Lightning would train for another epoch at each start."""
+    threshold, best = callback.stopping_threshold, callback.best_score
+    reached = threshold is not None and bool(callback.monitor_op(best, torch.tensor(threshold, device=best.device)))
+    return callback.wait_count >= callback.patience or reached
 
 
 def _nothing() -> None:

@@ -41,6 +41,7 @@ class RunCheckpoint(ModelCheckpoint):
         here = {key: self._placed(state_dict.get(key, "")) for key in _PATHS}
         best_k = {self._placed(path): score for path, score in state_dict.get("best_k_models", {}).items()}
         super().load_state_dict(state_dict | here | {"best_k_models": best_k, "dirpath": self.dirpath})
+        self.current_score = state_dict.get("current_score")  # which Lightning saves, and doesn't restore
 
     def _placed(self, path: str) -> str:
         """A path as this callback writes it."""
