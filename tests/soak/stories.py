@@ -169,11 +169,14 @@ def _of_a_gan(draw: random.Random) -> list[str]:
 
 
 def _of_a_classifier(draw: random.Random, every_norm: bool) -> list[str]:
-    words = [f"norm={draw.choice(_NORMS if every_norm else _NORMS[:6])}"]
+    norm = draw.choice(_NORMS if every_norm else _NORMS[:6])
+    words = [f"norm={norm}", *(["norm.groups=2"] if norm == "group" else [])]
     words.append(f"optimizer={draw.choice(('sgd', 'adam', 'adamw'))}")
     callbacks, extra = draw.choice(_CALLBACKS), draw.choice(_EXTRAS)
     if "early_stopping" in " ".join(extra) and "default" not in callbacks[0]:
         extra = ()
+    if "recalibrate_norm" in callbacks[0] or "swa" in callbacks[0] or "ema" in callbacks[0]:
+        words = [word for word in words if word != "norm=decorrelated"]  # which can't be recalibrated
     return [*words, *callbacks, *extra, *draw.choice(_SPEEDS)]
 
 

@@ -64,7 +64,7 @@ def _tell(told: Told, root: Path) -> None:
     began = time.monotonic()
     one = start((*words, "run_id=run"), root / "whole", root / "whole.log", cold=False)
     if (code := one.wait()) == 2:
-        told.reasons.append(f"refused: {one.said().strip()[:200]}")
+        told.reasons.append(f"refused: {one.said().strip().splitlines()[-1]}")
         return
     if code or "Traceback" in one.said():
         raise Wrong(f"the uninterrupted run ended with {code}: {one.said()[-2500:]}")
