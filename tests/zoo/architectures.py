@@ -114,12 +114,14 @@ def _timm() -> list[Architecture]:
         "mobilenetv3_small_050 mobilenetv4_conv_small lcnet_050 tinynet_e semnasnet_075 spnasnet_100 hardcorenas_a "
         "mixnet_s ghostnet_050 ghostnetv2_100 repghostnet_050 rexnetr_200 efficientnet_lite0 tf_efficientnet_b0 "
         "tf_mobilenetv3_small_minimal_100 fbnetc_100 hgnetv2_b0 starnet_s1 efficientvit_b0 densenet121 "
-        "mobilevitv2_050 xception41 test_byobnet test_resnet repvit_m0_9 mobilenetv1_100 fasternet_t0 ghostnetv3_050"
+        "mobilevitv2_050 xception41 test_byobnet test_resnet test_efficientnet repvit_m0_9 mobilenetv1_100 "
+        "fasternet_t0 ghostnetv3_050"
     )
+    middle = "test_coatnet test_maxvit"
     large = "levit_128s fastvit_t8 efficientformer_l1 mobilevit_xxs xcit_nano_12_p8_224 visformer_tiny efficientvit_m0"
     large += " shvit_s1"
-    found = [_timm_model(name, 64) for name in small.split()]
-    return found + [_timm_model(name, 224) for name in large.split()]
+    sizes = {64: small, 160: middle, 224: large}
+    return [_timm_model(name, size) for size, names in sizes.items() for name in names.split()]
 
 
 def _timm_model(name: str, size: int) -> Architecture:
@@ -128,8 +130,8 @@ def _timm_model(name: str, size: int) -> Architecture:
 
 def _effdet() -> list[Architecture]:
     name = "tf_efficientdet_lite0"
-    make = _called("effdet.create_model", name, pretrained=False, pretrained_backbone=False, image_size=(128, 128))
-    return [Architecture(f"effdet {name}", "effdet", make, (3, 128, 128))]
+    make = _called("effdet.create_model", name, pretrained=False, pretrained_backbone=False, image_size=(64, 64))
+    return [Architecture(f"effdet {name}", "effdet", make, (3, 64, 64))]
 
 
 def _smp() -> list[Architecture]:
