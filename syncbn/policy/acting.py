@@ -25,6 +25,7 @@ class Acting:
             layer.register_forward_pre_hook(self.before_forward),
             layer.register_forward_hook(self.after_forward, always_call=True),
         ]
+        compat.forget_graphs()
 
     def before_forward(self, layer: nn.Module, args: Any) -> None:
         """Change the layer for a forward pass."""
@@ -38,6 +39,7 @@ class Acting:
         """End it."""
         for handle in self._handles:
             handle.remove()
+        compat.forget_graphs()
 
 
 Kind = TypeVar("Kind", bound=Acting)

@@ -65,8 +65,8 @@ def _exploding_channels(facts: Facts) -> str | None:
     if facts.row.exploding == 0:
         return None
     return (
-        f"{facts.row.exploding} of {facts.row.channels} channels aren't finite or have a variance above 1e6; look for "
-        "a learning rate that is too large, and at the data"
+        f"{facts.row.exploding} of {facts.row.channels} channels aren't finite or have a variance that is negative or "
+        "above 1e6; look for a learning rate that is too large, and at the data"
     )
 
 

@@ -203,5 +203,11 @@ class _Search:
 
     def _overflow(self, feeder: Any) -> str | None:
         if not all(part.isfinite().all() for part in folded(feeder, self.layer)):
+            state = [t for layer in (self.layer, feeder) for t in (*layer.parameters(False), *layer.buffers(False))]
+            if not all(t.isfinite().all() for t in state):
+                return "its parameters or statistics, or those of the layer before it, aren't finite"
+            layer: Any = self.layer
+            if bool((layer.running_var + layer.eps <= 0).any()):
+                return "its running variance isn't positive"
             return f"the folded weights don't fit {feeder.weight.dtype}: its running variance is too small"
         return None

@@ -149,7 +149,8 @@ class LayerProbe:
         weight = None if layer.weight is None else layer.weight.detach().double()
         parts = [layer.running_mean, layer.running_var, layer.weight, layer.bias]
         finite = torch.stack([part.detach().isfinite() for part in parts if part is not None]).all(0)
-        dead = layer.running_var < layer.eps
+        finite &= layer.running_var + layer.eps >= 0  # else the output isn't, such as after an average of weights alone
+        dead = finite & (layer.running_var < layer.eps)
         if weight is not None:
             dead = dead | (weight.abs() < 1e-3 * weight.abs().max())
         measured: dict[str, Any] = {}

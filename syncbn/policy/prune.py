@@ -188,6 +188,10 @@ def _smallest(
     scales: dict[int, float] = {}
     for name, labels in norms.items():
         layer: Any = model.get_submodule(name)
+        if not layer.weight.isfinite().all():
+            raise ValueError(
+                f"{name or 'the model'} has scales that aren't finite, which can't be compared: look at them"
+            )
         for label, scale in zip(labels, layer.weight.detach().abs().tolist(), strict=True):
             scales[root(label)] = max(scale, scales.get(root(label), 0.0))
     candidates = sorted((label for label in scales if label != 0), key=lambda label: scales[label])

@@ -21,7 +21,8 @@ class NormRow:
         gap: difference between the layer's outputs in evaluation and in training, relative to γ: the root mean square
             over channels and batches of y_eval - y_train over that of γ.
         dead: channels with |γ| below a thousandth of the layer's largest, or with a running variance below eps.
-        exploding: channels with statistics, γ or β that aren't finite, or with a running variance above 1e6.
+        exploding: channels with statistics, γ or β that aren't finite, or with a running variance that is negative or
+            above 1e6.
         drift: distance of the batches' means from the reference's, in the reference's standard deviations.
         rank_difference: standard deviation of the running means over ranks, in running standard deviations; the largest
             over channels.

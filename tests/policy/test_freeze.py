@@ -212,3 +212,18 @@ def test_two_ranks_fine_tune_as_one_process_does(ranks: Callable[[int], Ranks], 
     original = seeded(lambda: TwoStages(syncbn.SyncBatchNorm)).double().state_dict()
     for key in ("stem.1.running_mean", "stem.1.weight", "stem.1.num_batches_tracked"):
         assert torch.equal(single[key], original[key])
+
+
+@pytest.mark.parametrize(
+    "compiler", [torch.compile, lambda net, **how: (net.compile(**how), net)[1]], ids=["a", "in place"]
+)
+def test_a_model_that_ran_compiled_before_is_frozen_and_unfrozen(compiler: Any) -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), torch.randn(4, 3, 5, 5)
+    compiled = compiler(net, backend="eager")
+    counts = []
+    for change in (lambda net: net, syncbn.freeze, syncbn.unfreeze, syncbn.freeze):
+        change(net)
+        with torch.no_grad():
+            compiled(x)
+        counts.append(int(net[1].num_batches_tracked))
+    assert counts == [1, 1, 2, 2]

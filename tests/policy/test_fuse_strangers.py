@@ -283,3 +283,14 @@ def test_dropout_that_is_always_on_is_no_difference() -> None:
         return nn.functional.dropout(net.norm(net.conv(x))) + 0.1 * torch.randn(4, 8, 8, dtype=torch.float64)
 
     assert isinstance(fused_of(seeded(lambda: Pair(body)), images()).norm, nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(-0.5, "running variance isn't positive"), (float("nan"), "aren't finite"), (0.0, None)]
+)
+def test_statistics_that_no_evaluation_can_use_are_said(value: float, reason: str | None) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    net[1].running_var[1] = value
+    (fusion,) = syncbn.plan_fusion(net, torch.randn(2, 3, 8, 8))
+    assert (fusion.reason is None) == (reason is None)
+    assert (reason or "") in str(fusion.reason)

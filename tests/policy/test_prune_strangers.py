@@ -347,3 +347,11 @@ def test_one_channel_of_each_layer_stays() -> None:
     pruned = syncbn.prune(net, 0.999, images())
     assert min(norm.num_features for norm in norms_of(pruned).values()) == 1
     results(pruned, images())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scales_that_are_not_finite_are_refused(value: float) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    net[1].weight.data[2] = value
+    with pytest.raises(ValueError, match="1 has scales that aren't finite"):
+        syncbn.prune(net, 0.5, torch.randn(2, 3, 8, 8))

@@ -4,6 +4,7 @@
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -208,6 +209,12 @@ class SpectralParametrization(parametrizations._SpectralNorm):
 def is_compiled(module: nn.Module) -> bool:
     """Whether `module` is the wrapper that `torch.compile(module)` returns."""
     return hasattr(module, "_orig_mod")
+
+
+def forget_graphs() -> None:
+    """Have compiled models traced again, after their modules' hooks have changed: Dynamo doesn't guard on hooks."""
+    if "torch._dynamo" in sys.modules and not torch.compiler.is_compiling():
+        torch.compiler.reset()
 
 
 def is_compiled_in_place(module: nn.Module) -> bool:

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, fx, nn
 
 from syncbn.norm.core import compat
 from syncbn.norm.core.attachable import Attachable
-from syncbn.norm.core.registry import norm_layer
+from syncbn.norm.core.registry import norm_layer, registered_layers
 from syncbn.norm.surgery.adapters import looks_like_batch_norm
 from syncbn.norm.surgery.exchanged import commit, converted, original_of, reverted, settle, withhold_group
 from syncbn.norm.surgery.feeding import attach_norms
@@ -63,7 +63,9 @@ def convert(
     With `overlap=True`, another option of "sync", the message of a layer's backward pass is sent while the weight
     gradients of the layers after it are computed: see `syncbn.norm.surgery.overlap.overlap_messages`.
 
-    A warning names layers with eps=0, and norms in plain lists, tuples or dicts, which torch doesn't register.
+    A warning names layers with eps=0, norms in plain lists, tuples or dicts, which torch doesn't register, and what may
+    be batch normalization that isn't converted: layers of other kinds with a running mean and variance (unless
+    `include` says which layers are meant), and graphs that call batch_norm by themselves, as exported models do.
 
     Args:
         model: a model not yet wrapped by DDP or FSDP, nor compiled.
@@ -94,6 +96,8 @@ def convert(
     elif options:
         raise ValueError(f"torch's own layers have no option {', '.join(options)}: leave it out")
     _warn_of_hidden(model)
+    if include is None:
+        _warn_of_unknown(model)
     layers = select_layers(model, _is_convertible, include, exclude)
     back: dict[nn.Module, nn.Module] = {}
     classes: dict[nn.Module, Any] = {}
@@ -245,3 +249,36 @@ def _warn_of_hidden(model: nn.Module) -> None:
                         "trained nor saved, and so isn't converted: use nn.ModuleList or nn.ModuleDict",
                         stacklevel=3,
                     )
+
+
+def _warn_of_unknown(model: nn.Module) -> None:
+    """Of what may be batch normalization in another form, which stays as it is."""
+    graphs: list[str] = []
+    for path, module in model.named_modules():
+        if any(path.startswith(graph) for graph in graphs):
+            continue
+        if isinstance(module, fx.GraphModule):
+            calls = [n for n in module.graph.nodes if n.op == "call_function" and "batch_norm" in str(n.target)]
+            if calls:
+                graphs.append(f"{path}." if path else "")
+                warnings.warn(
+                    f"{path or 'the model'} is a graph that calls batch_norm itself, {len(calls)} times, which isn't "
+                    "converted: convert the model before it is traced or exported",
+                    stacklevel=3,
+                )
+        elif _has_statistics(module) and not (_is_convertible(module) or isinstance(module, _others())):
+            warnings.warn(
+                f"{path or 'the model'} ({type(module).__name__}) has running statistics, and isn't known as batch "
+                "normalization: it isn't converted. Describe it to syncbn.norm.surgery.adapters.register_adapter, or "
+                'say include="*" if it isn\'t',
+                stacklevel=3,
+            )
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return all(isinstance(module._buffers.get(name), Tensor) for name in ("running_mean", "running_var"))
+
+
+def _others() -> tuple[type[nn.Module], ...]:
+    """Norms that convert knows, and leaves."""
+    return (*registered_layers(), nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)

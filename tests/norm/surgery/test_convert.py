@@ -268,6 +268,54 @@ def test_an_activation_stays(copier: Callable[[nn.Module], nn.Module]) -> None:
         assert [name for name, _ in reverted.named_modules()] == [name for name, _ in original.named_modules()]
 
 
+class InPlaceABN(nn.Module):
+    """A batch norm that is none of torch's classes, such as mapillary's."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(num_features)), nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training)
+        return nn.functional.leaky_relu(y)
+
+
+def test_a_norm_of_no_known_kind_is_said() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), InPlaceABN(3), nn.InstanceNorm2d(3, track_running_stats=True))
+    with pytest.warns(UserWarning, match=r"1 \(InPlaceABN\) has running statistics.*register_adapter") as said:
+        syncbn.convert(model, "sync")
+    assert len(said) == 1
+    with pytest.warns(UserWarning, match=r"the model \(InPlaceABN\)"):
+        assert type(syncbn.convert(InPlaceABN(3), "sync")) is InPlaceABN
+    syncbn.convert(model, "batch", include="*")  # which says that all are meant that are known
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        lambda net, x: torch.export.export(net, (x,)).module(),
+        lambda net, x: torch.fx.symbolic_trace(nn.Sequential(InPlaceABN(3))),
+        lambda net, x: nn.Sequential(nn.BatchNorm2d(3), torch.export.export(net, (x,)).module()),
+    ],
+    ids=["exported", "traced", "a part"],
+)
+def test_a_graph_that_normalizes_itself_is_said(graph: Callable[[nn.Module, Tensor], nn.Module]) -> None:
+    model = graph(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), torch.randn(2, 3, 4, 4))
+    with pytest.warns(UserWarning, match="is a graph that calls batch_norm itself, 1 times"):
+        syncbn.convert(model, "sync")
+
+
+def test_a_graph_of_modules_is_converted() -> None:
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
+    expected, x = copy.deepcopy(traced), torch.randn(2, 3, 4, 4)
+    converted = syncbn.convert(traced, "sync")
+    assert isinstance(converted.get_submodule("1"), syncbn.SyncBatchNorm)
+    torch.testing.assert_close(converted(x), expected(x))
+    assert type(syncbn.revert(converted).get_submodule("1")) is nn.BatchNorm2d
+
+
 def test_a_frozen_layer_becomes_trainable_and_frozen_again() -> None:
     model = nn.Sequential(FrozenBatchNorm2d(3, eps=0.02))
     x = torch.randn(4, 3, 5, 5)
