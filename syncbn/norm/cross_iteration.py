@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import torch
@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from syncbn.norm.core import compat
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.attachable import check_feeder
-from syncbn.norm.core.exchange import PendingSum
-from syncbn.norm.core.kernels import kernels_for
-from syncbn.norm.core.linear_maps import filters, patch_products, patch_sums
-from syncbn.norm.core.moments import Moments, merge, pool
+from syncbn.norm.core.linear_maps import filters
+from syncbn.norm.core.moments import Moments, pool
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.shared_options import Shared
+from syncbn.norm.core.slots import Slot, carry, slot_of
 from syncbn.norm.cross_iteration_options import CrossIterationOptions as Options
 from syncbn.norm.kernels.plain import statistics_dtype
 from syncbn.norm.sync import SyncBatchNorm, group_moments
@@ -26,48 +25,6 @@ from syncbn.norm.sync import SyncBatchNorm, group_moments
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.utils.hooks import RemovableHandle
-
-
-class Slot:
-    """Moments of one iteration over all ranks, as functions of the filters θ of y_c = <θ_c, p> + b_c.
-
-    The mean is linear in θ and b, the variance a quadratic form in θ, v(θ) = <S, θ>/n with S = Σ(y - mean)·p. So
-    `carry` needs no copy of that iteration's θ and b.
-    """
-
-    def __init__(self, moments: Moments, products: Tensor, patches: Tensor, group: ProcessGroup | None) -> None:
-        """Start the sum over ranks of `products`, this rank's S (C_out, D), and `patches`, its Σp (groups, D)."""
-        self.moments = moments
-        self.pending = PendingSum([products, patches], group)
-
-    def tensors(self) -> list[Tensor]:
-        """Tensors of a slot, for saving or moving."""
-        return [*self.moments, *self.pending.wait()]
-
-    @classmethod
-    def of_tensors(cls, tensors: Sequence[Tensor]) -> Slot:
-        """Build a slot from `tensors`."""
-        *moments, products, patches = tensors
-        return cls(Moments(*moments), products, patches, group=None)
-
-
-def carry(slots: Sequence[Slot], theta: Tensor, bias: Tensor | None) -> Moments:
-    """Merge the moments of several iterations at the current filters `theta` (C_out, D) and bias.
-
-    The mean is exactly <Σp, θ>/n + b; to first order, E[y²] exceeds its square by
-    2·<S, θ>/n - v - (change of the mean)². An iteration with non-finite values doesn't count.
-    """
-    counts, means, m2s = (torch.stack(parts) for parts in zip(*(slot.moments for slot in slots), strict=True))
-    products, patches = zip(*(slot.pending.wait() for slot in slots), strict=True)
-    parts = [part.to(theta.dtype) for part in (*products, *patches)]
-    at_products, at_patches = kernels_for(theta).row_dots(parts, theta).chunk(2)
-
-    n = counts.clamp(min=1).unsqueeze(1)
-    mean = at_patches / n if bias is None else at_patches / n + bias
-    var = ((2 * at_products - m2s) / n - (mean - means).square()).clamp(min=0)
-    valid = (mean + var).isfinite().all(1)
-    valid_mean, valid_var = (torch.where(valid.unsqueeze(1), t, 0) for t in (mean, var))
-    return merge(torch.where(valid, counts, 0), valid_mean, valid_var)
 
 
 class _Seen(NamedTuple):
@@ -262,7 +219,7 @@ class CrossIterationBatchNorm(SyncBatchNorm):
             seen = self._take_seen(input)
             self._carried = seen.carried
             with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
-                self._slots.append(_slot(seen, current, group))
+                self._slots.append(slot_of(seen.feeder, seen.input, seen.output, current, group))
         self._iterations += 1
 
     def _looks_back(self, iteration: int) -> bool:
@@ -334,14 +291,6 @@ class CrossIterationBatchNorm(SyncBatchNorm):
     def extra_repr(self) -> str:
         text = f"{super().extra_repr()}, window={self.window}, burn_in={self.burn_in}, sync={self.sync}"
         return text if self._no_feeder is None else f"{text}, no window since {self._no_feeder}"
-
-
-def _slot(seen: _Seen, current: Moments, group: ProcessGroup | None) -> Slot:
-    dtype = statistics_dtype(seen.output)
-    x, y = seen.input.detach().to(dtype), seen.output.detach().to(dtype)
-    centred = y - current.mean.to(dtype).view(-1, *[1] * (y.dim() - 2))
-    products = patch_products(seen.feeder, x, centred)
-    return Slot(current, products, patch_sums(seen.feeder, x, y.shape), group)
 
 
 @functools.cache
