@@ -49,17 +49,18 @@ def depthwise_bias(m: Maker) -> nn.Module:
 
 @kind(row=True)
 def preactivated_shortcut(m: Maker) -> nn.Module:
-    """`conv(bn(x).relu()) + short(x)`, where no norm follows the sum's terms."""
+    """`conv(bn(x).relu()) + short(x)`, where no norm follows the sum, or the shortcut reads what the norm does."""
     of = m.width()
     first, short = m.conv(m.channels), m.conv(of, kernel_size=1)
-    unit = nn.Sequential(first, m.norm(first), m.act(), m.conv(of, m.channels))
-    style = m.rng.randrange(3)
+    norm = nn.Sequential(m.norm(first), m.act())
+    last, style = m.conv(of, m.channels), m.rng.randrange(5)
 
     def run(self: Any, x: Tensor) -> Tensor:
-        y = self.unit(x) + self.short(x)
-        return self.out(self.norm(y).relu()) if style == 0 else self.out(y.relu()) if style == 1 else y
+        before = self.first(x)
+        y = self.last(self.unit(before)) + self.short(before if style > 2 else x)
+        return self.out(self.norm(y).relu()) if style == 0 else self.out(y.relu()) if style % 2 else y
 
-    return Block(run, unit=unit, short=short, norm=m.norm(of), out=m.conv(of=of))
+    return Block(run, first=first, unit=norm, last=last, short=short, norm=m.norm(of), out=m.conv(of=of))
 
 
 @kind()
