@@ -80,18 +80,19 @@ def _torchvision() -> list[Architecture]:
     ]
     video = partial(_torchvision_model, shape=(3, 8, 32, 32))
     found += [video(f"video.{name}") for name in ("r3d_18", "mc3_18", "r2plus1d_18")]
-    small = {"weights_backbone": None, "num_classes": 5}
-    sized = {**small, "min_size": 96, "max_size": 96}
+    proposals = {f"rpn_{when}_nms_top_n_{part}": 20 for when in ("pre", "post") for part in ("train", "test")}
     found += [
-        _detector("fasterrcnn_mobilenet_v3_large_320_fpn", **sized),
-        _detector("retinanet_resnet50_fpn", **sized),
-        _detector("ssdlite320_mobilenet_v3_large", **small),
+        _detector("fasterrcnn_mobilenet_v3_large_320_fpn", min_size=96, max_size=96, **proposals),
+        _detector("retinanet_resnet50_fpn", min_size=96, max_size=96, topk_candidates=20),
+        _detector("ssdlite320_mobilenet_v3_large", topk_candidates=20),
     ]
     return found
 
 
 def _detector(name: str, **options: Any) -> Architecture:
-    make = _called(f"torchvision.models.detection.{name}", weights=None, **options)
+    make = _called(
+        f"torchvision.models.detection.{name}", weights=None, weights_backbone=None, num_classes=5, **options
+    )
     return Architecture(name, "torchvision", make, (3, 96, 96), detect, features)
 
 

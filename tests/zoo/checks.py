@@ -24,6 +24,14 @@ def sync(s: Specimen) -> Facts:
     return Facts()
 
 
+def batch(s: Specimen) -> Facts:
+    """With our plain batch norms, outputs and a training step are unchanged."""
+    converted = _converted(s, "batch")
+    s.same(converted, s.base, "converted to batch")
+    s.same_step(converted, s.copy(), "converted to batch")
+    return Facts()
+
+
 def plain(s: Specimen) -> Facts:
     """With torch's own norms again, outputs and a training step are unchanged.
 
@@ -181,6 +189,7 @@ CHECKS: dict[str, Check] = {
     check.__name__: check
     for check in (
         sync,
+        batch,
         group,
         cross_iteration,
         frozen,
