@@ -1,6 +1,6 @@
 """Test a claim of the literature on two CPU cores: do its runs and write its page.
 
-<name> is {names}; or summary, the page of all results. The smoke size runs a few steps of two seeds of everything; its
+<name> is {names}; or summary, the page of all results. The smoke size runs a step or a few of everything; its
 figures mean nothing and aren't judged. The full size is as close to the source as the plan gets, for machines with
 GPUs. Finished runs are read from the CSV file. The plan's claims must be committed before the first run.
 """

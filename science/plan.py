@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from syncbn.norm.core.options import Count, Natural, Positive, Range, mistakes, suggest
 
 Scale = Literal["smoke", "small", "full"]
-SMOKE_SEEDS = 2
+SMOKE_SEEDS = 1
 PLANS = Path(__file__).parent / "plans"
 EARLIER = Path(__file__).parent / "earlier"  # superseded plans, used until their successors have been run
 _OPTION = "measure."  # prefix of a cell's overrides for the measure instead of the config
@@ -152,12 +152,12 @@ class Plan:
     reading: str = ""
 
     def cells(self, scale: Scale = "small") -> list[Cell]:
-        """Cells of all grids; in the smoke size only those that the claims and the headline name."""
+        """Cells of all grids; in the smoke size as few as have every choice that the claims and the headline name."""
         cells = [cell for name, grid in self.grids.items() for cell in _cells(name, grid, scale)]
-        return [cell for cell in cells if cell.name in self.named()] if scale == "smoke" else cells
+        return _covering([cell for cell in cells if cell.name in self.named()]) if scale == "smoke" else cells
 
     def seeds_of(self, scale: Scale = "small") -> range:
-        """Seeds of every cell's runs; in the smoke size two that the plan itself may not use."""
+        """Seeds of every cell's runs; in the smoke size the first, which is for pilots."""
         return range(SMOKE_SEEDS) if scale == "smoke" else range(self.first_seed, self.first_seed + self.seeds)
 
     def ranks_of(self, scale: Scale = "small") -> int:
@@ -237,6 +237,18 @@ def _cells(name: str, grid: Grid, scale: Scale) -> list[Cell]:
         options = tuple(o.removeprefix(_OPTION) for o in every if o.startswith(_OPTION))
         cells.append(Cell(name, choices, tuple(o for o in every if not o.startswith(_OPTION)), options))
     return cells
+
+
+def _covering(cells: list[Cell]) -> list[Cell]:
+    """Cells with a choice that no earlier cell of their grid has, and all cells of grids without axes."""
+    seen: set[tuple[str, int, str]] = set()
+    kept = []
+    for cell in cells:
+        choices = {(cell.grid, axis, choice) for axis, choice in enumerate(cell.choices)}
+        if not choices or choices - seen:
+            kept.append(cell)
+        seen |= choices
+    return kept
 
 
 def _grid(found: dict[str, Any]) -> Grid:

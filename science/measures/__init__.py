@@ -7,6 +7,7 @@ from typing import Any
 from syncbn.norm.core.options import suggest
 
 _PLACES = {
+    "federated": "federated:federated",
     "inputs": "inputs:inputs",
     "landscape": "landscape:landscape",
     "recalibration": "recalibration:recalibration",
@@ -15,6 +16,7 @@ _PLACES = {
     "slimming": "slimming:slimming",
     "statistics": "statistics:statistics",
     "steps": "steps:steps",
+    "sync_every": "sync_every:sync_every",
     "times": "times:times",
     "train": "training:train",
 }

@@ -1,10 +1,12 @@
 """Helpers shared by measures: batches of one part of the data, and the accuracy on them."""
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from syncbn.data.base import Part
@@ -21,9 +23,15 @@ def in_one_process(data: Any, batch_size: int = BATCH) -> Any:
     return alone
 
 
-def whole(data: Any, part: Part) -> tuple[Tensor, Tensor]:
-    """Load all images and labels of a part."""
-    return data.fetch(part, list(range(data.num_samples(part))), 0)
+def whole(data: Any, part: Part, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """Load all images and labels of a part, or the first `limit`."""
+    return data.fetch(part, list(range(min(data.num_samples(part), limit or data.num_samples(part)))), 0)
+
+
+def tested(config: DictConfig, loader: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
+    """Batches of a test loader: all, or the config's `trainer.limit_test_batches` if that is a number of batches."""
+    limit = config.trainer.get("limit_test_batches")
+    return itertools.islice(loader, limit) if isinstance(limit, int) else loader
 
 
 @torch.no_grad()

@@ -1,41 +1,68 @@
-"""Change of the loss and its gradient along the gradient step, during training."""
+"""Change of the loss and its gradient along the gradient, when the training has come to a given loss."""
 
 import copy
-from typing import Any
+import math
+import statistics
+from collections import deque
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from science.measures.evaluation import accuracy, tested
 from science.measures.training import fit
 from science.runs import Setting
-from syncbn.run.fit import test
 
 STEPS = (0.5, 1.0, 2.0, 4.0)  # multiples of the learning rate
+SMOOTHED = 20  # batches over which the training loss is averaged
+
+
+class Walk(NamedTuple):
+    """Changes along a gradient.
+
+    Attributes:
+        variation: range of the loss.
+        difference: largest ‖g' - g‖.
+        turn: the same relative to ‖g‖.
+    """
+
+    variation: float
+    difference: float
+    turn: float
 
 
 class Walks(Callback):
-    """Record, every `every` steps, the loss and the gradient of the next batch along its own gradient."""
+    """Walk along the gradients of `batches` batches as soon as the training loss is at most `level`; then stop."""
 
-    def __init__(self, every: int, lr: float) -> None:
-        self.every, self.lr = every, lr
-        self.variations: list[float] = []
-        self.differences: list[float] = []
+    def __init__(self, level: float, batches: int, lr: float) -> None:
+        self.level, self.batches, self.lr = level, batches, lr
+        self.found: list[Walk] = []
+        self.steps = 0
+        self._losses: deque[float] = deque(maxlen=SMOOTHED)
+        self._reached = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step % self.every:
+        if not self._reached:
             return
         with torch.enable_grad():
             net: Any = pl_module.net
             images, labels = batch
-            variation, difference = walk(net, images, labels, [self.lr * step for step in STEPS])
-        self.variations.append(variation)
-        self.differences.append(difference)
+            self.found.append(walk(net, images, labels, [self.lr * step for step in STEPS]))
+        trainer.should_stop = len(self.found) >= self.batches
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._losses.append(float(outputs["loss"]))
+        if not self._reached:
+            self.steps = trainer.global_step
+            self._reached = len(self._losses) == SMOOTHED and statistics.fmean(self._losses) <= self.level
 
 
-def walk(net: nn.Module, images: Tensor, labels: Tensor, lengths: list[float]) -> tuple[float, float]:
-    """Range of the loss over x - η·g for η in `lengths` and 0, and largest ‖g(x - η·g) - g‖; `net` isn't changed.
+def walk(net: nn.Module, images: Tensor, labels: Tensor, lengths: list[float]) -> Walk:
+    """Changes of the loss and of its gradient over x - η·g, for η in `lengths` and 0; `net` isn't changed.
 
     x are the weights and g = ∂loss/∂x. The norms use batch statistics, as in training.
 
@@ -58,15 +85,33 @@ def walk(net: nn.Module, images: Tensor, labels: Tensor, lengths: list[float]) -
                 weight.copy_(at - length * g)
         there, gradient_there = loss_and_gradient()
         losses.append(there)
-        changes = [(a - b).square().sum() for a, b in zip(gradient_there, gradient, strict=True)]
-        differences.append(torch.stack(changes).sum().sqrt())
-    found = torch.stack(losses)
-    return float(found.max() - found.min()), float(torch.stack(differences).max())
+        differences.append(_norm([a - b for a, b in zip(gradient_there, gradient, strict=True)]))
+    found, difference = torch.stack(losses), float(torch.stack(differences).max())
+    return Walk(float(found.max() - found.min()), difference, difference / float(_norm(gradient)))
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    return torch.stack([tensor.square().sum() for tensor in tensors]).sum().sqrt()
 
 
 def landscape(setting: Setting) -> dict[str, float]:
-    """Measure `variation` and `difference`, the medians over training of `walk`'s results; and the test metrics."""
-    walks = Walks(int(setting.options["every"]), setting.config.optimizer.lr)
+    """Measure the geometric means of `walk`'s results over `batches` batches, once the training loss is `level`.
+
+    - `variation`, `difference`, `turn`: see `Walk`; NaN if the training never gets there.
+    - `steps`: the training's steps until then.
+    - `accuracy`: on the test images, at the end of the walks, while which the training goes on.
+    """
+    options = setting.options
+    walks = Walks(float(options["level"]), int(options["batches"]), setting.config.optimizer.lr)
     fitted = fit(setting.config, setting.world, [walks])
-    variation, difference = (torch.tensor(found).median() for found in (walks.variations, walks.differences))
-    return {"variation": float(variation), "difference": float(difference), **test(fitted)}
+    means = {name: _geometric([getattr(found, name) for found in walks.found]) for name in Walk._fields}
+    net = fitted.net.eval()
+    return {
+        **means,
+        "steps": float(walks.steps),
+        "accuracy": accuracy(net, tested(setting.config, fitted.data.test_dataloader())),
+    }
+
+
+def _geometric(values: list[float]) -> float:
+    return math.exp(statistics.fmean(map(math.log, values))) if values and min(values) > 0 else math.nan

@@ -1,7 +1,7 @@
 """Accuracy of a trained network before and after recalibration of its running statistics."""
 
 import syncbn
-from science.measures.evaluation import accuracy, has_running_statistics, in_one_process
+from science.measures.evaluation import accuracy, has_running_statistics, in_one_process, tested
 from science.measures.training import fit
 from science.runs import Setting
 
@@ -15,9 +15,9 @@ def recalibration(setting: Setting) -> dict[str, float]:
     """
     fitted = fit(setting.config, setting.world)
     data, net = in_one_process(fitted.data), fitted.net.eval()
-    found = {"running": accuracy(net, data.test_dataloader())}
+    found = {"running": accuracy(net, tested(setting.config, data.test_dataloader()))}
     if has_running_statistics(net):
         syncbn.recalibrate(net, data.train_dataloader())
-    found["recalibrated"] = accuracy(net, data.test_dataloader())
+    found["recalibrated"] = accuracy(net, tested(setting.config, data.test_dataloader()))
     found["train"] = accuracy(net, data.train_dataloader())
     return found

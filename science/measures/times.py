@@ -1,4 +1,4 @@
-"""Time of a training step with each of several norms, measured in turns."""
+"""Processor time of a training step with each of several norms, measured in turns."""
 
 import copy
 import statistics
@@ -16,10 +16,11 @@ STEPS = 5  # consecutive steps of a norm in its turn
 
 
 def times(setting: Setting) -> dict[str, float]:
-    """Measure milliseconds of a step (forward, backward, update) for each of the option `norms`, by name.
+    """Measure milliseconds of a core for a step (forward, backward, update) with each of the option `norms`, by name.
 
-    The norms take turns for `rounds` rounds, so that other load on the machine affects all alike. The result is the
-    median round; the first round warms up and isn't counted.
+    It is this process's time on one thread, without that of other programs. The norms take turns for `rounds` rounds,
+    so that other load on the machine affects all alike. The result is the median round; the first round warms up and
+    isn't counted.
     """
     torch.set_num_threads(1)
     turns = {name: _turn(setting, name) for name in setting.options["norms"]}
@@ -43,11 +44,11 @@ def _turn(setting: Setting, norm: str) -> Callable[[], float]:
     optimizer = torch.optim.AdamW(net.parameters())
 
     def turn() -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         for _ in range(STEPS):
             optimizer.zero_grad()
             F.cross_entropy(net(images), labels).backward()
             optimizer.step()
-        return (time.perf_counter() - started) / STEPS
+        return (time.process_time() - started) / STEPS
 
     return turn

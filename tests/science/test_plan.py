@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 from science.measures import find
-from science.plan import available_results, load_plan
+from science.page import standing_plan
+from science.plan import Cell, available_results, load_plan
 from science.runs import settings_of
 from tests.docs.markdown import REPOSITORY
 from tests.science.plans import write_plan
 
 NAMES = {
-    *("batch_size", "class_shards", "dcgan", "depth", "landscape", "placement", "precise"),
-    *("robustness", "shift", "slimming", "statistics", "steps", "transformers"),
+    *("batch_size", "class_shards", "dcgan", "depth", "federated", "landscape", "placement", "precise"),
+    *("robustness", "shift", "slimming", "statistics", "steps", "sync_every", "transformers"),
 }
 
 
@@ -30,16 +31,35 @@ def test_every_cell_is_a_config_of_its_own(name: str, monkeypatch: pytest.Monkey
     assert len(set(settings.values())) == len(settings), "two cells are the same runs"
     for grid in plan.grids.values():
         find(grid.measure)
-    if (recorded := REPOSITORY / "docs" / "results" / f"{name}.csv").is_file():
+    results = REPOSITORY / "docs" / "results"
+    if (recorded := results / f"{name}.csv").is_file():
         rows = {(row["cell"], row["settings"]) for row in csv.DictReader(recorded.read_text().splitlines())}
-        assert rows <= set(settings.items()), f"made with other settings: python scripts/reproduce.py {name}"
+        standing = set(settings_of(standing_plan(name, results)).items())
+        assert rows <= standing, f"made with other settings: python scripts/reproduce.py {name}"
+
+
+@pytest.mark.parametrize("name", [name for name in available_results() if load_plan(name).full])
+def test_the_full_size_composes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNCBN_RUN_ID", "test")
+    assert set(settings_of(load_plan(name), "full")) <= {cell.name for cell in load_plan(name).cells()}
+
+
+def test_budgets_of_all_results_are_six_hours() -> None:
+    """Minutes on two cores, `precise` with its earlier ones."""
+    assert sum(load_plan(name).budget_minutes for name in available_results()) <= 360
 
 
 @pytest.mark.parametrize("name", available_results())
-def test_the_smoke_size_has_every_grid_that_a_claim_is_about(name: str) -> None:
+def test_the_smoke_size_has_every_choice_that_a_claim_is_about(name: str) -> None:
     plan = load_plan(name)
-    assert {cell.name for cell in plan.cells("smoke")} == plan.named()
+    small, smoke = (_choices(plan.cells(scale)) for scale in ("small", "smoke"))  # type: ignore[arg-type]
+    named = _choices([cell for cell in plan.cells() if cell.name in plan.named()])
+    assert smoke == named <= small
     assert plan.seeds >= 5
+
+
+def _choices(cells: list[Cell]) -> set[tuple[str, int, str]]:
+    return {(cell.grid, axis, choice) for cell in cells for axis, choice in enumerate((*cell.choices, ""))}
 
 
 def test_a_cell_has_the_overrides_of_its_choices_and_the_options_of_its_measure(tmp_path: Path) -> None:

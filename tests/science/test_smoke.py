@@ -11,8 +11,8 @@ from science.command import reproduce
 from science.plan import SMOKE_SEEDS, available_results, load_plan
 from science.records import Records
 from science.runs import carry_out, missing_trials, settings_of
-from science.verdict import judge
 from syncbn.launch.world import World
+from tests.data.fashion_mnist import needs_fashion_mnist
 from tests.ranks import Ranks
 from tests.science.plans import write_plan
 from tests.training import fits
@@ -31,8 +31,16 @@ def smoke(name: str, folder: Path) -> str:
         return str(reproduce(name, folder, world, "smoke"))
 
 
+def real_images(name: str) -> bool:
+    """Whether a plan trains on Fashion-MNIST, which isn't everywhere."""
+    return any("_fashion" in override for cell in load_plan(name).cells() for override in cell.overrides)
+
+
 @pytest.mark.distributed
-@pytest.mark.parametrize("name", available_results())
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=needs_fashion_mnist if real_images(name) else ()) for name in available_results()],
+)
 def test_it_runs_and_writes_its_page(ranks: Callable[[int], Ranks], name: str, tmp_path: Path) -> None:
     plan = load_plan(name)
     count = plan.ranks_of("smoke")
@@ -43,8 +51,6 @@ def test_it_runs_and_writes_its_page(ranks: Callable[[int], Ranks], name: str, t
     assert len(pictures) == sum(plan.grids[cell.grid].measure == "samples" for cell in plan.cells("smoke"))
     rows = page.with_suffix(".csv").read_text().splitlines()[1:]
     assert len(rows) == SMOKE_SEEDS * len(plan.cells("smoke"))
-    judged = judge(plan.claims, Records(page.with_suffix(".csv"), plan.metrics()).values)
-    assert [judgement.difference.n for judgement in judged] == [SMOKE_SEEDS] * len(plan.claims)
     assert "Its figures mean nothing" in page.read_text()
 
 
@@ -54,24 +60,23 @@ def test_a_stopped_reproduction_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     settings = settings_of(plan, "smoke")
     records = Records(path, plan.metrics(), settings)
     runs = missing_trials(plan, records, "smoke")
-    assert len(runs) == 4, "2 cells of the claim, 2 seeds"
+    assert len(runs) == 2, "the cells of the claim"
     with fits.launched():
         stopped = carry_out(plan, runs, records, settings, ALONE)
         next(stopped)
-        next(stopped)
         stopped.close()
         before = path.read_text()
-        assert before.count("\n") == 3
+        assert before.count("\n") == 2
 
         records = Records(path, plan.metrics(), settings)
         rest = missing_trials(plan, records, "smoke")
-        assert rest == runs[2:]
+        assert rest == runs[1:]
         assert [run for run, _ in carry_out(plan, rest, records, settings, ALONE)] == rest
     assert path.read_text().startswith(before)
 
     changed = write_plan(tmp_path / "small.yaml", {"grids.mlp.overrides.1": "model.hidden_size=16"})
     records = Records(path, plan.metrics(), settings_of(changed, "smoke"))
-    assert len(missing_trials(changed, records, "smoke")) == 4
+    assert len(missing_trials(changed, records, "smoke")) == 2
 
 
 def test_the_same_run_gives_the_same_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
