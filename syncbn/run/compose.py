@@ -20,7 +20,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from syncbn.norm.core.options import suggest
-from syncbn.run.check import REQUIRED_GROUPS, conf_dir, config_mistakes, import_guests, norms_with, unknown_choice
+from syncbn.run.check import (
+    REQUIRED_GROUPS,
+    conf_dir,
+    config_mistakes,
+    import_guests,
+    named_elsewhere,
+    norms_with,
+    unknown_choice,
+)
 from syncbn.run.command_line import CommandLine, with_overrides
 from syncbn.run.errors import UserError
 from syncbn.run.overrides import is_hydras, job_lists, literal, parse, refuse_sweeps, values
@@ -342,8 +350,8 @@ def _check_key(key: str, base: DictConfig, groups: Groups) -> None:
 def _unknown_key(above: list[str], part: str, names: list[str], base: DictConfig, groups: Groups) -> str:
     if not above:
         allowed = {*names, *(group for group in groups if not group.startswith("hydra"))} - {"paths", "hydra"}
-        return f"{part}: no such group or key; {suggest(part, allowed)}"
+        return f"{part}: no such group or key; {named_elsewhere(part) or suggest(part, allowed)}"
     where = ".".join(above)
     settable = [name for name in names if not name.startswith("_") and (where, name) != ("norm", "name")]
     owners = norms_with(part) if where == "norm" else ""
-    return f"{where}.{part}: no such key; {suggest(part, settable)}{owners}"
+    return f"{where}.{part}: no such key; {named_elsewhere(part, where) or suggest(part, settable)}{owners}"

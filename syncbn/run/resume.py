@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 LAST = Path("checkpoints", "last.ckpt")
+_WORDS = ("last", "best", "hpc", "yes", "true", "must", "allow")  # Lightning's and W&B's
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ def resume_from(resume: str | None, folder: Path) -> Checkpoint | None:
         return None
     if resume == "auto":
         return _last_readable(last) if last.exists() else None
+    if resume in _WORDS and not Path(resume).exists():
+        raise ValueError(
+            f"resume={resume}: resume=auto goes on with this run's last checkpoint, and any other is given by its "
+            "path, resume=outputs/<run_id>/checkpoints/best.ckpt say"
+        )
     return _readable(Path(resume))
 
 

@@ -12,6 +12,7 @@ from syncbn.run.command_line import CommandLine, read
 from syncbn.run.compose import checked_configs
 from syncbn.run.errors import UserError
 from syncbn.run.overrides import parse
+from syncbn.run.resume import resume_from
 
 PATHS = [
     "/x/epoch=0-step=34.ckpt",
@@ -70,3 +71,24 @@ def test_the_message_is_one_line() -> None:
     with pytest.raises(UserError) as raised:
         checked_configs(CommandLine(["optimizer.lr=${nope}", "run_id=a"]))
     assert not re.search(r"\n", str(raised.value))
+
+
+@pytest.mark.parametrize(
+    ("override", "here"),
+    [
+        ("ckpt_path=x.ckpt", r"ckpt_path: no such group or key; here it is resume=<path>"),
+        ("trainer.resume_from_checkpoint=x.ckpt", r"no such key; here it is resume=<path>, or resume=auto"),
+        ("trainer.lr=0.1", r"trainer.lr: no such key; here it is optimizer.lr"),
+        ("gpus=2", r"here it is trainer.devices"),
+        ("trainer.epochs=3", r"trainer.epochs: no such key; here it is trainer.max_epochs"),
+    ],
+)
+def test_names_of_other_command_lines_are_answered_with_ours(override: str, here: str) -> None:
+    with pytest.raises(UserError, match=here):
+        checked_configs(CommandLine([override, "run_id=a"]))
+
+
+@pytest.mark.parametrize("word", ["last", "best", "yes"])
+def test_a_word_for_a_checkpoint_is_answered_with_auto(word: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"resume={word}: resume=auto goes on with this run's last checkpoint"):
+        resume_from(word, tmp_path)
