@@ -89,10 +89,10 @@ def _features(net: CNN, images: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=1)
 def _classifier(data: str, epochs: int) -> tuple[CNN, float]:
     """CNN trained on a data module's training images, and its accuracy on the test images."""
-    module: Any = in_one_process(build.build_data(OmegaConf.create({"data": json.loads(data)})))
+    module: Any = in_one_process(build.build_data(OmegaConf.create({"data": json.loads(data)})), batch_size=32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = CNN("group", module.num_classes, module.in_channels)
+        net = CNN("batch", module.num_classes, module.in_channels)
         loader = module.train_dataloader()
         optimizer = torch.optim.AdamW(net.parameters(), lr=_LR)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LR, total_steps=epochs * len(loader))
