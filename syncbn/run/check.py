@@ -21,15 +21,6 @@ from syncbn.run.main_options import Chosen, Main
 from syncbn.run.project import find_project
 from syncbn.run.targets import imported, target_mistakes, targets, users_packages
 
-# Names of other command lines, and ours.
-_ELSEWHERE = {
-    **dict.fromkeys(("ckpt_path", "resume_from", "resume_from_checkpoint"), "resume=<path>, or resume=auto"),
-    **dict.fromkeys(("epochs", "num_epochs", "max_epochs"), "trainer.max_epochs"),
-    **dict.fromkeys(("gpus", "num_gpus", "devices"), "trainer.devices"),
-    **dict.fromkeys(("lr", "learning_rate"), "optimizer.lr"),
-    **dict.fromkeys(("batch_size", "num_workers"), "data.batch_size and data.num_workers"),
-    **{name: f"trainer.{name}" for name in ("max_steps", "max_time", "precision", "strategy", "num_nodes")},
-}
 REQUIRED_GROUPS = ("norm", "model", "data", "task", "optimizer", "trainer")
 
 
@@ -159,12 +150,6 @@ def _places(node: Any, where: str = "") -> Iterator[tuple[str, str, str]]:
             yield where, key, os.path.join(folder, node[key])
     for key, child in node.items():
         yield from _places(child, f"{where}.{key}" if where else str(key))
-
-
-def named_elsewhere(key: str, where: str = "") -> str:
-    """End of a message about a key that Lightning, its templates or other trainers have; empty for other keys."""
-    home = _ELSEWHERE.get(key, "")
-    return "" if home in ("", f"{where}.{key}") else f"here it is {home}"
 
 
 def unknown_choice(group: str, got: str, choices: list[str]) -> str:

@@ -1,6 +1,7 @@
 """Parsing of Hydra's command lines: flags in any position, and overrides, before anything is composed."""
 
 import difflib
+import os
 import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ def read(words: Sequence[str], config_name: str = "train") -> tuple[CommandLine,
         raise UserError(f"--config-dir {args.config_dir}: there is no such folder")
     if args.config_path:
         args.config_path = _absolute(args.config_path)
-    args.overrides = with_quoted_paths(args.overrides)
+    args.overrides = with_quoted_paths([_at_home(word) for word in args.overrides])
     line = CommandLine(
         overrides=args.overrides,
         multirun=args.multirun,
@@ -86,6 +87,12 @@ def _spelt_as_hydras(words: Sequence[str], parser: ArgumentParser) -> list[str]:
         else:
             spelt.append(word)
     return spelt
+
+
+def _at_home(override: str) -> str:
+    """Replace a leading `~/` of a value by the home folder: shells don't behind `key=`, and a folder `~` is no wish."""
+    key, equals, value = override.partition("=")
+    return key + equals + os.path.expanduser(value) if value.startswith("~/") else override
 
 
 def _absolute(config_path: str) -> str:

@@ -25,12 +25,11 @@ from syncbn.run.check import (
     conf_dir,
     config_mistakes,
     import_guests,
-    named_elsewhere,
-    norms_with,
     unknown_choice,
 )
 from syncbn.run.command_line import CommandLine, with_overrides
 from syncbn.run.errors import UserError
+from syncbn.run.keys import check_key
 from syncbn.run.overrides import is_hydras, job_lists, literal, parse, refuse_sweeps, values
 from syncbn.run.search_path import ProjectConf
 from syncbn.run.store import store_options
@@ -293,7 +292,7 @@ def _explain(overrides: Sequence[str], line: CommandLine, groups: Groups) -> Non
     base = _composed([*places, *chosen], line, groups)
     for override in others:
         if not override.is_force_add() and not override.is_add():
-            _check_key(override.key_or_group, base, groups)
+            check_key(override.key_or_group, base, groups)
 
 
 def _checked(composed: DictConfig) -> dict[str, Any]:
@@ -333,25 +332,3 @@ def plain(config: DictConfig) -> dict[str, Any]:
     if not isinstance(container, dict):
         raise UserError("the config is a list, not keys and values")
     return {str(key): value for key, value in container.items()}
-
-
-def _check_key(key: str, base: DictConfig, groups: Groups) -> None:
-    """Refuse a dotted key at its first part that the composed config doesn't have."""
-    node: Any = base
-    parts = key.split(".")
-    for depth, part in enumerate(parts):
-        if not OmegaConf.is_dict(node):  # a list, or a value replaced by another type: checked by the schema
-            return
-        if part not in node:
-            raise UserError(_unknown_key(parts[:depth], part, list(node), base, groups))
-        node = node[part]
-
-
-def _unknown_key(above: list[str], part: str, names: list[str], base: DictConfig, groups: Groups) -> str:
-    if not above:
-        allowed = {*names, *(group for group in groups if not group.startswith("hydra"))} - {"paths", "hydra"}
-        return f"{part}: no such group or key; {named_elsewhere(part) or suggest(part, allowed)}"
-    where = ".".join(above)
-    settable = [name for name in names if not name.startswith("_") and (where, name) != ("norm", "name")]
-    owners = norms_with(part) if where == "norm" else ""
-    return f"{where}.{part}: no such key; {named_elsewhere(part, where) or suggest(part, settable)}{owners}"

@@ -24,6 +24,8 @@ def seconds(max_time: str | Mapping[str, float] | None) -> float | None:
                 f"expected days:hours:minutes:seconds, 00:12:00:00 say, or {{hours: 12}}, got {max_time!r}"
             )
         max_time = dict(zip(("days", "hours", "minutes", "seconds"), map(int, match.groups()), strict=True))
+    if not isinstance(max_time, Mapping):
+        raise ValueError(f"expected days:hours:minutes:seconds, or {{seconds: {max_time}}}, got {max_time!r}")
     for unit in max_time:
         if unit not in _SECONDS:
             raise ValueError(f"no such unit {unit!r}; {suggest(str(unit), _SECONDS)}")

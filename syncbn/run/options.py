@@ -57,7 +57,7 @@ class Trainer:
     ) = option(None, "precision of the network and of its products")
     max_epochs: Count | Literal[-1] | None = option(None, "-1: until something else stops it")
     min_epochs: Natural | None = option(None, "epochs before early stopping")
-    max_steps: Annotated[int, Range(low=-1)] = option(-1, "optimizer steps; -1: until something else stops it")
+    max_steps: Count | Literal[-1] = option(-1, "optimizer steps; -1: until something else stops it")
     min_steps: Natural | None = option(None, "optimizer steps before early stopping")
     max_time: str | dict[str, float] | None = option(None, "time limit of each start: DD:HH:MM:SS, or {hours: 12}")
     gradient_clip_val: NotNegative | None = option(None, "largest gradient, by its norm or its values")

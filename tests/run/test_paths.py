@@ -80,6 +80,10 @@ def test_the_message_is_one_line() -> None:
         ("trainer.resume_from_checkpoint=x.ckpt", r"no such key; here it is resume=<path>, or resume=auto"),
         ("trainer.lr=0.1", r"trainer.lr: no such key; here it is optimizer.lr"),
         ("gpus=2", r"here it is trainer.devices"),
+        ("logger.wandb.offline=true", r"logger.wandb: no such key; add logger=wandb"),
+        ("callbacks.ema.decay=0.9", r"callbacks.ema: no such key; add it to callbacks=\[...\]"),
+        ("trainer.max_time=3600", r"trainer.max_time: expected .* or \{seconds: 3600\}, got 3600"),
+        ("trainer.max_steps=0", r"trainer.max_steps: expected an integer at least 1 or -1, got 0"),
         ("trainer.epochs=3", r"trainer.epochs: no such key; here it is trainer.max_epochs"),
     ],
 )
@@ -92,3 +96,12 @@ def test_names_of_other_command_lines_are_answered_with_ours(override: str, here
 def test_a_word_for_a_checkpoint_is_answered_with_auto(word: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"resume={word}: resume=auto goes on with this run's last checkpoint"):
         resume_from(word, tmp_path)
+
+
+def test_a_tilde_behind_a_key_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell leaves it, and a folder named ~ would be made."""
+    monkeypatch.setenv("HOME", "/home/me")
+    line, _ = read(["output_root=~/runs", "resume=~/a b.ckpt", "tags=[~/x]", "~logger"])
+    assert line.overrides[0] == "output_root=/home/me/runs"
+    assert "/home/me/a b.ckpt" in line.overrides[1]
+    assert line.overrides[2:] == ["tags=[~/x]", "~logger"]
