@@ -200,7 +200,7 @@ def test_a_reference_to_hydras_own_config_is_resolved(more: Path) -> None:
         (["hydra.nosuch=x"], r"hydra.nosuch: no such key; allowed: callbacks, "),
         (["hydra/nosuch=x"], r"hydra/nosuch: no such group or key"),
         (["norm@elsewhere=group"], r"Could not override 'norm@elsewhere'"),
-        (["trainer.gpus=1"], r"trainer.gpus: no such key; allowed: accelerator"),
+        (["trainer.gpus=1"], r"trainer.gpus: no such key; here it is trainer.devices"),
     ],
 )
 def test_how_people_trip_is_answered(more: Path, words: list[str], message: str) -> None:
