@@ -134,7 +134,12 @@ def mean_square(model: nn.Module, batch: Any, forward: Forward | None = None) ->
 
     The plain mean square of a normalized output is constant, and so has no gradient.
     """
-    found = [t.flatten(1) for t in tensors_in(call(model, batch, forward)) if t.dim() > 1]
+    found = [t.flatten(1) for t in tensors_in(call(model, batch, forward)) if t.dim() > 1 and t.is_floating_point()]
+    if not found:
+        raise ValueError(
+            "the model returns no features of samples, (N, ...), but numbers of the whole batch at most, such as a "
+            "loss: give loss=, or forward= that returns features"
+        )
     outputs = torch.cat(found, dim=1)
     numbers = torch.arange(outputs.shape[1], dtype=outputs.dtype).sin()
     return mean_over_ranks((outputs - numbers).square().mean(dim=1))
@@ -182,7 +187,10 @@ def _compare(model: nn.Module, single: _Step, steps: list[_Step], sizes: list[in
         (name, max(_difference(step.buffers[name], value) for step in steps)) for name, value in single.buffers.items()
     ]
     layer, reason = None, None
-    if len({len(step.outputs) for step in (single, *steps)}) > 1:
+    infinite = next((name or "the model" for name, output in single.outputs if not output.isfinite().all()), None)
+    if infinite is not None:
+        layer, reason = infinite, "its output isn't finite in one process either: look at the batch and at the weights"
+    elif len({len(step.outputs) for step in (single, *steps)}) > 1:
         layer, reason = "the model", "ranks call other layers than one process does, depending on the data"
     elif found := _first_above(forward, tolerance):
         layer, reason = found, _why(model, found, [name for name, _ in single.outputs], single.drawn)

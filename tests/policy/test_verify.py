@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import syncbn
 from syncbn.policy.chance import WithoutChance
-from syncbn.policy.verify import _uneven
+from syncbn.policy.verify import _uneven, mean_square
 from tests.policy.nets import TwoStages, images, seeded
 
 pytestmark = pytest.mark.distributed
@@ -151,6 +151,21 @@ def test_random_numbers_do_not_differ_and_eval_layers_stay() -> None:
     assert report, str(report)
     assert net[1].training
     assert (random.getstate(), torch.equal(torch.get_rng_state(), states[0])) == (states[1], True)
+
+
+def test_outputs_that_are_not_finite_are_told() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), syncbn.SyncBatchNorm(3))
+    net[0].weight.data[1] = float("nan")
+    report = syncbn.verify(net, images(5))
+    assert (report.layer, bool(report)) == ("0", False)
+    assert "isn't finite in one process either" in str(report.reason)
+
+
+def test_a_model_that_returns_losses_needs_one_to_be_told() -> None:
+    net = nn.Linear(2, 3)
+    for returned in ({"loss": torch.ones(())}, torch.ones(()), {"boxes": torch.ones(2, 4, dtype=torch.int64)}):
+        with pytest.raises(ValueError, match="returns no features of samples"):
+            mean_square(net, torch.ones(5, 2), forward=lambda model, batch, returned=returned: returned)
 
 
 def test_a_random_choice_of_samples_is_told() -> None:

@@ -268,7 +268,7 @@ def dynamic_weight(m: Maker) -> nn.Module:
         y = self.unit(x)
         mix = self.gate(y.mean((2, 3))).softmax(1)
         weight = torch.einsum("nk,koihw->noihw", mix, self.weight).flatten(0, 1)
-        z = F.conv2d(y.view(1, -1, *y.shape[2:]), weight, padding=1, groups=len(y))
+        z = F.conv2d(y.reshape(1, -1, *y.shape[2:]), weight, padding=1, groups=len(y))
         return self.norm(z.view(len(y), -1, *y.shape[2:])).relu()
 
     return Block(run, unit=unit, gate=gate, norm=norm, weight=nn.Parameter(torch.randn(3, 4, 6, 3, 3) / 5))
