@@ -1,17 +1,22 @@
-"""Run folders on file systems that are full at any write."""
+"""Run folders on file systems that are full at any write, read-only after the start, or slow."""
 
 import os
+import signal
 import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from syncbn.launch.faults import Fault
 from syncbn.run.errors import UserError
+from syncbn.training import ClassificationTask
 from tests.run.here import RunHere, train
 
 RUN = (
@@ -82,3 +87,72 @@ def test_a_disk_that_is_full_ends_the_run_in_one_line_and_it_goes_on(disk: Path,
     run = train(disk, "run", *RUN)
     assert_equal(run, whole)
     assert not list(run.folder.rglob(".*.tmp"))
+
+
+def at(step: str, number: int, action: Any, patch: pytest.MonkeyPatch) -> None:
+    """Do something in the n-th call of a task's step."""
+    before, calls = getattr(ClassificationTask, step), []
+
+    def wrapped(self: Any, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == number:
+            action()
+        return before(self, *arguments)
+
+    patch.setattr(ClassificationTask, step, wrapped)
+
+
+def mount_again(disk: Path, mode: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{mode}", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("step", "number"), [("training_step", 1), ("training_step", 6), ("validation_step", 1), ("test_step", 1)]
+)
+def test_a_disk_that_becomes_read_only_ends_the_run_in_one_line_and_it_goes_on(
+    disk: Path, whole: RunHere, step: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNCBN_LOCK_STALE_S", "1")  # the holder that couldn't give the folder back is this process
+    with monkeypatch.context() as patch:
+        at(step, number, lambda: mount_again(disk, "ro"), patch)
+        with pytest.raises(Fault, match="Read-only file system"):
+            train(disk, "run", *RUN)
+    with pytest.raises((Fault, UserError), match="Read-only file system"):
+        train(disk, "run", *RUN)
+    mount_again(disk, "rw")
+    assert_equal(train(disk, "run", *RUN), whole)
+
+
+SLOW = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <unistd.h>
+int fsync(int handle) {
+    usleep(700000);
+    return ((int (*)(int)) dlsym(RTLD_NEXT, "fsync"))(handle);
+}
+"""
+
+
+@pytest.mark.slow
+def test_a_slow_disk_is_waited_for_and_a_second_start_is_refused_on_it(tmp_path: Path, whole: RunHere) -> None:
+    """Every flush takes 0.7 s, as on a network file system under load."""
+    (tmp_path / "slow.c").write_text(SLOW)
+    library = tmp_path / "slow.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "slow.c", "-ldl"], check=True)
+    environ = {**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1", "SYNCBN_LOCK_STALE_S": "4"}
+    short = ("model=mlp", "data=digits", "trainer.accelerator=cpu", f"output_root={tmp_path}", "run_id=run")
+    command = [sys.executable, "-m", "syncbn", "train", *short, *RUN]
+    with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as first:
+        until = time.monotonic() + 120
+        while not (tmp_path / "run" / ".hydra").is_dir() and time.monotonic() < until:
+            assert first.poll() is None, first.communicate()
+            time.sleep(0.01)
+        second = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        if first.poll() is None:
+            assert second.returncode == 2, second.stderr
+            assert "is being written by another start" in second.stderr
+            first.send_signal(signal.SIGTERM)
+        _, err = first.communicate(timeout=200)
+        assert first.returncode in (0, 143), err
+    assert_equal(train(tmp_path, "run", *RUN), whole)

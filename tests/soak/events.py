@@ -150,13 +150,13 @@ def _rank_killed(event: Event, one: Start, place: Place, told: Story) -> tuple[i
 
 
 def _worker_killed(event: Event, one: Start, place: Place, told: Story) -> tuple[int, ...]:
-    until = time.monotonic() + 5
+    """Until the run ends: one that has delivered its batches isn't missed."""
+    until = time.monotonic() + 10
     while one.poll() is None and time.monotonic() < until:
         if workers := one.workers():
             with suppress(ProcessLookupError):
                 os.kill(place.draw.choice(workers), signal.SIGKILL)
-            break
-        time.sleep(0.01)
+        time.sleep(0.02)
     return (1,)
 
 

@@ -191,5 +191,6 @@ def _events(kinds: tuple[str, ...], draw: random.Random) -> tuple[Event, ...]:
     places = sorted(draw.random() for _ in kinds)
     moments: list[Moment] = draw.choices(("progress", "seconds", "saving"), (6, 1, 2), k=len(kinds))
     return tuple(
-        Event(kind, moment, at, draw.random() < 0.15) for kind, moment, at in zip(kinds, moments, places, strict=True)
+        Event(kind, "progress" if kind == "kill a worker" else moment, at, draw.random() < 0.15)
+        for kind, moment, at in zip(kinds, moments, places, strict=True)
     )
