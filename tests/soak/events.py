@@ -151,7 +151,7 @@ def _rank_killed(event: Event, one: Start, place: Place, told: Story) -> tuple[i
 
 def _worker_killed(event: Event, one: Start, place: Place, told: Story) -> tuple[int, ...]:
     """Until the run ends: one that has delivered its batches isn't missed."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + 120
     while one.poll() is None and time.monotonic() < until:
         if workers := one.workers():
             with suppress(ProcessLookupError):
