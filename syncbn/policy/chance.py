@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from syncbn.norm.core import compat
 
 # A constant in place of random numbers, from an operator's arguments. A mask of dropout becomes its mean, by which
 # dropout divides, so that dropout is the identity. Noise isn't 0, so that its scale gets a gradient.
@@ -29,7 +30,7 @@ _CONSTANTS: dict[str, Callable[..., Any]] = {
 _NAMED = ("p", "mean", "std")  # of their keyword arguments
 
 
-class WithoutChance(TorchDispatchMode):
+class WithoutChance(compat.TorchDispatchMode):
     """Gives every sample the same constants where operators draw random numbers.
 
     Otherwise ranks draw other numbers for a sample than one process does.

@@ -11,27 +11,41 @@ import syncbn
 
 
 @pytest.mark.parametrize(
-    ("norm", "options", "shape", "hint"),
+    ("norm", "options", "shape", "values", "hint"),
     [
-        ("group", {}, (4, 64), "take groups=16"),  # features, as in an MLP: the 32 groups have 2 each
-        ("group", {"groups": 4}, (2, 8, 1, 1), "take groups=2"),
-        ("group", {"groups": 8}, (2, 8, 1, 2), "take another norm"),
-        ("layer", {}, (3, 2), "take another norm"),
-        ("instance", {}, (3, 4, 2), "take another norm"),
+        (
+            "group",
+            {},
+            (4, 64),
+            "two",
+            r"fewer groups \(norm=group, groups=16\) or another norm",
+        ),  # features, as in an MLP
+        ("group", {}, (4, 32), "one", "groups=8"),
+        ("group", {"groups": 4}, (2, 8, 1, 1), "two", "groups=2"),
+        ("group", {"groups": 8}, (2, 8, 1, 2), "two", "groups=4"),
+        ("group", {}, (2, 3, 1, 1), "one", "take another norm"),
+        ("layer", {}, (3, 2), "two", "take another norm"),
+        ("instance", {}, (3, 4, 2), "two", "groups=2"),
+        ("instance", {}, (3, 4, 1), "one", "groups=1"),
     ],
 )
-def test_groups_of_two_values_are_told(norm: str, options: dict[str, int], shape: tuple[int, ...], hint: str) -> None:
-    layer, x = (
-        syncbn.norm_layer(norm, **options)(shape[1]),
-        torch.arange(float(math.prod(shape))).view(shape).requires_grad_(),
-    )
-    with pytest.warns(UserWarning, match=f"two values in each: they become 1 and -1.*{hint}"):
+def test_groups_of_one_or_two_values_are_told(
+    norm: str, options: dict[str, int], shape: tuple[int, ...], values: str, hint: str
+) -> None:
+    layer, x = syncbn.norm_layer(norm, **options)(shape[1]), torch.arange(float(math.prod(shape))).view(shape)
+    x.requires_grad_()
+    with pytest.warns(UserWarning, match=f"has {values} values? in each.*{hint}"):
         y = layer(x)
-    groups = y.detach().reshape(shape[0], -1, 2)
-    torch.testing.assert_close(groups.abs(), torch.ones_like(groups), rtol=0.01, atol=0)  # as the warning says
+    normalized = y.detach().abs()  # as the warning says
+    torch.testing.assert_close(normalized, torch.full_like(normalized, values == "two"), rtol=0, atol=0.01)
     y.square().sum().backward()
     assert x.grad is not None
     assert x.grad.abs().max() < 0.01
+
+
+def test_one_value_of_one_sample_is_refused_with_what_to_take() -> None:
+    with pytest.raises(ValueError, match=r"one value in each: it becomes 0.*groups=8"):
+        syncbn.norm_layer("group")(32)(torch.randn(1, 32))
 
 
 @pytest.mark.parametrize("shape", [(4, 96), (4, 64, 2), (0, 64, 3)])

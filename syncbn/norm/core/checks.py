@@ -36,19 +36,27 @@ def check_dimensions(input: Tensor, dimensions: list[int]) -> None:
         )
 
 
-def warn_of_groups_of_two(input: Tensor, num_groups: int) -> None:
-    """Warn if each group has two values: normalized they are ±1, whatever they are, and have no gradient."""
+def warn_of_small_groups(input: Tensor, num_groups: int) -> None:
+    """Warn if each group has one value or two: normalized they are 0 or ±1, whatever they are, without a gradient.
+
+    Raises:
+        ValueError: one value of one sample, which torch refuses.
+    """
     if torch.compiler.is_compiling() or input.dim() < 2:
         return
-    if input.shape[1:].numel() == 2 * num_groups:
-        channels = input.shape[1]
-        is_free = 1 < num_groups < channels  # a GroupNorm's; instance and layer norm have no other number
-        hint = f"groups={max(g for g in divisors(channels) if g < num_groups)}" if is_free else "another norm"
-        warnings.warn(
-            f"an input of shape {tuple(input.shape)} in {num_groups} groups has two values in each: they become 1 and "
-            f"-1, whatever they were, and no gradient passes; take {hint}",
-            stacklevel=3,
-        )
+    values = input.shape[1:].numel()
+    if values not in (num_groups, 2 * num_groups):
+        return
+    fewer = [number for number in divisors(input.shape[1]) if 4 * number <= values]
+    hint = f"fewer groups (norm=group, groups={fewer[-1]}) or another norm" if fewer else "another norm"
+    each = "one value in each: it becomes 0" if values == num_groups else "two values in each: they become 1 and -1"
+    message = (
+        f"an input of shape {tuple(input.shape)} in {num_groups} groups has {each}, whatever the input, and no "
+        f"gradient passes; take {hint}"
+    )
+    if len(input) == 1 and values == num_groups:
+        raise ValueError(message)
+    warnings.warn(message, stacklevel=3)
 
 
 def check_channels(input: Tensor, num_features: int, channel_dim: int = 1) -> None:

@@ -5,11 +5,11 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from syncbn.norm.core.checks import check_dimensions, warn_of_groups_of_two
+from syncbn.norm.core.checks import check_dimensions, warn_of_small_groups
 
 # A symbolic trace records these calls, and knows no number of dimensions.
 torch.fx.wrap("check_dimensions")
-torch.fx.wrap("warn_of_groups_of_two")
+torch.fx.wrap("warn_of_small_groups")
 
 
 class Grouped(nn.GroupNorm):
@@ -29,5 +29,5 @@ class Grouped(nn.GroupNorm):
         """Normalize (N, C, *)."""
         check_dimensions(input, self.dimensions)
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            warn_of_groups_of_two(input, self.num_groups)
+            warn_of_small_groups(input, self.num_groups)
         return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
