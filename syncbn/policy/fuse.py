@@ -207,7 +207,7 @@ class _Search:
             if not all(t.isfinite().all() for t in state):
                 return "its parameters or statistics, or those of the layer before it, aren't finite"
             layer: Any = self.layer
-            if bool((layer.running_var + layer.eps <= 0).any()):
+            if bool((layer.running_var.double() + layer.eps <= 0).any()):  # eps is 0 in half precision
                 return "its running variance isn't positive"
             return f"the folded weights don't fit {feeder.weight.dtype}: its running variance is too small"
         return None

@@ -34,11 +34,11 @@ def test_help_lists_the_results(tmp_path: Path) -> None:
 def test_it_starts_its_ranks_and_a_second_time_has_nothing_to_do(tmp_path: Path) -> None:
     first = run_script(tmp_path, "reproduce", "class_shards", "smoke=true")
     assert first.code == 0, first.err
-    assert "6/6 digits/GN, seed 1" in first.out
+    assert "3/3 fashion/GN, seed 0" in first.out
     page = tmp_path / "outputs" / "results-smoke" / "class_shards.md"
     assert f"page: {page.relative_to(tmp_path)}" in first.out
     records = page.with_suffix(".csv").read_bytes()
     second = run_script(tmp_path, "reproduce", "class_shards", "smoke=true")
     assert second.code == 0, second.err
-    assert "6 run(s) are done already" in second.out
+    assert "3 run(s) are done already" in second.out
     assert page.with_suffix(".csv").read_bytes() == records

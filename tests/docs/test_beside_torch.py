@@ -185,7 +185,8 @@ def traced() -> str:
 
 def test_torchs_kernels_cannot_be_traced(ranks: Callable[[int], Ranks]) -> None:
     for message in ranks(2).run(traced):
-        assert "unsupported operator: aten.batch_norm_gather_stats_with_counts" in message
+        reasons = ("unsupported operator: aten.batch_norm_gather_stats_with_counts", "running with fake tensors")
+        assert any(reason in message for reason in reasons), message
 
 
 def test_masks() -> None:

@@ -30,7 +30,7 @@ def _run_id(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_norm_of_the_zoo_is_attached(name: str) -> None:
     config = checked_configs(CommandLine([f"model={name}"]))[0]["model"]
     make = get_method(config["_target_"])
-    options = {key: value for key, value in config.items() if key not in ("_target_", "weights")}
+    options = {key: value for key, value in config.items() if key not in ("_target_", "weights", "weights_key")}
     sizes = {"in_channels": 1, **({"image_size": 8} if "image_size" in config else {})}
     sizes |= {"num_classes": 10} if "num_classes" in config else {}
     with warnings.catch_warnings():

@@ -180,6 +180,7 @@ def test_what_join_can_do_is_left_to_it(ranks: Callable[[int], Ranks]) -> None:
 
 
 def trace() -> str:
+    warnings.simplefilter("ignore")  # of the tracer
     layer = syncbn.SyncBatchNorm(3)
     x = torch.randn(4, 3)
     torch.jit.trace(layer.eval(), x, check_trace=False)
@@ -191,7 +192,6 @@ def trace() -> str:
 
 
 @pytest.mark.distributed
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*deprecated")
 def test_a_trace_that_would_lose_messages_is_refused(ranks: Callable[[int], Ranks]) -> None:
     for answer in ranks(2).run(trace):
         assert answer.startswith("torch.jit.trace records no message between ranks")

@@ -19,6 +19,7 @@ NAMES = ("kornia HardNet", "kornia XFeat", "kornia LoFTR backbone")
 REFUSED = {
     ("kornia HardNet", "prune"): "no channel can be removed",  # its norms have no scale
     ("kornia XFeat", "prune"): "no channel can be removed",
+    ("kornia XFeat", "plain"): "fine_matcher.1 isn't called for this example_input",
 }
 
 
@@ -61,7 +62,7 @@ def test_what_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         assert judge(network, CHECKS[check]).verdict == "wrong", check
     monkeypatch.setattr(syncbn, "fuse", raises)
     assert judge(network, CHECKS["fuse"]).verdict == "crashed"
-    for name, how in (("freeze", lambda model: None), ("recalibrate", lambda model, batches: model)):
+    for name, how in (("freeze", lambda model: None), ("recalibrate", lambda model, batches, **options: model)):
         monkeypatch.setattr(syncbn, name, how)
         assert judge(network, CHECKS[name]).verdict == "wrong", name
 
