@@ -13,6 +13,8 @@ from hypothesis import settings
 
 from tests.ranks import Ranks
 
+_THREADS = int(os.environ["OMP_NUM_THREADS"].split(",")[0])
+
 # No deadline: the first example of a test may load a library.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
@@ -36,11 +38,12 @@ def ranks() -> Iterator[Callable[[int], Ranks]]:
 
 
 @pytest.fixture(autouse=True)
-def determinism_ends_with_its_test() -> Iterator[None]:
-    """Undo `deterministic=True` of a Trainer, which would otherwise affect the tests after it."""
+def torchs_settings_end_with_their_test() -> Iterator[None]:
+    """Undo `deterministic=True` of a Trainer and a run's number of threads, which would affect the tests after it."""
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].use_deterministic_algorithms(False)
+        sys.modules["torch"].set_num_threads(_THREADS)
 
 
 @pytest.fixture(autouse=True)
