@@ -58,14 +58,12 @@ def compare(arguments: list[str]) -> None:
             raise UserError(
                 f"no finished run in {', '.join(options.folders) or 'no folders'}: syncbn compare outputs/*"
             )
-        named = [name.strip() for name in options.metric.split(",")] if options.metric else None
-        present = {name for run in runs for name in run.metrics}
-        own = [name for run in runs for name in run.metrics if name.startswith(("val", "test"))]  # a guest's task's
-        chosen = [
-            named or [n for n in names if n in present] or own or list(present) for names in (_IN_THE_TABLE, _DRAWN)
-        ]
+        present = list(dict.fromkeys(name for run in runs for name in run.metrics))
         if not present:
             raise UserError(f"no metric is logged in {', '.join(run.name for run in runs)}")
+        named = [name.strip() for name in options.metric.split(",")] if options.metric else None
+        own = [name for name in present if name.startswith(("val", "test"))]  # a guest's task's
+        chosen = [named or [n for n in names if n in present] or own or present for names in (_IN_THE_TABLE, _DRAWN)]
         average = options.seeds == "average"
         table, drawn = (compared(runs, list(dict.fromkeys(metrics)), average=average) for metrics in chosen)
         print_table(table)
