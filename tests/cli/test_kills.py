@@ -17,6 +17,7 @@ from syncbn.run.resume import LAST
 from syncbn.training.checkpoint import load_checkpoint
 from tests.cli.conftest import REPOSITORY
 from tests.cli.test_faults import rank_of
+from tests.soak.compare import TIMES
 
 RUN = (
     "run_id=r",
@@ -29,14 +30,6 @@ RUN = (
 # With the default callbacks.
 CLASSIFICATION = ("model.width=4",)
 GAN = ("experiment=dcgan_digits", "model.width=8")
-TIMES = (
-    "loader/wait_share",
-    "train/time",
-    "train/batches",
-    "train/samples",
-    "train/device/",
-    "validate/",
-)  # of this start
 TWO_RANKS = ("trainer=ddp", "data.batch_size=16")
 
 

@@ -8,19 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Columns that measure this machine, or count from the start of a process.
-MEASURED = (
-    "loader/wait_share",
-    "train/time",
-    "train/batches",
-    "train/samples",
-    "train/device/",
-    "validate/",
-    "test/time",
-    "test/batches",
-    "test/samples",
-    "test/device/",
-)
+# Columns of a training that measure this machine, or count from the start of a process.
+TIMES = ("loader/wait_share", "train/time", "train/batches", "train/samples", "train/device/", "validate/")
+MEASURED = (*TIMES, "test/time", "test/batches", "test/samples", "test/device/")
 # After a validation that the other run hasn't had: what a validation changes.
 OF_VALIDATIONS = ("callbacks", "loops")
 
