@@ -1,7 +1,4 @@
-"""Sum of a layer's 2C + 1 numbers over ranks of this machine: one-shot exchange compared with gloo's all-reduce.
-
-Runs under Linux's default scheduling policy, as users do.
-"""
+"""Sum of a layer's 2C + 1 numbers over ranks of this machine: one-shot exchange compared with gloo's all-reduce."""
 
 import time
 from collections.abc import Callable
@@ -29,7 +26,7 @@ def measure() -> list[Row]:
 
 def _rows(world_size: int) -> list[Row]:
     area = f"a sum of 2C + 1 float64 numbers, {world_size} ranks of 1 thread, Linux's default policy"
-    times = on_ranks(_time, world_size, world_size=world_size, batch_scheduling=False)
+    times = on_ranks(_time, world_size, world_size=world_size)
     return [
         paired(area, f"one-shot exchange, C = {channels}", "gloo's all-reduce", "µs", pairs, LIMITS[world_size])
         for channels, pairs in times.items()

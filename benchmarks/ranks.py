@@ -8,19 +8,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from syncbn.launch.scheduling import let_threads_finish
 
-
-def on_ranks(
-    measurement: Callable[..., Any], *arguments: Any, world_size: int = 2, batch_scheduling: bool = True
-) -> Any:
+def on_ranks(measurement: Callable[..., Any], *arguments: Any, world_size: int = 2) -> Any:
     """Run `measurement(*arguments)` in a group of spawned processes, and return rank 0's result.
+
+    They run under Linux's default scheduling policy, like those of a library's user.
 
     Args:
         measurement: importable function.
         arguments: arguments of the function.
         world_size: number of ranks.
-        batch_scheduling: whether ranks run under SCHED_BATCH, like the trainer's, or under Linux's default policy.
 
     Raises:
         RuntimeError: a rank ended with an exit code.
@@ -32,7 +29,7 @@ def on_ranks(
         ranks = [
             context.Process(
                 target=_rank,
-                args=(rank, world_size, store, answers, batch_scheduling, measurement, arguments),
+                args=(rank, world_size, store, answers, measurement, arguments),
                 daemon=True,
             )
             for rank in range(world_size)
@@ -51,13 +48,10 @@ def _rank(
     world_size: int,
     store: str,
     answers: Any,
-    batch_scheduling: bool,
     measurement: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
-    if batch_scheduling:
-        let_threads_finish()
     dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size)
     answer = measurement(*arguments)
     if rank == 0:
