@@ -1,5 +1,6 @@
 """Forward and backward of all normalization layers of a ResNet-50, on two gloo CPU ranks of one thread each."""
 
+import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -50,14 +51,13 @@ def _rows(memory_format: str, seconds: dict[str, list[list[float]]]) -> list[Row
     ]
     shapes = resnet50_shapes()
     for shape in sorted(set(shapes), key=shapes.index):
-        what = " × ".join(map(str, shape))
-        pairs = [
-            (1e3 * ours, 1e3 * theirs)
-            for place in range(len(shapes))
-            if shapes[place] == shape
-            for ours, theirs in zip(seconds[OURS][place], seconds[BATCH][place], strict=True)
-        ]
-        rows.append(paired(f"its shapes one by one, {memory_format}", what, BATCH, "ms", pairs, ALONE[memory_format]))
+
+        def of_shape(times: list[float], shape: tuple[int, ...] = shape) -> float:
+            return 1e3 * statistics.fmean(time for time, its in zip(times, shapes, strict=True) if its == shape)
+
+        pairs = [(of_shape(ours), of_shape(theirs)) for ours, theirs in zip(seconds[OURS], seconds[BATCH], strict=True)]
+        area, what = f"its shapes one by one, {memory_format}", " × ".join(map(str, shape))
+        rows.append(paired(area, what, BATCH, "ms", pairs, ALONE[memory_format]))
     return rows
 
 
