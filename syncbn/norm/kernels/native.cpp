@@ -10,13 +10,20 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__AVX512F__) || defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 constexpr int64_t LANES = 16;
 constexpr int64_t BLOCK = 2048;     // numbers of a channel per float32 sum, contiguous
-constexpr int64_t ROWS = 64;        // the same for channels last, with one number of each channel per row
+constexpr int64_t ROWS = 256;       // the same for channels last, with one number of each channel per row
 constexpr int64_t SEGMENTS = 16;    // parts of the rows that threads share
 constexpr int64_t PARALLEL = 1 << 15;  // numbers below which threads cost more than they save
+constexpr int64_t LARGE = 1 << 21;     // numbers of a tensor that isn't in a core's caches
+constexpr int64_t STRIP = 512;         // numbers fetched or streamed at once
+constexpr int64_t AHEAD = 2048;        // numbers between a row that is read and one that is fetched
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 
@@ -27,6 +34,31 @@ inline Vector load(const float* p) {
 }
 
 inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
+
+// Fetches memory in its order, which it is read in several streams soon.
+inline void fetch(const float* p, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES) __builtin_prefetch(p + i);
+}
+
+// Copies to memory that isn't in the caches, without reading it first, as an ordinary store does.
+inline void stream(const float* from, float* to, int64_t count) {
+    int64_t i = 0;
+#if defined(__AVX512F__)
+    for (; i < count && reinterpret_cast<uintptr_t>(to + i) % 64; ++i) to[i] = from[i];
+    for (; i + 16 <= count; i += 16) _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
+#elif defined(__AVX__)
+    for (; i < count && reinterpret_cast<uintptr_t>(to + i) % 32; ++i) to[i] = from[i];
+    for (; i + 8 <= count; i += 8) _mm256_stream_ps(to + i, _mm256_loadu_ps(from + i));
+#endif
+    for (; i < count; ++i) to[i] = from[i];
+}
+
+// Makes streamed numbers visible to other threads.
+inline void end_stream() {
+#if defined(__AVX512F__) || defined(__AVX__)
+    _mm_sfence();
+#endif
+}
 
 inline double sum(Vector v) {
     double total = 0;
@@ -58,15 +90,21 @@ struct Pair {
     double total_second() const { return sum(second[0] + second[1]) + second_rest; }
 };
 
-// Calls `block(c, [offsets of its planes])` for every block of every channel of a contiguous tensor: a block is a few
-// whole planes, or a part of one.
+// Calls `block(c, n, last, begin, end)` for every block of every channel of a contiguous tensor, in the order of memory:
+// a block is a few whole planes, or a part of one.
 template <class Block>
-inline void blocks_of_channel(const Shape& shape, int64_t c, const Block& block) {
+inline void blocks_of_planes(const Shape& shape, int threads, const Block& block) {
     const int64_t planes = std::max<int64_t>(1, BLOCK / shape.inner);
-    for (int64_t n = 0; n < shape.outer; n += planes) {
-        const int64_t last = std::min(n + planes, shape.outer);
-        for (int64_t begin = 0; begin < shape.inner; begin += BLOCK) {
-            block(n, last, begin, std::min(begin + BLOCK, shape.inner));
+#pragma omp parallel for num_threads(threads) if (shape.numel() > PARALLEL)
+    for (int64_t part = 0; part < threads; ++part) {
+        const int64_t from = shape.channels * part / threads, to = shape.channels * (part + 1) / threads;
+        for (int64_t n = 0; n < shape.outer; n += planes) {
+            const int64_t last = std::min(n + planes, shape.outer);
+            for (int64_t c = from; c < to; ++c) {
+                for (int64_t begin = 0; begin < shape.inner; begin += BLOCK) {
+                    block(c, n, last, begin, std::min(begin + BLOCK, shape.inner));
+                }
+            }
         }
     }
 }
@@ -98,6 +136,10 @@ struct Products {
         total += dy[i];
         products += dy[i] * (x[i] - mean);
     }
+    inline void fetch(int64_t i, int64_t count) const {
+        ::fetch(dy + i, count);
+        ::fetch(x + i, count);
+    }
 };
 
 // The same for dz, dy times the activation's derivative by the sign of y, which is stored.
@@ -118,6 +160,11 @@ struct ActivatedProducts {
         total += z;
         products += z * (x[i] - mean);
     }
+    inline void fetch(int64_t i, int64_t count) const {
+        ::fetch(dy + i, count);
+        ::fetch(y + i, count);
+        ::fetch(x + i, count);
+    }
 };
 
 // Shift sums of n numbers about a point to another one, `delta` below.
@@ -128,21 +175,20 @@ inline void move(double n, double delta, double total, double squares, double& t
 
 void moments_of_planes(const float* x, const Shape& shape, double* mean, double* m2, int threads) {
     const double count = double(shape.outer * shape.inner);
-#pragma omp parallel for num_threads(threads) if (shape.numel() > PARALLEL)
-    for (int64_t c = 0; c < shape.channels; ++c) {
+    std::vector<double> total(shape.channels), squares(shape.channels);
+    blocks_of_planes(shape, threads, [&](int64_t c, int64_t n, int64_t last, int64_t begin, int64_t end) {
         const double origin = x[c * shape.inner];
-        double total = 0, squares = 0;
-        blocks_of_channel(shape, c, [&](int64_t n, int64_t last, int64_t begin, int64_t end) {
-            const float near = x[(n * shape.channels + c) * shape.inner + begin];
-            Pair sums;
-            for (int64_t i = n; i < last; ++i) {
-                sums.add(begin, end, Squares{x + (i * shape.channels + c) * shape.inner, near});
-            }
-            move(double((last - n) * (end - begin)), near - origin, sums.total_first(), sums.total_second(), total,
-                 squares);
-        });
-        mean[c] = origin + total / count;
-        m2[c] = std::max(squares - total * total / count, 0.0);  // keeps a NaN
+        const float near = x[(n * shape.channels + c) * shape.inner + begin];
+        Pair sums;
+        for (int64_t i = n; i < last; ++i) {
+            sums.add(begin, end, Squares{x + (i * shape.channels + c) * shape.inner, near});
+        }
+        move(double((last - n) * (end - begin)), near - origin, sums.total_first(), sums.total_second(), total[c],
+             squares[c]);
+    });
+    for (int64_t c = 0; c < shape.channels; ++c) {
+        mean[c] = x[c * shape.inner] + total[c] / count;
+        m2[c] = std::max(squares[c] - total[c] * total[c] / count, 0.0);  // keeps a NaN
     }
 }
 
@@ -179,6 +225,7 @@ void over_rows(const Shape& shape, double* first, double* second, int threads, c
 
 void moments_of_rows(const float* x, const Shape& shape, double* mean, double* m2, int threads) {
     const int64_t C = shape.channels;
+    const bool large = shape.numel() > LARGE;
     const double count = double(shape.outer);
     auto block = [&](int64_t row, int64_t last, float* __restrict total, float* __restrict squares,
                      float* __restrict near) {
@@ -186,8 +233,10 @@ void moments_of_rows(const float* x, const Shape& shape, double* mean, double* m
         for (int64_t r = row; r < row + samples; ++r) {
             for (int64_t i = 0; i < C; ++i) near[i] += x[r * C + i] / float(samples);
         }
+        const int64_t ahead = std::max(4 * C, AHEAD);
         int64_t r = row;
         for (; r + 4 <= last; r += 4) {
+            if (large) fetch(x + r * C + ahead, 4 * C);
             const float *__restrict a = x + r * C, *__restrict b = a + C, *__restrict c = b + C, *__restrict d = c + C;
             for (int64_t i = 0; i < C; ++i) {
                 const float p = a[i] - near[i], q = b[i] - near[i], s = c[i] - near[i], t = d[i] - near[i];
@@ -216,20 +265,22 @@ void moments_of_rows(const float* x, const Shape& shape, double* mean, double* m
 
 template <class Terms>
 void sums_of_planes(const Shape& shape, const Terms& terms, double* first, double* second, int threads) {
-#pragma omp parallel for num_threads(threads) if (shape.numel() > PARALLEL)
-    for (int64_t c = 0; c < shape.channels; ++c) {
-        double a = 0, b = 0;
-        blocks_of_channel(shape, c, [&](int64_t n, int64_t last, int64_t begin, int64_t end) {
-            Pair sums;
-            for (int64_t i = n; i < last; ++i) {
-                sums.add(begin, end, terms(c, (i * shape.channels + c) * shape.inner));
+    std::fill(first, first + shape.channels, 0.0);
+    std::fill(second, second + shape.channels, 0.0);
+    const bool large = shape.numel() > LARGE;
+    blocks_of_planes(shape, threads, [&](int64_t c, int64_t n, int64_t last, int64_t begin, int64_t end) {
+        Pair sums;
+        for (int64_t i = n; i < last; ++i) {
+            const auto term = terms(c, (i * shape.channels + c) * shape.inner);
+            for (int64_t at = begin; at < end; at += STRIP) {
+                const int64_t stop = std::min(at + STRIP, end);
+                if (large) term.fetch(at, stop - at);
+                sums.add(at, stop, term);
             }
-            a += sums.total_first();
-            b += sums.total_second();
-        });
-        first[c] = a;
-        second[c] = b;
-    }
+        }
+        first[c] += sums.total_first();
+        second[c] += sums.total_second();
+    });
 }
 
 inline void add(int64_t, float, int64_t, float a, float b, double& first, double& second) {
@@ -240,9 +291,13 @@ inline void add(int64_t, float, int64_t, float a, float b, double& first, double
 void products_of_rows(const float* dy, const float* x, const float* mean, const Shape& shape, double* first,
                       double* second, int threads) {
     const int64_t C = shape.channels;
+    const bool large = shape.numel() > LARGE;
     auto block = [&](int64_t row, int64_t last, float* __restrict total, float* __restrict products, float*) {
+        const int64_t ahead = std::max(2 * C, AHEAD);
         int64_t r = row;
         for (; r + 2 <= last; r += 2) {
+            if (large) fetch(dy + r * C + ahead, 2 * C);
+            if (large) fetch(x + r * C + ahead, 2 * C);
             const float *__restrict g = dy + r * C, *__restrict h = g + C;
             const float *__restrict u = x + r * C, *__restrict v = u + C;
             for (int64_t i = 0; i < C; ++i) {
@@ -279,72 +334,89 @@ void activated_products_of_rows(const float* dy, const float* y, const float* x,
     over_rows(shape, first, second, threads, block, add);
 }
 
-// Calls `apply(begin, end, c, step)` for stretches of a tensor: number i is of channel c + (i - begin) * step.
+// Calls `apply.plane(at, length, c, to)` or `apply.row(at, c, length, to)` for stretches of numbers from `at` on: of
+// channel c, or of the channels from c on. `to` is where they are written: in `target`, or if that is large in a buffer
+// that is streamed to it.
 template <class Apply>
-void everywhere(const Shape& shape, int threads, const Apply& apply) {
-    const bool rows = shape.inner == 1;
+void everywhere(const Shape& shape, int threads, const Apply& apply, float* target) {
+    const bool rows = shape.inner == 1, streams = shape.numel() > 2 * LARGE;
     const int64_t stretches = rows ? shape.outer : shape.outer * shape.channels;
     const int64_t length = rows ? shape.channels : shape.inner;
-#pragma omp parallel for num_threads(threads) if (shape.numel() > PARALLEL)
-    for (int64_t s = 0; s < stretches; ++s) {
-        if (rows) {
-            apply.row(s * length, length);
-        } else {
-            apply.plane(s * length, length, s % shape.channels);
+#pragma omp parallel num_threads(threads) if (shape.numel() > PARALLEL)
+    {
+        alignas(64) float buffer[STRIP];
+#pragma omp for
+        for (int64_t s = 0; s < stretches; ++s) {
+            for (int64_t i = 0; i < length; i += streams ? STRIP : length) {
+                const int64_t at = s * length + i, count = streams ? std::min(STRIP, length - i) : length;
+                float* to = streams ? buffer : target + at;
+                if (streams) apply.fetch(at, count);
+                if (rows) {
+                    apply.row(at, i, count, to);
+                } else {
+                    apply.plane(at, count, s % shape.channels, to);
+                }
+                if (streams) stream(buffer, target + at, count);
+            }
         }
+        if (streams) end_stream();
     }
 }
 
 struct Normalize {
     const float *x, *mean, *scale, *bias, *residual;
-    float* y;
     float slope;
 
     // No branch on z: its sign is unpredictable, and a loop with a branch isn't vectorized.
     static inline float activate(float z, float slope) { return std::max(z, 0.0f) + slope * std::min(z, 0.0f); }
 
-    void plane(int64_t at, int64_t length, int64_t c) const {
+    void fetch(int64_t at, int64_t count) const {
+        ::fetch(x + at, count);
+        if (residual) ::fetch(residual + at, count);
+    }
+    void plane(int64_t at, int64_t length, int64_t c, float* __restrict to) const {
         const float* __restrict u = x + at;
         const float m = mean[c], a = scale[c], b = bias[c], s = slope;
-        float* __restrict v = y + at;
         if (residual) {
             const float* r = residual + at;
-            for (int64_t i = 0; i < length; ++i) v[i] = activate((u[i] - m) * a + b + r[i], s);
+            for (int64_t i = 0; i < length; ++i) to[i] = activate((u[i] - m) * a + b + r[i], s);
         } else if (slope != 1) {
-            for (int64_t i = 0; i < length; ++i) v[i] = activate((u[i] - m) * a + b, s);
+            for (int64_t i = 0; i < length; ++i) to[i] = activate((u[i] - m) * a + b, s);
         } else {
-            for (int64_t i = 0; i < length; ++i) v[i] = (u[i] - m) * a + b;
+            for (int64_t i = 0; i < length; ++i) to[i] = (u[i] - m) * a + b;
         }
     }
-    void row(int64_t at, int64_t length) const {
+    void row(int64_t at, int64_t c, int64_t length, float* __restrict to) const {
         const float* __restrict u = x + at;
+        const float *m = mean + c, *a = scale + c, *b = bias + c;
         const float s = slope;
-        float* __restrict v = y + at;
         if (residual) {
             const float* r = residual + at;
-            for (int64_t i = 0; i < length; ++i) v[i] = activate((u[i] - mean[i]) * scale[i] + bias[i] + r[i], s);
+            for (int64_t i = 0; i < length; ++i) to[i] = activate((u[i] - m[i]) * a[i] + b[i] + r[i], s);
         } else if (slope != 1) {
-            for (int64_t i = 0; i < length; ++i) v[i] = activate((u[i] - mean[i]) * scale[i] + bias[i], s);
+            for (int64_t i = 0; i < length; ++i) to[i] = activate((u[i] - m[i]) * a[i] + b[i], s);
         } else {
-            for (int64_t i = 0; i < length; ++i) v[i] = (u[i] - mean[i]) * scale[i] + bias[i];
+            for (int64_t i = 0; i < length; ++i) to[i] = (u[i] - m[i]) * a[i] + b[i];
         }
     }
 };
 
 struct InputGrad {
     const float *dy, *x, *mean, *scale, *slope, *shift;
-    float* dx;
 
-    void plane(int64_t at, int64_t length, int64_t c) const {
+    void fetch(int64_t at, int64_t count) const {
+        ::fetch(dy + at, count);
+        ::fetch(x + at, count);
+    }
+    void plane(int64_t at, int64_t length, int64_t c, float* __restrict to) const {
         const float *__restrict g = dy + at, *__restrict u = x + at;
         const float m = mean[c], a = scale[c], b = slope[c], s = shift[c];
-        float* __restrict d = dx + at;
-        for (int64_t i = 0; i < length; ++i) d[i] = g[i] * a + ((u[i] - m) * b + s);
+        for (int64_t i = 0; i < length; ++i) to[i] = g[i] * a + ((u[i] - m) * b + s);
     }
-    void row(int64_t at, int64_t length) const {
+    void row(int64_t at, int64_t c, int64_t length, float* __restrict to) const {
         const float *__restrict g = dy + at, *__restrict u = x + at;
-        float* __restrict d = dx + at;
-        for (int64_t i = 0; i < length; ++i) d[i] = g[i] * scale[i] + ((u[i] - mean[i]) * slope[i] + shift[i]);
+        const float *m = mean + c, *a = scale + c, *b = slope + c, *s = shift + c;
+        for (int64_t i = 0; i < length; ++i) to[i] = g[i] * a[i] + ((u[i] - m[i]) * b[i] + s[i]);
     }
 };
 
@@ -394,7 +466,7 @@ void syncbn_normalize(const float* x, int64_t outer, int64_t channels, int64_t i
     for (int64_t c = 0; c < channels; ++c) scale[c] = scale_of(var, weight, eps, c);
     if (bias) shift.assign(bias, bias + channels);
     everywhere(Shape{outer, channels, inner}, threads,
-               Normalize{x, mean, scale.data(), shift.data(), residual, y, slope});
+               Normalize{x, mean, scale.data(), shift.data(), residual, slope}, y);
 }
 
 // Sums of dy and dy * x_hat for every channel.
@@ -452,7 +524,7 @@ void syncbn_input_grad(const float* dy, const float* x, int64_t outer, int64_t c
         shift[c] = -scale[c] * mean_dy[c];
     }
     everywhere(Shape{outer, channels, inner}, threads,
-               InputGrad{dy, x, mean, scale.data(), slope.data(), shift.data(), dx});
+               InputGrad{dy, x, mean, scale.data(), slope.data(), shift.data()}, dx);
 }
 
 }
