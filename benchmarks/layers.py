@@ -6,12 +6,11 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 import syncbn
 from benchmarks.peers import AllGatherBatchNorm, copy_least
-from benchmarks.ranks import on_ranks
+from benchmarks.ranks import on_ranks, start_together
 from benchmarks.rows import Row, paired
 from syncbn.models.resnet import resnet50
 
@@ -100,7 +99,7 @@ def _time_format(memory_format: str) -> dict[str, list[list[float]]]:
 
 
 def _time(run: Callable[[], object]) -> float:
-    dist.barrier()
+    start_together()
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

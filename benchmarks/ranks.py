@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from syncbn.norm.core.exchange import exchange_for
+
 
 def on_ranks(measurement: Callable[..., Any], *arguments: Any, world_size: int = 2) -> Any:
     """Run `measurement(*arguments)` in a group of spawned processes, and return rank 0's result.
@@ -41,6 +43,15 @@ def on_ranks(measurement: Callable[..., Any], *arguments: Any, world_size: int =
             if process.exitcode:
                 raise RuntimeError(f"a rank of the benchmark ended with exit code {process.exitcode}")
         return answers.get()
+
+
+def start_together() -> None:
+    """Return on all ranks within microseconds. A barrier of gloo returns up to a millisecond later on one of them."""
+    dist.barrier()
+    group = dist.group.WORLD
+    assert group is not None
+    signal = torch.zeros(1, dtype=torch.float64)
+    exchange_for(group, signal).sum(signal)
 
 
 def _rank(

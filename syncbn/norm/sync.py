@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from syncbn.norm.core import compat
+from syncbn.norm.core import channels, compat
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.exchange import OwnGroup
 from syncbn.norm.core.kernels import kernels_for
@@ -105,6 +105,8 @@ class _Normalize(ReverseMode):
 
 def _as_statistics(moments: Moments, x: Tensor) -> tuple[Tensor, Tensor]:
     dtype = statistics_dtype(x)
+    if dtype is torch.float32 and channels.serve(*moments):
+        return channels.statistics(*moments)
     return moments.mean.to(dtype), biased_var(moments).to(dtype)
 
 

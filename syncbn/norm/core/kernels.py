@@ -29,6 +29,11 @@ def kernels_for(*tensors: Tensor) -> Kernels:
     return PLAIN
 
 
+def has_native() -> bool:
+    """Whether the C++ library may be used, and is there."""
+    return NATIVE in _FASTEST and not isinstance(library(), str)
+
+
 def candidates(choice: str) -> tuple[Kernels, ...]:
     """Candidate kernels for a value of SYNCBN_KERNELS, the fastest first; empty means `native` first."""
     if choice == "aten":

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from syncbn.norm.core import compat
+from syncbn.norm.core import channels, compat
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.kernels import kernels_for
 from syncbn.norm.kernels.plain import PLAIN, moments_grad
@@ -85,6 +85,8 @@ def all_reduce(local: Moments, group: ProcessGroup | None) -> Moments:
     """
     if group is None:
         return local
+    if channels.serve(*local):
+        return Moments(*channels.unpack(all_sum(channels.pack(*local), group)))
     total = local.count * local.mean
     sums = all_sum(torch.cat([total, local.m2 + total * local.mean, local.count.view(1)]), group)
     total, squares, count = sums.split([len(total), len(total), 1])
@@ -122,6 +124,9 @@ def all_covariance(
 def all_means(a: Tensor, b: Tensor, count: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
     """Means over the `count` samples of all ranks from two sums (C) over this rank's samples, by one all-reduce."""
     sums = all_sum(torch.cat([a, b]).to(count.dtype), group)
+    if a.dtype is torch.float32 and channels.serve(sums, count):
+        means = channels.means(sums, count)
+        return means[: len(a)], means[len(a) :]
     mean_a, mean_b = (sums / count.clamp(min=1)).to(a.dtype).chunk(2)
     return mean_a, mean_b
 

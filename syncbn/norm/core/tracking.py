@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from syncbn.norm.core import compat
+from syncbn.norm.core import channels, compat
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.capabilities import Capabilities
 from syncbn.norm.core.checks import check_channels, check_num_features
@@ -105,6 +105,10 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
             return
         if not self.track_running_stats:
             return
+        if not second_moment and row is None and others is None and channels.serve(*moments):
+            running = self.running_mean, self.running_var, self.num_batches_tracked
+            if compat.in_backward() or channels.track(*running, moments, 1.0 if outright else self.momentum):
+                return
         update = torch.ops.syncbn.track if torch.compiler.is_compiling() else _track
         update(
             self.running_mean,

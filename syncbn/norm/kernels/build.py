@@ -1,4 +1,4 @@
-"""Compilation of native.cpp and one_shot.cpp on first use, and a cache of the library."""
+"""Compilation of the C++ files on first use, and a cache of the library."""
 
 import ctypes
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cpp", "one_shot.cpp"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cpp", "channels.cpp", "one_shot.cpp"))
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 _LOG = logging.getLogger(__name__)
 

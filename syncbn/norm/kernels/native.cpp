@@ -10,6 +10,9 @@
 #include <cstring>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 #if defined(__AVX512F__) || defined(__AVX__)
 #include <immintrin.h>
 #endif
@@ -34,6 +37,17 @@ inline Vector load(const float* p) {
 }
 
 inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
+
+// Asks for huge pages for memory that is about to be written: a large tensor is often mapped anew when it is allocated,
+// and the faults of its 4 KiB pages can take as long as writing them.
+inline void use_huge_pages(float* memory, int64_t count) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr uintptr_t PAGE = 1 << 21;
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + PAGE - 1) & ~(PAGE - 1);
+    const uintptr_t end = reinterpret_cast<uintptr_t>(memory + count) & ~(PAGE - 1);
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
 
 // Fetches memory in its order, which it is read in several streams soon.
 inline void fetch(const float* p, int64_t count) {
@@ -342,6 +356,7 @@ void everywhere(const Shape& shape, int threads, const Apply& apply, float* targ
     const bool rows = shape.inner == 1, streams = shape.numel() > 2 * LARGE;
     const int64_t stretches = rows ? shape.outer : shape.outer * shape.channels;
     const int64_t length = rows ? shape.channels : shape.inner;
+    use_huge_pages(target, shape.numel());
 #pragma omp parallel num_threads(threads) if (shape.numel() > PARALLEL)
     {
         alignas(64) float buffer[STRIP];

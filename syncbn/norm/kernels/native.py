@@ -44,6 +44,12 @@ _ARGUMENTS = {
     "reduce_grad_activate": "pppnnnppdfpppi",
     "input_grad": "ppnnnppdppppi",
     "row_dots": "ppnpnnpi",
+    # of channels.cpp
+    "pack_moments": "pppnp",
+    "unpack_moments": "pnppp",
+    "statistics": "pppnpp",
+    "means": "ppnp",
+    "track": "pppndppp",
 }
 
 
@@ -129,12 +135,21 @@ class NativeKernels(Kernels):
 NATIVE = NativeKernels()
 
 
-def _run(name: str, *arguments: Any) -> None:
+def run(name: str, *arguments: Any) -> None:
     """Call a library function with the addresses of tensors, which the caller keeps alive, and other arguments."""
+    values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
+    _functions()[name](*values)
+
+
+def _run(name: str, *arguments: Any) -> None:
+    run(name, *arguments, torch.get_num_threads())
+
+
+@functools.cache
+def _functions() -> dict[str, Any]:
     loaded = library()
     assert not isinstance(loaded, str)  # checked by `serves`
-    values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
-    getattr(loaded, f"syncbn_{name}")(*values, torch.get_num_threads())
+    return {name: getattr(loaded, f"syncbn_{name}") for name in _ARGUMENTS}
 
 
 def _per_channel(*tensors: Tensor | None) -> list[Any]:
