@@ -9,7 +9,7 @@ from torch import Tensor
 
 from syncbn.norm.core import compat
 from syncbn.norm.core.kernels import has_native
-from syncbn.norm.kernels.interface import PLAIN_TYPES
+from syncbn.norm.kernels.interface import PLAIN_TYPES, in_memory
 from syncbn.norm.kernels.native import run
 
 
@@ -32,6 +32,7 @@ def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
         and tensor.layout is torch.strided
         and tensor.is_contiguous()
         and not tensor.is_neg()
+        and in_memory(tensor)
     )
 
 
