@@ -1,8 +1,8 @@
 """Training steps of ResNet-50 whose messages take a given time, with and without overlap, on two ranks.
 
 Each message is delayed, forward and backward, by `benchmarks.delayed`. What a step takes longer than one without delay
-is communication that is exposed: without overlap the delay of 106 messages, less what the ranks would have waited for each
-other anyway. The model's prediction of a step with overlap is that without delay, plus the delays of the forward pass,
+is communication that is exposed: without overlap the delay of 106 messages, less what ranks would have waited for each
+other anyway. The prediction of a step with overlap is that without delay, plus the delays of the forward pass,
 and of each backward message what is longer than the weight gradients of the layers after its norm
 (`syncbn.machine.scaling.exposed`).
 """
