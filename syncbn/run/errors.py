@@ -2,9 +2,10 @@
 
 import errno
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -58,6 +59,8 @@ def lightnings_refusals() -> Iterator[None]:
 @contextmanager
 def disk_faults() -> Iterator[None]:
     """A disk that is full, read-only or broken ends a run in one line: what is whole on it stays so."""
+    before = threading.excepthook
+    threading.excepthook = _without_writers(before)
     try:
         yield
     except OSError as error:
@@ -68,6 +71,18 @@ def disk_faults() -> Iterator[None]:
             f"{error.strerror}{where}; the run ends, and goes on from its last checkpoint when that is mended "
             "(resume=auto)"
         ) from error
+    finally:
+        threading.excepthook = before
+
+
+def _without_writers(hook: Callable[[threading.ExceptHookArgs], object]) -> Callable[[threading.ExceptHookArgs], None]:
+    """Leave out what TensorBoard's thread couldn't write, which the next write raises in the main thread."""
+
+    def shown(failed: threading.ExceptHookArgs) -> None:
+        if not (issubclass(failed.exc_type, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
+            hook(failed)
+
+    return shown
 
 
 def _raised_by_lightning(error: Exception) -> bool:

@@ -30,8 +30,8 @@ from syncbn.run.errors import UserError, disk_faults, lightnings_refusals, user_
 from syncbn.run.facts import DataFacts
 from syncbn.run.folder import git_commit, write_config
 from syncbn.run.lock import acquire, wait_for_rank_0
-from syncbn.run.resume import Checkpoint, resume_from
-from syncbn.run.stoppable import stoppable
+from syncbn.run.resume import Checkpoint, restore_last, resume_from
+from syncbn.run.stoppable import ends_with_its_peers, stoppable
 from syncbn.training import ChecksFolder
 from syncbn.training.loggers import RunFolderCSVLogger, finish, log_config
 
@@ -85,7 +85,7 @@ def train(config: DictConfig, world: World, hydra: DictConfig) -> float | None:
     sys.argv[1:] = redacted(sys.argv[1:])  # W&B records them
 
     folder = Path(config.paths.output_dir)
-    with disk_faults():
+    with disk_faults(), ends_with_its_peers():
         if world.rank:
             wait_for_rank_0(folder)
             return _train(config, world, hydra)
@@ -193,6 +193,8 @@ def _begin(run: Run, hydra: DictConfig) -> None:
     """Write the run's folder; only called if the run can start, so that a refused run changes no existing folder."""
     config, folder = run.config, Path(run.config.paths.output_dir)
     write_config(folder, config, hydra)
+    if run.checkpoint:
+        restore_last(run.checkpoint, folder)
     screen.print_start(config, run.net, run.trainer, folder, run.checkpoint, run.weights, run.changes)
     for logger in run.loggers:
         log_config(logger, redacted(plain(config)), git_commit())

@@ -53,7 +53,7 @@ def resume_from(resume: str | None, folder: Path) -> Checkpoint | None:
             )
         return None
     if resume == "auto":
-        return _last_readable(last) if last.exists() else None
+        return _last_readable(last)
     if resume in _WORDS and not Path(resume).exists():
         raise ValueError(
             f"resume={resume}: resume=auto goes on with this run's last checkpoint, and any other is given by its "
@@ -62,15 +62,28 @@ def resume_from(resume: str | None, folder: Path) -> Checkpoint | None:
     return _readable(Path(resume))
 
 
-def _last_readable(last: Path) -> Checkpoint:
+def _last_readable(last: Path) -> Checkpoint | None:
     from syncbn.training.checkpoint import previous  # imports torch
 
+    if not last.exists() and not previous(last).exists():
+        return None
     try:
         return _readable(last)
     except ValueError as error:
         if not previous(last).exists():
             raise
         return replace(_readable(previous(last)), instead_of=str(error))
+
+
+def restore_last(checkpoint: Checkpoint, folder: Path) -> None:
+    """Replace a run's last checkpoint that couldn't be read by the one to resume from instead.
+
+    The next save would keep the damaged one as the previous, and a run that has nothing left to train saves none.
+    """
+    from syncbn.training.checkpoint import give_name
+
+    if checkpoint.instead_of is not None:
+        give_name(checkpoint.path, folder / LAST)
 
 
 def _readable(path: Path) -> Checkpoint:

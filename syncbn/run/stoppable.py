@@ -29,17 +29,33 @@ def stoppable(trainer: Trainer) -> Iterator[None]:
     """
     launcher = trainer.strategy.launcher
     try:
-        with _passed_on(launcher) if isinstance(launcher, _MultiProcessingLauncher) else nullcontext():
+        passed_on = _passed_on(launcher) if isinstance(launcher, _MultiProcessingLauncher) else nullcontext()
+        with ends_with_its_peers(), passed_on:
             yield
+    except Fault:
+        raise
     except Exception as error:
-        if (lost := _is_lost_peer(error)) and not stop.requested():
-            _end_after(error)
         if not (signum := stop.requested()):
             raise
-        if lost and another_failed():  # which has said why
+        if _is_lost_peer(error) and another_failed():  # which has said why
             raise Stopped(signum) from error
         stop.say(f"before it could save: {first_line(error)}", signum)
         raise Stopped(signum) from error
+
+
+@contextmanager
+def ends_with_its_peers() -> Iterator[None]:
+    """End quietly for a message that fails because another rank has ended, which has said why.
+
+    Raises:
+        Fault: no rank on this node has failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _is_lost_peer(error) and not stop.requested():
+            _end_after(error)
+        raise
 
 
 def _is_lost_peer(error: Exception) -> bool:

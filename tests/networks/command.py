@@ -11,6 +11,7 @@ import torch
 from tests.networks.generate import ROWS, build, random_spec
 from tests.networks.oracles.convert import CONVERSIONS
 from tests.networks.oracles.fuse import judge_fuse
+from tests.networks.oracles.overlap import judge_overlap
 from tests.networks.oracles.prune import judge_prune
 from tests.networks.oracles.statistics import judge_freeze, judge_inspect, judge_recalibrate
 from tests.networks.oracles.verdict import Facts, Outcome, judge
@@ -21,6 +22,7 @@ POLICIES: dict[str, Callable[[Spec], Facts]] = {
     "fuse": judge_fuse,
     "prune": judge_prune,
     **CONVERSIONS,
+    "overlap": judge_overlap,
     "recalibrate": judge_recalibrate,
     "inspect": judge_inspect,
     "freeze": judge_freeze,

@@ -1,4 +1,4 @@
-"""fuse and prune on random networks are right or refuse in one line. On 500 networks: `python -m tests.networks`."""
+"""Policies on random networks are right or refuse in one line. On 500 networks: `python -m tests.networks`."""
 
 import pytest
 
@@ -20,3 +20,12 @@ def test_prune_is_right_or_refused(first: int) -> None:
     (tally,) = examine(["prune"], AT_ONCE, first, shrinking=2)
     assert not tally.failed, reproduction(tally)
     assert tally.count()["right"] >= 0.7 * AT_ONCE  # the others have no channel that could go
+
+
+@pytest.mark.parametrize("first", range(3000, 3000 + 3 * AT_ONCE, AT_ONCE))
+def test_overlap_has_the_same_bits(first: int) -> None:
+    (tally,) = examine(["overlap"], AT_ONCE, first, shrinking=2)
+    counts = tally.count()
+    assert not tally.failed, reproduction(tally)
+    assert counts["right"] >= 0.85 * AT_ONCE  # the others can't be converted
+    assert counts["done"] >= 0.2 * counts["possible"] > 0  # of the messages forward and backward

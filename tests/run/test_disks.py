@@ -1,9 +1,11 @@
 """Run folders on file systems that are full at any write, read-only after the start, or slow."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -13,9 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.summary.writer.event_file_writer import _AsyncWriter
 
 from syncbn.launch.faults import Fault
-from syncbn.run.errors import UserError
+from syncbn.run.errors import UserError, disk_faults
 from syncbn.training import ClassificationTask
 from tests.run.here import RunHere, train
 
@@ -156,3 +159,34 @@ def test_a_slow_disk_is_waited_for_and_a_second_start_is_refused_on_it(tmp_path:
         _, err = first.communicate(timeout=200)
         assert first.returncode in (0, 143), err
     assert_equal(train(tmp_path, "run", *RUN), whole)
+
+
+class FullDisk:
+    """A file of TensorBoard's on a disk without room."""
+
+    def write(self, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+
+def test_tensorboards_thread_leaves_its_error_to_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", shown.append)
+
+    @disk_faults()
+    def write() -> None:
+        writer = _AsyncWriter(FullDisk())
+        while True:
+            writer.write(b"row")
+            time.sleep(0.01)
+
+    with pytest.raises(Fault, match="No space left on device"):
+        write()
+    assert not shown
+    with disk_faults():  # another thread's error is shown as ever
+        thread = threading.Thread(target=FullDisk().write, args=(b"row",))
+        thread.start()
+        thread.join()
+    assert len(shown) == 1

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from syncbn.norm.core.messages import first_line
+
 # Columns of a training that measure this machine, or count from the start of a process.
 TIMES = ("loader/wait_share", "train/time", "train/batches", "train/samples", "train/device/", "validate/")
 MEASURED = (*TIMES, "test/time", "test/batches", "test/samples", "test/device/")
@@ -29,7 +31,10 @@ def difference(whole: Path, stopped: Path, *, validated_more: bool) -> str | Non
         paths = [folder / "checkpoints" / f"{name}.ckpt" for folder in (whole, stopped)]
         if not any(path.exists() for path in paths):
             continue
-        sides = [torch.load(path, weights_only=True) for path in paths]
+        try:
+            sides = [torch.load(path, weights_only=True) for path in paths]
+        except (OSError, RuntimeError) as error:
+            return f"{name}.ckpt can't be read: {type(error).__name__}: {first_line(error)}"
         if validated_more:
             sides = [{key: value for key, value in side.items() if key not in OF_VALIDATIONS} for side in sides]
         for key, one, other in _differing(*sides):

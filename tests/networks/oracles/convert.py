@@ -30,7 +30,7 @@ from tests.networks.spec import Spec
 def judge_sync(spec: Spec) -> Facts:
     """In one process a synchronized norm is a batch norm, including outputs, gradients and buffers in training."""
     network, reference = build(spec), build(spec).model
-    converted = _converted(network, "sync")
+    converted = convert_norms(network, "sync")
     _check_kept(converted, reference)
     same_results(converted.eval(), reference.eval(), network.description, "converted and original in evaluation")
     same_step(converted, reference, network.description, "converted and original")
@@ -43,7 +43,7 @@ def judge_frozen(spec: Spec) -> Facts:
     if "functional_call" in spec.kinds():  # the network itself counts on γ and β being parameters
         return Facts()
     network, reference = build(spec), build(spec).model
-    converted = _converted(network, "frozen")
+    converted = convert_norms(network, "frozen")
     frozen = [name for name, m in converted.named_modules() if isinstance(m, FrozenBatchNorm)]
     same_results(converted.eval(), reference.eval(), network.description, "converted and original in evaluation")
     same_step(converted, reference, network.description, "converted and original with norms in eval mode", frozen)
@@ -57,7 +57,7 @@ def judge_cross_iteration(spec: Spec) -> Facts:
     for burn_in in (1000, 0):
         network, reference = build(spec), build(spec).model
         options = {"window": 3, "burn_in": burn_in, "example_input": network.example_input[0]}
-        converted = _converted(network, "cross_iteration", **options)
+        converted = convert_norms(network, "cross_iteration", **options)
         same_results(converted.eval(), reference.eval(), network.description, "converted and original in evaluation")
         if burn_in:
             same_step(converted, reference, network.description, "burning in and original")
@@ -72,10 +72,10 @@ def judge_group(spec: Spec) -> Facts:
         return Facts()
     network, reference = build(spec), build(spec).model
     try:
-        converted = _converted(network, "group")
+        converted = convert_norms(network, "group")
     except RefusedError:  # 32 groups may not divide the channels; one group always does
         network = build(spec)
-        converted = _converted(network, "group", groups=1)
+        converted = convert_norms(network, "group", groups=1)
     calls: list[tuple[Any, Tensor, Tensor]] = []
     handles = []
     for module in converted.modules():
@@ -101,7 +101,7 @@ def judge_group(spec: Spec) -> Facts:
 _READERS = {"functional_norm", "norm_read_by_python", "functional_call"}
 
 
-def _converted(network: Network, name: str, **options: Any) -> nn.Module:
+def convert_norms(network: Network, name: str, **options: Any) -> nn.Module:
     """Convert the norms of a network; those refused for their class are excluded, if there are others."""
     of_frozen_class = [n for n, m in network.model.named_modules() if type(m).__name__ == "FrozenBatchNorm2d"]
     custom = [n for n, m in network.model.named_modules() if is_norm(m) and not _is_usual(m)]
