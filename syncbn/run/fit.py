@@ -168,6 +168,8 @@ def fit(run: Run) -> str:
     started = time.monotonic()
     with lightnings_refusals(), stoppable(run.trainer):
         run.trainer.fit(run.task, run.data, ckpt_path=run.checkpoint.path if run.checkpoint else None)
+    if run.checkpoint and run.trainer.global_step == run.checkpoint.step:
+        start.stand_at_the_end(run.trainer, run.checkpoint)
     return screen.describe_training(
         run.trainer, time.monotonic() - started, run.checkpoint.step if run.checkpoint else 0
     )

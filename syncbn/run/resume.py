@@ -17,6 +17,7 @@ class Checkpoint:
         path: path of the file.
         step: optimizer steps before it.
         logged_steps: first step that isn't logged yet; less than `step` with several optimizers per batch.
+        epochs: number of epochs that have begun.
         instead_of: why it isn't the requested one.
         world_size: number of ranks that saved it.
         global_batch_size: samples of all ranks in a step; None if unknown.
@@ -27,6 +28,7 @@ class Checkpoint:
     path: Path
     step: int
     logged_steps: int
+    epochs: int = 0
     instead_of: str | None = None
     world_size: int | None = None
     global_batch_size: int | None = None
@@ -104,6 +106,7 @@ def _readable(path: Path) -> Checkpoint:
         path,
         step=int(checkpoint["global_step"]),
         logged_steps=_logged_steps(checkpoint["loops"]["fit_loop"]),
+        epochs=int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]["started"]),
         world_size=None if ranks is None else len(ranks),
         global_batch_size=checkpoint.get("global_batch_size"),
         monitors=checkpoint.get("callbacks", {}).get("Monitors", {}).get("decided", {}),

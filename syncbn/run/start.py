@@ -51,6 +51,16 @@ def take_up(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
             callback.take_up(checkpoint.monitors)
 
 
+def stand_at_the_end(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Count the epoch and the batch in which a run ended that had nothing left to train, as at the end of its training.
+
+    Lightning counts both after the checkpoint is saved, and the rows of a test are written under these numbers.
+    """
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    epochs.processed = epochs.completed = max(epochs.completed, checkpoint.epochs)
+    trainer.fit_loop.epoch_loop._batches_that_stepped = checkpoint.logged_steps
+
+
 def check_start(
     config: DictConfig,
     task: LightningModule,

@@ -22,12 +22,12 @@ def write_checkpoint(path: Path, step: int = 5) -> Path:
 def test_auto_is_the_last_checkpoint_of_this_folder_or_a_start_from_nothing(tmp_path: Path) -> None:
     assert resume_from("auto", tmp_path) is None
     last = write_checkpoint(tmp_path / LAST)
-    assert resume_from("auto", tmp_path) == Checkpoint(last, 5, 4)
+    assert resume_from("auto", tmp_path) == Checkpoint(last, 5, 4, epochs=1)
 
 
 def test_a_path_is_taken_from_anywhere(tmp_path: Path) -> None:
     elsewhere = write_checkpoint(tmp_path / "other" / "epoch3.ckpt", step=9)
-    assert resume_from(str(elsewhere), tmp_path / "run") == Checkpoint(elsewhere, 9, 4)
+    assert resume_from(str(elsewhere), tmp_path / "run") == Checkpoint(elsewhere, 9, 4, epochs=1)
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:

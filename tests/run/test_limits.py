@@ -1,5 +1,6 @@
 """What ends a run: epochs, steps and time, alone and together; and what is said before a run that can't go."""
 
+import csv
 import re
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,17 @@ def test_what_would_end_in_a_traceback_is_told_before_the_first_step(
 )
 def test_limits_and_batches(trainer: dict[str, Any], batches: dict[str, int], count: int) -> None:
     assert len(list(batch_mistakes(trainer, batches, tests=True))) == count
+
+
+@pytest.mark.parametrize("end", [["trainer.max_steps=4"], ["trainer.max_epochs=2"], ["trainer.max_steps=6"]])
+def test_started_again_a_finished_run_tests_under_the_same_numbers(end: list[str], tmp_path: Path) -> None:
+    """An end in the middle of an epoch, too: 4 steps are an epoch of 3 and one more."""
+    if end[0].startswith("trainer.max_steps"):
+        end = ["trainer.max_epochs=-1", *end]
+    short = ["trainer.limit_train_batches=3", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
+    rows = []
+    for _ in range(3):
+        run = train(tmp_path, "run", *end, *short, "data.batch_size=16", "resume=auto", "trainer.log_every_n_steps=1")
+        with (run.folder / "metrics.csv").open(newline="") as file:
+            rows.append([(row["epoch"], row["step"]) for row in csv.DictReader(file) if row.get("test/acc")])
+    assert rows[1:] == rows[:1] * 2
