@@ -78,6 +78,11 @@ def step(model: nn.Module, number: int, loss: Callable[[Tensor], Tensor] | None 
     return grads(model)
 
 
+def several_steps(model: nn.Module, count: int = 3) -> list[Tensor]:
+    """The gradients of each."""
+    return [grad for number in range(count) for grad in step(model, number)]
+
+
 class Events(compat.TorchDispatchMode):
     """The messages and gradients of a backward pass, in the order in which they come."""
 
