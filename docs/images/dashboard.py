@@ -5,7 +5,7 @@ It isn't W&B's screen, which needs a server: W&B draws the panels in its own sty
 The runs in the README's picture:
 
     syncbn train model=resnet18 model.width=8 callbacks=[default,norm_monitor] trainer.max_epochs=8 \
-        norm=batch_renorm,group run_id=dashboard -m
+        norm=batch,batch_renorm run_id=dashboard -m
 """
 
 import re

@@ -50,7 +50,7 @@ class BatchLoader(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Start the next iteration after the delivered batches; after a finished epoch, at the next one."""
-        delivered = int(state["delivered"])
+        self._delivered = delivered = int(state["delivered"])
         whole = len(self) if self.limit is None else self.limit
         self._resume_at = delivered if delivered < whole else 0
 

@@ -30,7 +30,7 @@ from syncbn.run.errors import UserError, disk_faults, lightnings_refusals, user_
 from syncbn.run.facts import DataFacts
 from syncbn.run.folder import git_commit, write_config
 from syncbn.run.lock import acquire, wait_for_rank_0
-from syncbn.run.resume import Checkpoint, restore_last, resume_from
+from syncbn.run.resume import Checkpoint, remove_leftovers, restore_last, resume_from
 from syncbn.run.stoppable import ends_with_its_peers, stoppable
 from syncbn.training import ChecksFolder
 from syncbn.training.loggers import RunFolderCSVLogger, finish, log_config
@@ -194,6 +194,7 @@ def _check_folder(config: DictConfig) -> None:
 def _begin(run: Run, hydra: DictConfig) -> None:
     """Write the run's folder; only called if the run can start, so that a refused run changes no existing folder."""
     config, folder = run.config, Path(run.config.paths.output_dir)
+    remove_leftovers(folder)
     write_config(folder, config, hydra)
     if run.checkpoint:
         restore_last(run.checkpoint, folder)

@@ -88,6 +88,14 @@ def restore_last(checkpoint: Checkpoint, folder: Path) -> None:
         give_name(checkpoint.path, folder / LAST)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a start was writing when it was killed, or when its folder was renamed; none has its name yet."""
+    for place in (folder, folder / LAST.parent):
+        for path in place.glob(".*"):
+            if path.suffix in (".tmp", ".link"):
+                path.unlink(missing_ok=True)
+
+
 def _readable(path: Path) -> Checkpoint:
     from syncbn.training.checkpoint import load_checkpoint  # imports torch
 

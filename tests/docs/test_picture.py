@@ -1,4 +1,4 @@
-"""The program that draws the README's picture, on two digits: the caption holds there too."""
+"""The programs that draw the README's pictures: the first on two digits, where its caption holds too."""
 
 import importlib.util
 from collections.abc import Callable
@@ -10,10 +10,13 @@ import pytest
 
 from tests.docs.markdown import REPOSITORY
 from tests.ranks import Ranks
+from tests.run.here import train as run_here
+
+NORMS = ("batch", "batch_renorm")
 
 
-def picture() -> ModuleType:
-    path = REPOSITORY / "docs" / "images" / "one_class_per_rank.py"
+def picture(name: str = "one_class_per_rank") -> ModuleType:
+    path = REPOSITORY / "docs" / "images" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -40,3 +43,21 @@ def test_synchronized_ranks_are_one_process_and_others_are_not(ranks: Callable[[
         assert min(module.difference(unsynchronized, one_process)) > 1e-2
     module.draw([one_process, synchronized, averaged, of_rank_0], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_the_dashboard_is_drawn_from_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = picture("dashboard")
+    monkeypatch.setattr(module, "PICTURE", tmp_path / "dashboard.png")
+    short = [
+        "trainer.log_every_n_steps=1",
+        "trainer.limit_train_batches=3",
+        "trainer.limit_val_batches=1",
+        "trainer.limit_test_batches=1",
+    ]
+    runs = [
+        run_here(tmp_path, norm, f"norm={norm}", "callbacks=[default,norm_monitor]", *short).folder for norm in NORMS
+    ]
+    module.main(runs)
+    assert module.PICTURE.stat().st_size > 10_000
+    with pytest.raises(SystemExit, match="no run"):
+        module.main([tmp_path / "nowhere"])

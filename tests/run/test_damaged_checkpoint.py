@@ -27,3 +27,14 @@ def test_the_one_before_takes_its_place(damage: str, epochs: int, tmp_path: Path
     if epochs == 3:
         for name, weight in whole.checkpoint()["state_dict"].items():
             assert weight.equal(run.checkpoint()["state_dict"][name]), name
+
+
+def test_what_a_killed_start_was_writing_is_removed(tmp_path: Path) -> None:
+    run = train(tmp_path, "run", "trainer.max_epochs=1", *SHORT)
+    left = [run.folder / "checkpoints" / ".best.ckpt.x7.tmp", run.folder / "checkpoints" / ".best.ckpt.link"]
+    left += [run.folder / ".metrics.csv.x7.tmp"]
+    for path in left:
+        path.write_bytes(b"half")
+    train(tmp_path, "run", "trainer.max_epochs=2", *SHORT)
+    assert not any(path.exists() for path in left)
+    assert (run.folder / ".hydra").is_dir()

@@ -230,6 +230,16 @@ def _not_full(place: Place) -> None:
     (place.folder / "outputs" / "filler").unlink(missing_ok=True)
 
 
+def _wait_until_it_holds(one: Start, place: Place) -> None:
+    """Wait for a start that has no folder yet: it would begin anew in the place of a folder that is gone."""
+    while one.poll() is None:
+        with suppress(OSError, ValueError):
+            holder = json.loads((place.run / ".lock" / "holder.json").read_text())
+            if not holder["ended"] and Path(f"/proc/{holder['pid']}").exists():
+                return
+        time.sleep(0.01)
+
+
 def _removed(event: Event, one: Start, place: Place, told: Story) -> tuple[int, ...]:
     shutil.rmtree(place.run, ignore_errors=True)
     one.wait()
@@ -242,6 +252,7 @@ def _removed(event: Event, one: Start, place: Place, told: Story) -> tuple[int, 
 
 def _renamed(event: Event, one: Start, place: Place, told: Story) -> tuple[int, ...]:
     """While it runs: the run ends, and goes on under the new name."""
+    _wait_until_it_holds(one, place)
     if place.run.is_dir():
         before, place.run_id = place.run, f"run{len(place.notes)}"
         before.rename(place.run)

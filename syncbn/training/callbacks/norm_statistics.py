@@ -46,14 +46,20 @@ class NormStatisticsRecorder(L.Callback):
             return
         self.path = Path(self.folder or trainer.default_root_dir) / FILENAME
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_statistics(self.path) if int(row["step"]) <= trainer.global_step > 0]
+        start = trainer.global_step
+        kept = [row for row in read_statistics(self.path) if start > 0 and self._stays(int(row["step"]), start)]
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, FIELDS)
         writer.writeheader()
         writer.writerows(kept)
         replace_text(self.path, text.getvalue())
-        self._last_step = trainer.global_step if kept else -1
-        self._record(trainer, pl_module)
+        self._last_step = start if any(int(row["step"]) == start for row in kept) else -1
+        if start == 0:
+            self._record(trainer, pl_module)
+
+    def _stays(self, step: int, start: int) -> bool:
+        """Whether a row stays when a run goes on: not the last of an earlier end, which is none any more."""
+        return step < start or (step == start and step % self.every_n_steps == 0)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the rows that a run resumed from this checkpoint won't record again."""

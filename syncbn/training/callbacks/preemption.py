@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 
 from syncbn.launch import stop
 from syncbn.launch.stop import Stopped
+from syncbn.training.callbacks.owed_validation import OwedValidation, start_validation_anew
 from syncbn.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 from syncbn.training.host_group import host_group
 
@@ -54,6 +55,8 @@ class Preemption(Checkpoint):
         self._validation_batches = 0.0
         self._saves_in_validation = False
         self._resumes_in_validation = False
+        self._owes = False  # the validation after the last step
+        self._owed = OwedValidation()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Install our signal handlers, and disable Lightning's."""
@@ -78,12 +81,21 @@ class Preemption(Checkpoint):
             stop.restore()
             self._owns_signals = False
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go on with the last validation, if it is owed."""
+        self._owed.begin(trainer)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End a run that had stopped early already, and count a repeated validation only once."""
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if any(isinstance(callback, EarlyStopping) and _has_stopped(callback) for callback in callbacks):
             trainer.should_stop = True
-        if self._resumes_in_validation:
+        if self._owed.is_due:
+            self.cuts_epoch = not trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+            self._saved_at = trainer.global_step
+            _validate_after_every_epoch(trainer)
+        self._owes = self._owed.is_due
+        if self._resumes_in_validation or self._owed.is_due:
             total = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
             total.ready, total.started = total.completed, total.completed  # type: ignore[attr-defined]
             self._resumes_in_validation = False
@@ -109,11 +121,15 @@ class Preemption(Checkpoint):
         self.cuts_epoch = True
         _end_training(trainer)
         if not validates:
+            self._owes = True
             self._save_place(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save if the training ends here, in the middle of an epoch."""
         over = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._owed.end(trainer)
+            self._owes = False
         if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.should_stop and not over:
             self.cuts_epoch = True
             self._save_place(trainer)
@@ -149,8 +165,10 @@ class Preemption(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the result of the final validation to the checkpoint of a cut epoch."""
+        self._owes = False
         if self.cuts_epoch and trainer.is_global_zero and self.path.is_file():
             checkpoint = load_checkpoint(self.path)
+            checkpoint["callbacks"][self.state_key] = self.state_dict()
             callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
             for callback in callbacks:
                 if isinstance(callback, ModelCheckpoint):
@@ -172,22 +190,25 @@ class Preemption(Checkpoint):
         self._leave(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether the checkpoint was written in a validation."""
-        return {"in_validation": self._saves_in_validation}
+        """Whether the checkpoint was written in a validation, or before the last one."""
+        return {"in_validation": self._saves_in_validation, "owes_validation": self._owes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore whether the checkpoint was written in a validation."""
+        """Restore whether the checkpoint was written in a validation, or before the last one."""
         self._resumes_in_validation = state_dict["in_validation"]
+        self._owes = state_dict.get("owes_validation", False)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Repeat the last validation of a run that was stopped in it, or before."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        if trainer.state.fn == "fit" and (state.get("in_validation") or state.get("owes_validation")):
+            self._owed.take_up(trainer, checkpoint)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save an interrupted validation as one that has just started."""
-        if not self._saves_in_validation:
-            return
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
-        before = progress["total"]["completed"] - progress["current"]["completed"]
-        progress["total"] = {"ready": before + 1, "started": before + 1, "processed": before, "completed": before}
-        progress["current"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-        progress["is_last_batch"] = False
+        if self._saves_in_validation:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            start_validation_anew(progress, progress["total"]["completed"] - progress["current"]["completed"])
 
     def _agreed(self) -> int:
         """Largest signal recorded by any rank at the previous call; on one rank, the current one.
@@ -248,6 +269,10 @@ def _end_training(trainer: L.Trainer) -> None:
     trainer.should_stop = True
     trainer.fit_loop.min_epochs = 0
     trainer.fit_loop.epoch_loop.min_steps = None
+    _validate_after_every_epoch(trainer)
+
+
+def _validate_after_every_epoch(trainer: L.Trainer) -> None:
     if trainer.check_val_every_n_epoch is not None:
         trainer.check_val_every_n_epoch = 1
 
