@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -85,10 +86,11 @@ def recalibrate(
     net, device = unwrapped(model), device_of(model)
     group = communicating_group(process_group)
     sums = {layer: _Sum(path, layer) for path, layer in layers}
-    with _other_buffers_kept(sums), modes_kept(model), generators_kept(device), torch.no_grad():
+    with _other_state_kept(sums), modes_kept(model), generators_kept(device), torch.no_grad():
         model.eval()
         for layer in sums:
             layer.training = True
+            clear_window(layer)  # the result is that of these batches, whatever the training saw before
         handles = [layer.register_forward_pre_hook(s.add, with_kwargs=True) for layer, s in sums.items()]
         synchronized = any(synchronizes(layer) for layer in sums)
         count = 0
@@ -108,7 +110,8 @@ def recalibrate(
             raise ValueError(f"no sample of the {count} batches reaches a layer to recalibrate")
         for layer, moments in totals.items():
             sums[layer].write(layer, moments, count)
-            clear_window(layer)
+    for layer in sums:
+        clear_window(layer)
     return model
 
 
@@ -194,9 +197,11 @@ _WRITTEN = {"running_mean", "running_var", "num_batches_tracked"}
 
 
 @contextmanager
-def _other_buffers_kept(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Restore buffers that only training may update, such as a window of iterations; after a failure, all of them."""
+def _other_state_kept(layers: Collection[nn.Module]) -> Iterator[None]:
+    """Restore what only training may update, such as a number of iterations; after a failure, the statistics too."""
     before = [(name, buffer, buffer.clone()) for layer in layers for name, buffer in buffers_of(layer).items()]
+    extra = [layer for layer in layers if type(layer).get_extra_state is not nn.Module.get_extra_state]
+    states = [copy.deepcopy(layer.get_extra_state()) for layer in extra]
     kept: set[str] = set()
     try:
         yield
@@ -205,3 +210,5 @@ def _other_buffers_kept(layers: Iterable[nn.Module]) -> Iterator[None]:
         for name, buffer, value in before:
             if name not in kept:
                 buffer.data.copy_(value)
+        for layer, state in zip(extra, states, strict=True):
+            layer.set_extra_state(state)

@@ -148,6 +148,7 @@ def test_the_window_of_cross_iteration_norms_is_empty_afterwards() -> None:
     batches = cut(images(9), [5, 4])
     syncbn.recalibrate(net, batches)
     assert len(net.stem[1]._slots) == 0
+    assert net.stem[1]._iterations == 3  # of the training alone
     assert_statistics(net.stem[1], [net.stem[0](x) for x in batches])
 
 

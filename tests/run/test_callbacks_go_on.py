@@ -124,6 +124,45 @@ def compare(run: RunHere, with_one: RunHere) -> None:
         assert run.column(name) == with_one.column(name)
 
 
+@pytest.mark.parametrize("steps", [BATCHES + 2, 2 * BATCHES])  # in the middle of an epoch, and at its end
+@pytest.mark.parametrize(
+    "options", [["callbacks=default"], ["callbacks=[default,recalibrate_norm]", "norm=cross_iteration"]]
+)
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_validation_after_the_last_step_is_repeated(
+    steps: int, options: list[str], killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It decides which checkpoint is the best, and tested; Lightning has no step left to come to it."""
+    words = [*SHORT, "trainer.max_epochs=-1", f"trainer.max_steps={steps}", *options]
+    words.remove("trainer.max_epochs=2")
+    whole = train(tmp_path, "whole", *words)
+    with monkeypatch.context() as patch:
+        if killed:
+            fail_at("validation_step", 3, patch)
+        else:
+            signal_at("validation_step", 3, patch)
+        with pytest.raises(InterruptedError if killed else Stopped):
+            train(tmp_path, "run", *words)
+    for _ in range(2):  # and once is enough
+        run = train(tmp_path, "run", *words)
+        compare(run, whole)
+    assert run.checkpoint("best")["global_step"] == whole.checkpoint("best")["global_step"]
+    assert run.checkpoint()["callbacks"] == whole.checkpoint()["callbacks"]
+
+
+def fail_at(step: str, number: int, patch: pytest.MonkeyPatch) -> None:
+    """Raise an error in the n-th call, as if the process had been killed there."""
+    before, calls = getattr(ClassificationTask, step), []
+
+    def failing(self: Any, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == number:
+            raise InterruptedError
+        return before(self, *arguments)
+
+    patch.setattr(ClassificationTask, step, failing)
+
+
 ON_RANKS = [*SHORT, "callbacks=default", "trainer=ddp", "norm=cross_iteration", "data.batch_size=8"]
 PLACES = [("training_step", 2), ("training_step", BATCHES), ("validation_step", 1)]
 
