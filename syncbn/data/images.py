@@ -142,7 +142,10 @@ class ImageDataModule(GlobalBatchDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment a training batch on its device."""
-        if self.trainer is None or not self.trainer.training or len(batch[1]) == 0:
+        if self.trainer is None or not self.trainer.training:
+            return batch
+        # Lightning also sends other things through here: a network's example input, for a summary.
+        if not isinstance(batch, list | tuple) or len(batch) != 2 or len(batch[1]) == 0:
             return batch
         images, labels = batch
         step = self.trainer.fit_loop.total_batch_idx + 1  # this batch isn't counted yet

@@ -11,6 +11,7 @@ from syncbn.data import ImageDataModule
 from tests.cli.conftest import run_script
 from tests.data.image_files import CLASSES, SHADES, write_images
 from tests.ranks import Ranks
+from tests.run.here import train as train_here
 from tests.training import fits
 
 PLAIN = {"flip": False, "min_crop": 1.0, "mean": 0.0, "std": 1.0, "num_workers": 0, "image_size": 20}
@@ -162,3 +163,12 @@ def test_a_folder_of_images_trains_from_the_command_line(folder: Path, tmp_path:
 def test_a_wrong_argument_says_what_is_allowed(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageDataModule(**options)  # type: ignore[arg-type]
+
+
+def test_the_example_of_a_models_summary_is_no_batch(folder: Path, tmp_path: Path) -> None:
+    """Lightning sends it through the DataModule as one."""
+    short = ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
+    data = ["data=image_folder", f"data.folder={folder}", "data.image_size=16", "data.batch_size=4"]
+    words = [*data, *short, "model=resnet18", "model.width=4", "callbacks=[default,model_summary]"]
+    run = train_here(tmp_path, "run", *words, "trainer.log_every_n_steps=1", "data.num_workers=0")
+    assert run.checkpoint()["global_step"] == 1

@@ -247,6 +247,9 @@ def _removed(event: Event, one: Start, place: Place, told: Story) -> tuple[int, 
         left = [str(path.relative_to(place.run)) for path in place.run.rglob("*") if path.is_file()]
         if left and (place.run / "checkpoints").exists():
             raise Wrong(f"remove: the run has made its folder anew: {left}")
+    if place.changed:  # from the start on, now
+        shutil.rmtree(place.run.with_name("whole"))
+        start((*place.words, "run_id=whole"), place.folder, place.log, cold=False).wait()
     return (1,)
 
 
