@@ -118,6 +118,33 @@ def test_activated_passes_are_the_composed_ones(shape, channels_last, residual, 
         torch.testing.assert_close(got, want.float(), rtol=1e-5, atol=1e-5 * (x.numel() / channels) ** 0.5)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(2, 41, 229, 229), (3, 1031, 37, 37), (9, 700, 26, 27), (4200, 1001)])
+def test_passes_over_tensors_beyond_the_caches_are_those_in_float64(shape, channels_last):
+    """They are fetched ahead, and what they write is streamed past the caches, from any address on."""
+    x, dy, residual = (some(*shape, channels_last=channels_last, seed=seed) for seed in range(3))
+    assert x.numel() > 1 << 22
+    per_channel = torch.linspace(0.5, 2, shape[1])
+    affine = ChannelAffine(per_channel - 1, per_channel, EPS, -per_channel, per_channel.flip(0))
+    passes = {
+        "normalize": (x, affine),
+        "normalize_activate": (x, affine, residual, 0.1),
+        "reduce_grad": (dy, x, affine),
+        "reduce_grad_activate": (dy, residual, x, affine, 0.1),
+        "input_grad": (dy, x, affine, per_channel, per_channel - 1),
+    }
+    mean, m2, count = NATIVE.moments(x)
+    var, true_mean = torch.var_mean(x.double(), [0, *range(2, x.dim())], correction=0)
+    torch.testing.assert_close(mean, true_mean, rtol=0, atol=1e-7)
+    torch.testing.assert_close(m2 / count, var, rtol=1e-6, atol=0)
+    for name, arguments in passes.items():
+        found = getattr(NATIVE, name)(*arguments)
+        right = getattr(PLAIN, name)(*(a if isinstance(a, float) else wide(a) for a in arguments))
+        found, right = (part if isinstance(part, tuple) else (part,) for part in (found, right))
+        for mine, exact in zip(found, right, strict=True):
+            torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()), msg=name)
+
+
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_what_is_not_finite_stays_so_in_its_channel(special, channels_last):
@@ -131,13 +158,14 @@ def test_what_is_not_finite_stays_so_in_its_channel(special, channels_last):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_threads_do_not_change_a_bit(channels_last):
-    x, dy = (some(8, 64, 40, 40, channels_last=channels_last, seed=seed) for seed in range(2))
+@pytest.mark.parametrize("shape", [(8, 64, 40, 40), (4, 67, 129, 129)])
+def test_threads_do_not_change_a_bit(channels_last, shape):
+    x, dy = (some(*shape, channels_last=channels_last, seed=seed) for seed in range(2))
     results = []
     threads = torch.get_num_threads()
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        layer = syncbn.SyncBatchNorm(64)
+        layer = syncbn.SyncBatchNorm(shape[1])
         leaf = x.clone().requires_grad_()
         y = layer(leaf)
         results.append([y, *torch.autograd.grad(y, (leaf, *layer.parameters()), dy), *layer.buffers()])
