@@ -19,7 +19,7 @@ from syncbn.launch.world import World, current_world
 from syncbn.norm.core.options import mistakes
 from syncbn.run.errors import UserError
 from syncbn.run.options import LAUNCHERS
-from syncbn.run.sweeps import failed_notes, forget_failed, list_failed, note_failed
+from syncbn.run.sweeps import failed_notes, forget_failed, list_failed, noted
 
 _NOTES = ".submitit"
 
@@ -67,8 +67,8 @@ def waiting(submitted: World, jobs: int, folder: Path) -> Iterator[None]:
         print("\nno longer waiting; jobs in SLURM go on (squeue, scancel)", file=sys.stderr)
         raise SystemExit(130) from None
     except SystemExit:  # Hydra's, after all have ended, for the first that failed
-        if codes := failed_notes(folder / _NOTES):
-            list_failed(codes, jobs)
+        if ends := failed_notes(folder / _NOTES):
+            list_failed(ends, jobs)
         raise
 
 
@@ -85,7 +85,7 @@ def submitted_job() -> Iterator[None]:
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)  # rendezvous of the ranks
     try:
-        with ends_at_once():
+        with ends_at_once(), noted(log):
             stop.install()
             yield
     except Stopped as stopped:
@@ -94,9 +94,7 @@ def submitted_job() -> Iterator[None]:
         raise CompactHydraException(f"stopped by {signal.Signals(stopped.signum).name}") from stopped
     except SystemExit as end:
         if end.code:
-            note_failed(log, end.code if isinstance(end.code, int) else 1)
             raise CompactHydraException(f"a job ended with exit code {end.code}; its log is in {log}") from end
     except Exception as error:
         traceback.print_exc()
-        note_failed(log, 1)
         raise CompactHydraException(f"{type(error).__name__}: {error}; the log is in {log}") from error

@@ -20,6 +20,7 @@ from syncbn.run.compose import SWEEPER
 
 VARIABLE = "SYNCBN_SWEEP"  # a folder in which ranks note their job, of the process that starts them
 _FIRST = "first"
+_BEGUN = "begun-"
 
 
 def run_on_ranks(ranks: int, words: Sequence[str], jobs: int) -> NoReturn:
@@ -58,14 +59,14 @@ def _slowest(folder: Path) -> tuple[int, str]:
 def end_of(codes: dict[str, int], jobs: int) -> None:
     """List the jobs that failed, and exit with the first one's code; return if there are none."""
     if codes:
-        list_failed(codes, jobs)
+        list_failed({job: f"exit code {code}" for job, code in codes.items()}, jobs)
         raise SystemExit(next(iter(codes.values())))
 
 
-def list_failed(codes: dict[str, int], jobs: int) -> None:
-    """Print the jobs that failed, with their exit codes."""
-    failed = ", ".join(f"{job}: exit code {code}" for job, code in codes.items())
-    print(f"error: {len(codes)} of {jobs} job(s) failed: {failed}", file=sys.stderr)
+def list_failed(ends: dict[str, str], jobs: int) -> None:
+    """Print the jobs that failed, and how they ended."""
+    failed = ", ".join(f"{job}: {end}" for job, end in ends.items())
+    print(f"error: {len(ends)} of {jobs} job(s) failed: {failed}", file=sys.stderr)
 
 
 class Sweep:
@@ -127,24 +128,37 @@ class Sweep:
             )
 
 
-def failed_notes(folder: Path) -> dict[str, int]:
-    """Exit codes of the failed jobs that a launcher has run, from the notes of `note_failed`."""
-    notes = sorted(folder.glob("failed-*"), key=lambda note: int(note.name.removeprefix("failed-")))
-    return {f"{note.name.removeprefix('failed-')} in {text[1]}": int(text[0]) for note, text in map(_read, notes)}
-
-
-def note_failed(folder: Path, code: int) -> None:
-    """Note, for the process that waits, that the current job has failed."""
+@contextmanager
+def noted(folder: Path) -> Iterator[None]:
+    """Note the current job while it runs, for the process that waits: the note of one that is killed stays."""
     hydra: Any = HydraConfig.get()
+    note, where = folder / f"{_BEGUN}{hydra.job.num}", hydra.runtime.output_dir
     with suppress(OSError):
-        (folder / f"failed-{hydra.job.num}").write_text(f"{code}\n{hydra.runtime.output_dir}")
+        note.write_text(f"killed, or cancelled\n{where}")
+    try:
+        yield
+    except Stopped:
+        raise
+    except (SystemExit, Exception) as end:
+        code = 1 if isinstance(end, Exception) else end.code if isinstance(end.code, int) else int(end.code is not None)
+        with suppress(OSError):
+            note.write_text(f"exit code {code}\n{where}") if code else note.unlink(missing_ok=True)
+        raise
+    with suppress(OSError):
+        note.unlink(missing_ok=True)
+
+
+def failed_notes(folder: Path) -> dict[str, str]:
+    """How the jobs ended that a launcher has run and that failed, from their notes."""
+    notes = sorted(folder.glob(f"{_BEGUN}*"), key=_number)
+    return {f"{_number(note)} in {where}": end for note in notes for end, where in [note.read_text().split("\n", 1)]}
 
 
 def forget_failed(folder: Path) -> None:
     """Remove the notes of an earlier start of the sweep."""
-    for note in folder.glob("failed-*"):
+    for note in folder.glob(f"{_BEGUN}*"):
         note.unlink()
 
 
-def _read(note: Path) -> tuple[Path, list[str]]:
-    return note, note.read_text().split("\n", 1)
+def _number(note: Path) -> int:
+    return int(note.name.removeprefix(_BEGUN))

@@ -3,13 +3,21 @@
 tests/slurm tests a real cluster.
 """
 
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from syncbn.launch.stop import Stopped
 from syncbn.launch.world import World, current_world, devices_and_nodes
+from syncbn.run import sweeps
 from syncbn.run.command_line import CommandLine
 from syncbn.run.compose import Jobs, jobs_of
 from syncbn.run.errors import UserError
@@ -106,3 +114,36 @@ def test_jobs_on_this_machine_run_at_once_and_one_that_fails_leaves_the_other_al
     assert len(logs) == 4
     assert sum("error: groups must divide the 4 channels, got 3" in text for text in logs) == 1
     assert sum("processes:     2 on cpu" in text for text in logs) == 1
+
+
+@pytest.mark.parametrize("end", [None, 0, 3, "killed", "stopped", "failed"])
+def test_how_a_job_ended_is_noted_for_the_process_that_waits(
+    end: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed job can't say it itself, and one that SLURM stops may be requeued, and end well."""
+    hydra = OmegaConf.create({"job": {"num": 4}, "runtime": {"output_dir": "outputs/sweep/4"}})
+    monkeypatch.setattr(sweeps.HydraConfig, "get", lambda: hydra)
+    ends = {"stopped": Stopped(signal.SIGTERM), "failed": RuntimeError()}
+    if end == "killed":
+        job = multiprocessing.get_context("fork").Process(target=_kill_a_job, args=(tmp_path,))
+        job.start()
+        job.join()
+        assert job.exitcode == -signal.SIGKILL
+    else:
+        with suppress(SystemExit, RuntimeError), sweeps.noted(tmp_path):
+            if end is not None:
+                raise ends.get(end, SystemExit(end))
+    known = {
+        3: "exit code 3",
+        "failed": "exit code 1",
+        "killed": "killed, or cancelled",
+        "stopped": "killed, or cancelled",
+    }
+    assert sweeps.failed_notes(tmp_path) == ({"4 in outputs/sweep/4": known[end]} if end in known else {})
+    sweeps.forget_failed(tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def _kill_a_job(folder: Path) -> None:
+    with sweeps.noted(folder):
+        os.kill(os.getpid(), signal.SIGKILL)
