@@ -45,6 +45,8 @@ def test_synchronized_ranks_are_one_process_and_others_are_not(ranks: Callable[[
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
+@pytest.mark.filterwarnings("ignore:.slow-momentum")  # after three steps
+@pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # of wandb-workspaces
 def test_the_dashboard_is_drawn_from_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = picture("dashboard")
     monkeypatch.setattr(module, "PICTURE", tmp_path / "dashboard.png")
@@ -59,5 +61,3 @@ def test_the_dashboard_is_drawn_from_run_folders(tmp_path: Path, monkeypatch: py
     ]
     module.main(runs)
     assert module.PICTURE.stat().st_size > 10_000
-    with pytest.raises(SystemExit, match="no run"):
-        module.main([tmp_path / "nowhere"])
