@@ -38,7 +38,7 @@ CELLS = {
         "2C + 1 numbers from each rank to each, and 2C, summed",
     ),
     "cost, ResNet-50 on two CPU ranks": (
-        "a step takes 1.02 (0.99–1.04) of one with `nn.BatchNorm2d`",
+        "a step takes 0.98 (0.97–1.00) of one with `nn.BatchNorm2d`",
         "doesn't run there",
     ),
 }
