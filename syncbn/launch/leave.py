@@ -26,13 +26,18 @@ def ends_at_once() -> Iterator[None]:
         yield
         code = 0
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        code = exit_code(end)
         if code and not isinstance(end, Stopped):
             note_failure()
         raise
     except BaseException:
         note_failure()
         raise
+
+
+def exit_code(end: SystemExit) -> int:
+    """The code that Python exits with: a message's is 1."""
+    return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 
 def leave_together(world: World) -> None:

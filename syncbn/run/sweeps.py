@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from syncbn.launch.faults import another_failed
+from syncbn.launch.leave import exit_code
 from syncbn.launch.relaunch import run_under_torchrun
 from syncbn.launch.stop import SIGNALS, Stopped
 from syncbn.launch.world import current_world
@@ -140,7 +141,7 @@ def noted(folder: Path) -> Iterator[None]:
     except Stopped:
         raise
     except (SystemExit, Exception) as end:
-        code = 1 if isinstance(end, Exception) else end.code if isinstance(end.code, int) else int(end.code is not None)
+        code = exit_code(end) if isinstance(end, SystemExit) else 1
         with suppress(OSError):
             note.write_text(f"exit code {code}\n{where}") if code else note.unlink(missing_ok=True)
         raise

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from syncbn.norm.core import compat
 from syncbn.norm.core.kernels import has_native
-from syncbn.norm.kernels.interface import PLAIN_TYPES, in_memory
-from syncbn.norm.kernels.native import run
+from syncbn.norm.kernels.native import holds_numbers, run
 
 
 def serve(*tensors: Tensor) -> bool:
@@ -25,15 +24,7 @@ def serve(*tensors: Tensor) -> bool:
 
 
 def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
-    return (
-        tensor.is_cpu
-        and type(tensor) in PLAIN_TYPES
-        and tensor.dtype is dtype
-        and tensor.layout is torch.strided
-        and tensor.is_contiguous()
-        and not tensor.is_neg()
-        and in_memory(tensor)
-    )
+    return holds_numbers(tensor, dtype) and tensor.is_contiguous()
 
 
 def pack(count: Tensor, mean: Tensor, m2: Tensor) -> Tensor:

@@ -60,16 +60,8 @@ class NativeKernels(Kernels):
 
     def serves(self, *tensors: Tensor) -> bool:
         """Whether all are plain float32 tensors in memory, and the library is available."""
-        for tensor in tensors:
-            # Cheapest checks first: a layer calls this twice per step.
-            if (
-                not tensor.is_cpu
-                or type(tensor) not in PLAIN_TYPES
-                or tensor.dtype is not torch.float32
-                or tensor.layout is not torch.strided
-                or tensor.is_neg()  # its memory has the opposite sign
-                or not in_memory(tensor)
-            ):
+        for tensor in tensors:  # a generator takes longer than its checks
+            if not holds_numbers(tensor, torch.float32):
                 return False
         return not isinstance(library(), str)
 
@@ -133,6 +125,19 @@ class NativeKernels(Kernels):
 
 
 NATIVE = NativeKernels()
+
+
+def holds_numbers(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether it is a plain tensor of this dtype, in this process's memory."""
+    # Cheapest checks first: a layer asks several times a step.
+    return (
+        tensor.is_cpu
+        and type(tensor) in PLAIN_TYPES
+        and tensor.dtype is dtype
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()  # its memory has the opposite sign
+        and in_memory(tensor)
+    )
 
 
 def run(name: str, *arguments: Any) -> None:

@@ -126,11 +126,11 @@ class Preemption(Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save if the training ends here, in the middle of an epoch."""
-        over = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._owed.end(trainer)
-            self._owes = False
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.should_stop and not over:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._owed.end(trainer)
+        self._owes = False
+        if trainer.should_stop and not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
             self.cuts_epoch = True
             self._save_place(trainer)
 
@@ -194,9 +194,8 @@ class Preemption(Checkpoint):
         return {"in_validation": self._saves_in_validation, "owes_validation": self._owes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore whether the checkpoint was written in a validation, or before the last one."""
+        """Restore whether the checkpoint was written in a validation; `on_load_checkpoint` takes up the last one."""
         self._resumes_in_validation = state_dict["in_validation"]
-        self._owes = state_dict.get("owes_validation", False)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Repeat the last validation of a run that was stopped in it, or before."""

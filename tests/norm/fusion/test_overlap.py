@@ -13,7 +13,7 @@ from syncbn.norm.core import compat
 from tests.norm.fusion import overlap_steps as steps
 from tests.norm.fusion.overlap_scenarios import SCENARIOS
 from tests.norm.fusion.overlap_scenarios.registry import compare_on_rank
-from tests.norm.fusion.overlap_steps import Make, images, make, step, watched
+from tests.norm.fusion.overlap_steps import Make, images, make, several_steps, step, watched
 from tests.ranks import Ranks
 
 pytestmark = pytest.mark.distributed
@@ -57,7 +57,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 
 def layer_steps(make: Make, layer: Callable[[], nn.Module]) -> list[Tensor]:
     model = make(lambda norm: nn.Sequential(nn.Conv2d(3, 4, 1), norm(4), nn.ReLU(), layer()))
-    return [grad for number in range(2) for grad in step(model, number)]
+    return several_steps(model, 2)
 
 
 def layer_on_rank(name: str, options: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tests.norm.fusion.overlap_scenarios.registry import scenario
-from tests.norm.fusion.overlap_steps import Make, grads, images, step
+from tests.norm.fusion.overlap_steps import Make, grads, images, several_steps
 
 
 @scenario()
@@ -50,4 +50,4 @@ class Rows(nn.Module):
 @scenario()
 def rows(make: Make) -> list[Tensor]:
     model = make(Rows)
-    return [grad for number in range(2) for grad in step(model, number)]
+    return several_steps(model, 2)

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tests.norm.fusion.overlap_scenarios.registry import scenario
-from tests.norm.fusion.overlap_steps import Make, step
+from tests.norm.fusion.overlap_steps import Make, several_steps
 
 
 class Shared(nn.Module):
@@ -25,7 +25,7 @@ class Shared(nn.Module):
 @scenario()
 def shared(make: Make) -> list[Tensor]:
     model = make(Shared)
-    return [grad for number in range(3) for grad in step(model, number)]
+    return several_steps(model, 3)
 
 
 class Tied(nn.Module):
@@ -46,7 +46,7 @@ class Tied(nn.Module):
 @scenario()
 def tied(make: Make) -> list[Tensor]:
     model = make(Tied)
-    return [grad for number in range(2) for grad in step(model, number)]
+    return several_steps(model, 2)
 
 
 class Turning(nn.Module):
@@ -69,4 +69,4 @@ class Turning(nn.Module):
 @scenario()
 def turning(make: Make) -> list[Tensor]:
     model = make(Turning)
-    return [grad for number in range(7) for grad in step(model, number)]
+    return several_steps(model, 7)

@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.autograd.graph import save_on_cpu
 
 from tests.norm.fusion.overlap_scenarios.registry import scenario
-from tests.norm.fusion.overlap_steps import Make, grads, images, step
+from tests.norm.fusion.overlap_steps import Make, grads, images, several_steps, step
 
 
 @scenario()
 def plain(make: Make) -> list[Tensor]:
     model = make()
-    return [grad for number in range(3) for grad in step(model, number)]
+    return several_steps(model, 3)
 
 
 @scenario(fuse_activation=True)
