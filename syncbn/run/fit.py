@@ -92,6 +92,9 @@ def train(config: DictConfig, world: World, hydra: DictConfig) -> float | None:
         lock = acquire(folder)
         try:
             return _train(config, world, hydra, lock.check)
+        except FileNotFoundError:
+            lock.check()  # the folder may be gone
+            raise
         finally:
             lock.release()
 

@@ -25,7 +25,7 @@ def write_config(folder: Path, config: "DictConfig", hydra_config: Any) -> None:
     from omegaconf import OmegaConf
 
     place = (folder / _CONFIG).parent
-    place.mkdir(parents=True, exist_ok=True)
+    place.mkdir(exist_ok=True)
     parts = {"config": config, "hydra": {"hydra": hydra_config}, "overrides": hydra_config.overrides.task}
     for name, node in parts.items():
         container = redacted(OmegaConf.to_container(OmegaConf.create(node)))

@@ -108,7 +108,11 @@ class Lock:
         with suppress(OSError, Overtaken):
             self.check()
             if (self.folder / ".hydra").is_dir():
-                _write(place, replace(self.holder, ended=True))
+                try:
+                    _write(place, replace(self.holder, ended=True))
+                except OSError:  # a full disk: there is room to remove
+                    for name in (_temporary(self.holder), _HOLDER):
+                        (place / name).unlink(missing_ok=True)
             else:
                 for file in place.iterdir():
                     file.unlink()
@@ -200,12 +204,16 @@ def _claim(folder: Path, before: Holder | None, me: Holder) -> Lock | None:
 
 
 def _write(place: Path, holder: Holder) -> None:
-    temporary = place / f".{_HOLDER}.{holder.token}"
+    temporary = place / _temporary(holder)
     with temporary.open("w") as file:
         json.dump(asdict(holder), file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, place / _HOLDER)
+
+
+def _temporary(holder: Holder) -> str:
+    return f".{_HOLDER}.{holder.token}"
 
 
 def _write_beat(place: Path, generation: int, beats: int) -> None:

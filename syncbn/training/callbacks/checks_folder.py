@@ -1,12 +1,28 @@
 """Whether a run's folder is still the run's, before anything is written to it."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 
 from syncbn.training.checkpoint import AtomicCheckpointIO
 from syncbn.training.loggers import RunFolderCSVLogger
+
+
+def make_folder(trainer: L.Trainer, folder: str | Path | None = None) -> Path:
+    """Make the folder that a callback writes to, on rank 0.
+
+    To be called by `setup` only: a folder that was removed or renamed later isn't made again.
+
+    Args:
+        trainer: its `default_root_dir` is the default.
+        folder: of the callback.
+    """
+    path = Path(folder or trainer.default_root_dir)
+    if trainer.is_global_zero:
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 class ChecksFolder(L.Callback):
@@ -22,6 +38,7 @@ class ChecksFolder(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Let those that write ask, too."""
         if trainer.is_global_zero:
+            self.check()
             writers: list[Any] = [trainer.strategy.checkpoint_io, *trainer.loggers]
             for writer in writers:
                 if isinstance(writer, AtomicCheckpointIO | RunFolderCSVLogger):

@@ -7,6 +7,7 @@ import lightning.pytorch as L
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from syncbn.norm.core.exchange import USED
+from syncbn.training.callbacks.checks_folder import make_folder
 
 FILENAME = "exchange.csv"
 _KEY = "exchange"
@@ -24,6 +25,10 @@ class ExchangeRecord(L.Callback):
         self._before: str | None = None
         self._recorded = False
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Make the run folder."""
+        make_folder(trainer)
+
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the exchange of the checkpoint's run."""
         self._before = checkpoint.get(_KEY)
@@ -40,7 +45,6 @@ class ExchangeRecord(L.Callback):
         self._recorded = True
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir, FILENAME)
-            path.parent.mkdir(parents=True, exist_ok=True)
             new = not path.exists()
             with path.open("a") as file:
                 file.write("step,exchange\n" * new + f"{trainer.global_step},{_name()}\n")

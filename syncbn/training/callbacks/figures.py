@@ -138,5 +138,5 @@ def _axes(columns: int = 1, size: tuple[float, float] = (7, 4.4)) -> tuple["Figu
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     figure.savefig(path)

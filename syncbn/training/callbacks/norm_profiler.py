@@ -18,6 +18,7 @@ from torch.profiler import record_function
 from torch.utils.hooks import RemovableHandle
 
 from syncbn.policy.layers import is_norm
+from syncbn.training.callbacks.checks_folder import make_folder
 from syncbn.training.callbacks.norm_profiler_options import NormProfilerOptions as Options
 from syncbn.training.norm_times import BACKWARD, FORWARD, NormTime, norm_times, table
 
@@ -48,7 +49,8 @@ class NormProfiler(L.Callback):
         self._open: list[record_function] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Check the profiler."""
+        """Check the profiler, and make the folder."""
+        make_folder(trainer, self.folder)
         if stage == "fit" and not isinstance(_profiler(trainer), PyTorchProfiler):
             raise MisconfigurationException(
                 "NormProfiler reads the trace of Lightning's PyTorchProfiler: add debug=profiler, or "
@@ -76,7 +78,6 @@ class NormProfiler(L.Callback):
             )
         elif trainer.is_global_zero:
             path = Path(self.folder or trainer.default_root_dir, FILENAME)
-            path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("w", newline="") as file:
                 writer = csv.DictWriter(file, [field.name for field in fields(NormTime)])
                 writer.writeheader()

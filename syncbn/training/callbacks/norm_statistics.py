@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from syncbn.launch.files import replace_text
 from syncbn.norm.core.arguments import check_arguments
+from syncbn.training.callbacks.checks_folder import make_folder
 from syncbn.training.callbacks.norm_statistics_options import NormStatisticsOptions as Options
 
 FILENAME = "norm_statistics.csv"
@@ -40,12 +41,15 @@ class NormStatisticsRecorder(L.Callback):
         self._last_step = -1
         self._pending: list[tuple[int, list[str], Tensor]] = []
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Make the folder."""
+        make_folder(trainer, self.folder)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open a new table, or cut the old one at the step that a resumed run starts at."""
         if not trainer.is_global_zero:
             return
         self.path = Path(self.folder or trainer.default_root_dir) / FILENAME
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         start = trainer.global_step
         kept = [row for row in read_statistics(self.path) if start > 0 and self._stays(int(row["step"]), start)]
         text = io.StringIO(newline="")

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from syncbn.training.callbacks import figures, norm_statistics
+from syncbn.training.callbacks.checks_folder import make_folder
 from syncbn.training.callbacks.plots_options import PlotsOptions as Options
 
 
@@ -25,6 +26,10 @@ class Plots(L.Callback):
 
     def __init__(self, folder: str | Path | None = Options.folder) -> None:
         self.folder = folder
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Make the folder."""
+        make_folder(trainer, self.folder)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the curves and the norms."""

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from syncbn.norm.core.arguments import check_arguments
+from syncbn.training.callbacks.checks_folder import make_folder
 from syncbn.training.callbacks.sample_grids_options import SampleGridsOptions as Options
 
 MIN_SIDE = 32  # smallest side of an image in a grid, in pixels
@@ -42,6 +43,10 @@ class SampleGrids(L.Callback):
         self.rows = rows
         self.folder = folder
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Make the folder."""
+        make_folder(trainer, self.folder)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save a grid every n-th epoch."""
         epoch = trainer.current_epoch + 1
@@ -58,7 +63,7 @@ class SampleGrids(L.Callback):
         import matplotlib.image
 
         path = Path(self.folder or trainer.default_root_dir) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         matplotlib.image.imsave(path, samples(pl_module, self.rows).numpy())
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
