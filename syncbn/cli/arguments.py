@@ -11,13 +11,16 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from syncbn.launch.world import current_world
 from syncbn.norm.core.options import mistakes, option, required, suggest
 from syncbn.run.errors import UserError, fail
 
-Options = TypeVar("Options")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Parser(Generic[Options]):
                 raise UserError(f"{key}: no such key; {suggest(key, self._named())}{hint}")
         if self.words and self._kinds()[self.words] is str:
             given[self.words] = self._one_word(given[self.words])
-        for each in fields(self.options):  # type: ignore[arg-type]  # a dataclass
+        for each in fields(self.options):
             if each.name not in given and each.default is each.default_factory is MISSING:
                 raise UserError(f"{each.name}: missing, {each.metadata['help']}; usage: {self._usage_line()}")
         if found := mistakes(given, self.options):
@@ -82,7 +85,7 @@ class Parser(Generic[Options]):
     def usage(self) -> str:
         """Text of `--help`."""
         summary, _, more = self.about.strip().partition("\n")
-        rows = [(self._shown(each), _help(each)) for each in fields(self.options)]  # type: ignore[arg-type]
+        rows = [(self._shown(each), _help(each)) for each in fields(self.options)]
         width = max((len(shown) for shown, _ in rows), default=0)
         lines = [f"  {shown:<{width}}  {text}" for shown, text in rows]
         return "\n".join(
@@ -91,7 +94,7 @@ class Parser(Generic[Options]):
 
     def _usage_line(self) -> str:
         """Command with its required options."""
-        required = [each for each in fields(self.options) if each.default is each.default_factory is MISSING]  # type: ignore[arg-type]
+        required = [each for each in fields(self.options) if each.default is each.default_factory is MISSING]
         words = [f"<{self.words}>"] if self.words else []
         keys = [self._shown(each) for each in required if each.name != self.words]
         return " ".join([self.program, *words, *keys, "[key=value] ..."])

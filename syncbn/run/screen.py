@@ -134,9 +134,9 @@ def _ended_by(trainer: "Trainer") -> str | None:
 
 def _preemptions(trainer: "Trainer") -> "list[Preemption]":
     from syncbn.training import Preemption
+    from syncbn.training.callbacks.found import callbacks_of
 
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, Preemption)]
+    return callbacks_of(trainer, Preemption)
 
 
 def _shown(folder: Path) -> str:

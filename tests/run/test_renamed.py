@@ -1,4 +1,4 @@
-"""A run whose folder is renamed while it runs: it ends in one line, makes no folder anew, and goes on under the new name."""
+"""A run whose folder is renamed while it runs: it ends in one line, and goes on under the new name."""
 
 from pathlib import Path
 from typing import Any

@@ -17,6 +17,7 @@ from syncbn.policy import freeze, unfreeze
 from syncbn.policy.freeze import has_frozen_statistics
 from syncbn.policy.layers import buffers_of, has_statistics, is_norm
 from syncbn.training.callbacks.finetune_options import FreezeNormOptions, GradualUnfreezingOptions, TrainOnlyOptions
+from syncbn.training.callbacks.found import callbacks_of
 
 
 class FreezeNorm(L.Callback):
@@ -205,8 +206,7 @@ def matching(module: nn.Module, glob: str) -> list[nn.Parameter]:
 
 def _is_rounded(value: Tensor, exact: Tensor, trainer: L.Trainer) -> bool:
     """Whether a value differs from the exact one by no more than an average of it with itself, d·x + (1 - d)·x."""
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    if not (value.is_floating_point() and any(isinstance(callback, WeightAveraging) for callback in callbacks)):
+    if not (value.is_floating_point() and callbacks_of(trainer, WeightAveraging)):
         return False
     exact = exact.to(value.device)
     return not torch.equal(value, exact) and torch.allclose(value, exact, rtol=8 * torch.finfo(value.dtype).eps, atol=0)

@@ -2,6 +2,7 @@
 
 import lightning.pytorch as L
 
+from syncbn.training.callbacks.found import callbacks_of
 from syncbn.training.callbacks.preemption import Preemption
 from syncbn.training.callbacks.run_checkpoint import RunCheckpoint
 
@@ -15,7 +16,6 @@ class LastCheckpoint(RunCheckpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save, unless the epoch was cut: then `Preemption` has saved the position in it."""
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         over = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-        if over or not any(isinstance(callback, Preemption) for callback in callbacks):
+        if over or not callbacks_of(trainer, Preemption):
             super().on_train_epoch_end(trainer, pl_module)

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from syncbn.launch.faults import Fault
 from syncbn.norm.core.options import suggest
 from syncbn.training.callbacks.best_checkpoint import BestCheckpoint
+from syncbn.training.callbacks.found import callbacks_of
 from syncbn.training.checkpoint import load_checkpoint
 
 DEFAULT = "val/loss"
@@ -55,10 +56,11 @@ class Monitors(L.Callback):
 
     def _give_way(self, trainer: L.Trainer) -> None:
         """Let a module's own `ModelCheckpoint` replace ours, as Lightning does with one of the same class."""
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         named = self.callbacks.values()
-        if any(isinstance(callback, ModelCheckpoint) and callback not in named for callback in callbacks):
-            kept = [callback for callback in callbacks if not isinstance(callback, BestCheckpoint)]
+        if any(callback not in named for callback in callbacks_of(trainer, ModelCheckpoint)):
+            kept = [
+                callback for callback in callbacks_of(trainer, L.Callback) if not isinstance(callback, BestCheckpoint)
+            ]
             trainer.callbacks = kept  # type: ignore[attr-defined]
 
     def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -75,7 +77,7 @@ class Monitors(L.Callback):
         replaced = []
         for name, callback in self.callbacks.items():
             monitor = getattr(callback, "monitor", None)
-            replaced_by_the_modules_own = callback not in trainer.callbacks  # type: ignore[attr-defined]
+            replaced_by_the_modules_own = callback not in callbacks_of(trainer, L.Callback)
             if monitor is None or monitor in names or name in self.decided or replaced_by_the_modules_own:
                 continue
             if monitor == DEFAULT:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 
 from syncbn.launch import stop
 from syncbn.launch.stop import Stopped
+from syncbn.training.callbacks.found import callbacks_of
 from syncbn.training.callbacks.owed_validation import OwedValidation, start_validation_anew
 from syncbn.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 from syncbn.training.host_group import host_group
@@ -87,8 +88,7 @@ class Preemption(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End a run that had stopped early already, and count a repeated validation only once."""
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(callback, EarlyStopping) and _has_stopped(callback) for callback in callbacks):
+        if any(map(_has_stopped, callbacks_of(trainer, EarlyStopping))):
             trainer.should_stop = True
         if self._owed.is_due:
             self.cuts_epoch = not trainer.fit_loop.epoch_loop._num_ready_batches_reached()
@@ -138,8 +138,7 @@ class Preemption(Checkpoint):
         """Determine the number of validation batches that all ranks have."""
         self._leave(trainer)
         self._validation_batches = self._of_all(float(sum(trainer.num_val_batches)), dist.ReduceOp.MIN)
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(callback, WeightAveraging) for callback in callbacks):
+        if callbacks_of(trainer, WeightAveraging):
             self._validation_batches = 0
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -169,10 +168,8 @@ class Preemption(Checkpoint):
         if self.cuts_epoch and trainer.is_global_zero and self.path.is_file():
             checkpoint = load_checkpoint(self.path)
             checkpoint["callbacks"][self.state_key] = self.state_dict()
-            callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-            for callback in callbacks:
-                if isinstance(callback, ModelCheckpoint):
-                    checkpoint["callbacks"][callback.state_key] = callback.state_dict()
+            for callback in callbacks_of(trainer, ModelCheckpoint):
+                checkpoint["callbacks"][callback.state_key] = callback.state_dict()
             AtomicCheckpointIO().save_checkpoint(checkpoint, self.path)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
