@@ -92,17 +92,17 @@ def test_a_disk_that_is_full_ends_the_run_in_one_line_and_it_goes_on(disk: Path,
     assert not list(run.folder.rglob(".*.tmp"))
 
 
-def at(step: str, number: int, action: Any, patch: pytest.MonkeyPatch) -> None:
-    """Do something in the n-th call of a task's step."""
-    before, calls = getattr(ClassificationTask, step), []
+def at(owner: Any, name: str, number: int, action: Any, patch: pytest.MonkeyPatch) -> None:
+    """Do something before the n-th call of a function."""
+    function, calls = getattr(owner, name), []
 
-    def wrapped(self: Any, *arguments: Any) -> Any:
+    def wrapped(*arguments: Any, **keywords: Any) -> Any:
         calls.append(1)
         if len(calls) == number:
             action()
-        return before(self, *arguments)
+        return function(*arguments, **keywords)
 
-    patch.setattr(ClassificationTask, step, wrapped)
+    patch.setattr(owner, name, wrapped)
 
 
 def mount_again(disk: Path, mode: str) -> None:
@@ -117,7 +117,7 @@ def test_a_disk_that_becomes_read_only_ends_the_run_in_one_line_and_it_goes_on(
 ) -> None:
     monkeypatch.setenv("SYNCBN_LOCK_STALE_S", "1")  # the holder that couldn't give the folder back is this process
     with monkeypatch.context() as patch:
-        at(step, number, lambda: mount_again(disk, "ro"), patch)
+        at(ClassificationTask, step, number, lambda: mount_again(disk, "ro"), patch)
         with pytest.raises(Fault, match="Read-only file system"):
             train(disk, "run", *RUN)
     with pytest.raises((Fault, UserError), match="Read-only file system"):

@@ -9,22 +9,9 @@ from syncbn.launch.faults import Fault
 from syncbn.run import folder as run_folder
 from syncbn.training.callbacks import figures
 from tests.run.here import RunHere, train
-from tests.run.test_disks import RUN, assert_equal, whole
+from tests.run.test_disks import RUN, assert_equal, at, whole
 
 __all__ = ["whole"]
-
-
-def before(owner: Any, name: str, action: Any, patch: pytest.MonkeyPatch) -> None:
-    """Do something before the first call of a function."""
-    function, calls = getattr(owner, name), []
-
-    def wrapped(*arguments: Any, **keywords: Any) -> Any:
-        if not calls:
-            calls.append(1)
-            action()
-        return function(*arguments, **keywords)
-
-    patch.setattr(owner, name, wrapped)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +30,7 @@ def test_nothing_is_made_under_the_old_name(
     monkeypatch.setenv("SYNCBN_LOCK_STALE_S", "1")  # the holder that couldn't give the folder back is this process
     old, new = tmp_path / "run", tmp_path / "new"
     with monkeypatch.context() as patch:
-        before(owner, name, lambda: old.rename(new), patch)
+        at(owner, name, 1, lambda: old.rename(new), patch)
         with pytest.raises(Fault, match="was removed or renamed"):
             train(tmp_path, "run", *RUN)
     assert not old.exists()

@@ -10,7 +10,7 @@ from syncbn.training.checkpoint import AtomicCheckpointIO
 from syncbn.training.loggers import RunFolderCSVLogger
 
 
-def make_folder(trainer: L.Trainer, folder: str | Path | None = None) -> Path:
+def make_folder(trainer: L.Trainer, folder: str | Path | None = None) -> None:
     """Make the folder that a callback writes to, on rank 0.
 
     To be called by `setup` only: a folder that was removed or renamed later isn't made again.
@@ -19,10 +19,8 @@ def make_folder(trainer: L.Trainer, folder: str | Path | None = None) -> Path:
         trainer: its `default_root_dir` is the default.
         folder: of the callback.
     """
-    path = Path(folder or trainer.default_root_dir)
     if trainer.is_global_zero:
-        path.mkdir(parents=True, exist_ok=True)
-    return path
+        Path(folder or trainer.default_root_dir).mkdir(parents=True, exist_ok=True)
 
 
 class ChecksFolder(L.Callback):
