@@ -63,6 +63,7 @@ LIGHTNING = {
         "_update_count",
     },
     "training/loggers.py": {"_check_log_dir_exists", "_experiment", "_offline", "_wandb_init"},
+    "training/monitored.py": {"_callback_metrics", "_logger_connector"},
     "training/strategy.py": {
         "_MultiProcessingLauncher",
         "_SubprocessScriptLauncher",

@@ -10,6 +10,7 @@ from torch import nn
 from syncbn.norm.core.exchange import communicating_group
 from syncbn.norm.core.options import suggest
 from syncbn.norm.surgery.forward import Forward
+from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.select import Globs
 from syncbn.policy.batch_statistics import BatchStatistics as _BatchStatistics  # noqa: F401  # in pickles of 0.1
 from syncbn.policy.batch_statistics import batch_statistics_of, use_batch_statistics
@@ -71,6 +72,7 @@ def adapt(
         https://arxiv.org/abs/1603.04779 ("adabn"); Nado et al., Evaluating Prediction-Time Batch Normalization, 2020,
         https://arxiv.org/abs/2006.10963 ("batch"); Wang et al., Tent, ICLR 2021, https://arxiv.org/abs/2006.10726.
     """
+    check_given(locals())
     if method not in ("adabn", "batch", "tent"):
         raise ValueError(f"unknown method {method!r}; {suggest(str(method), ('adabn', 'batch', 'tent'))}")
     allowed = ("lr", "steps") if method == "tent" else ()

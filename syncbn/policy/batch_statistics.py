@@ -8,6 +8,7 @@ from torch import nn
 
 from syncbn.norm.core import compat
 from syncbn.norm.core.capabilities import normalizes_by_batch
+from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.select import Globs, select_layers
 from syncbn.policy.acting import Acting, acting_on
 from syncbn.policy.freeze import has_frozen_statistics
@@ -22,6 +23,7 @@ def use_batch_statistics(model: nn.Module, *, include: Globs = None, exclude: Gl
     Raises:
         ValueError: a glob that matches no layer; no layer to change.
     """
+    check_given(locals())
     for layer in adaptable_layers(model, include, exclude):
         if batch_statistics_of(layer) is None:
             BatchStatistics(layer)
@@ -30,6 +32,7 @@ def use_batch_statistics(model: nn.Module, *, include: Globs = None, exclude: Gl
 
 def use_running_statistics(model: nn.Module) -> nn.Module:
     """Undo `use_batch_statistics`, in place."""
+    check_given(locals())
     for layer in model.modules():
         if (hook := batch_statistics_of(layer)) is not None:
             hook.remove()

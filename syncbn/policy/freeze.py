@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from syncbn.norm.core import compat
 from syncbn.norm.core.capabilities import tracks_batch
-from syncbn.norm.surgery.select import Globs, select_layers
+from syncbn.norm.surgery.given import check_given
+from syncbn.norm.surgery.select import Globs, globs, select_layers
 from syncbn.policy.acting import Acting, acting_on, others_on
 from syncbn.policy.layers import has_statistics, is_batch_norm, is_norm
 
@@ -38,6 +39,8 @@ def freeze(
         ValueError: a glob that matches no normalization layer; no layer to freeze; a layer without running statistics,
             or one that `adapt` told to normalize by the batch.
     """
+    check_given(locals())
+    include, exclude = globs(include), globs(exclude)  # a generator is used up by the first selection
     if stats:
         layers = _selected(model, is_batch_norm, include, exclude)
         for path, layer in layers:
@@ -77,6 +80,7 @@ def unfreeze(
     Raises:
         ValueError: a glob that matches no normalization layer.
     """
+    check_given(locals())
     for _, layer in select_layers(model, is_norm, include, exclude):
         hook = _find(layer)
         if hook is not None:

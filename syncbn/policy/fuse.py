@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from syncbn.norm.core import compat
 from syncbn.norm.surgery.feeding import layer_before, other_use, weight_and_bias
 from syncbn.norm.surgery.forward import Example, Forward, copied
+from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.graph import Call, Graph, Operation, View, is_whole, storages
 from syncbn.norm.surgery.record import record
 from syncbn.policy.acting import acting_on
@@ -94,6 +95,7 @@ class _Step(Fusion):
 
 
 def _plan(model: nn.Module, example_input: Example, forward: Forward | None) -> list[_Step]:
+    check_given(locals())
     refuse_wrapped(model, "fuse")
     graph = record(model, example_input, forward)
     names = {module: name for name, module in model.named_modules()}

@@ -16,6 +16,7 @@ from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, biased_var, pool
 from syncbn.norm.surgery.feeding import layer_before, other_use
 from syncbn.norm.surgery.forward import Forward, modes_kept
+from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.record import record
 from syncbn.policy.batches import call, device_of, generators_kept, in_step, on_device, unwrapped
 from syncbn.policy.diagnose import Facts, diagnose
@@ -63,6 +64,7 @@ def inspect(
         ValueError: no layer with running statistics; no batches, or another number of them on another rank.
         TypeError: a batch that the model can't be called with, without `forward`.
     """
+    check_given(locals())
     group = communicating_group(process_group)
     probes = probes_of(model, group)
     if not probes:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from syncbn.norm.core.capabilities import is_per_channel
 from syncbn.norm.surgery.forward import Example, Forward, copied, copied_example, modes_kept, run
+from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.graph import Graph
 from syncbn.norm.surgery.record import record
 from syncbn.policy.layers import is_norm, refuse_wrapped
@@ -101,6 +102,7 @@ def plan_prune(
 
 def cost_of(model: nn.Module, example_input: Example, *, forward: Forward | None = None) -> Cost:
     """Count floating-point operations of one forward pass in evaluation, and parameters."""
+    check_given(locals())
     counter = FlopCounterMode(display=False)
     with modes_kept(model), torch.no_grad(), counter:
         run(model.eval(), copied_example(example_input), forward)
@@ -111,6 +113,7 @@ def _decided(
     model: nn.Module, ratio: float, example_input: Example, forward: Forward | None, even_none: bool = False
 ) -> tuple[Removal, dict[str, tuple[int, ...]]]:
     """Decide on the channels to remove, with proof; returns them and those of each norm."""
+    check_given(locals())
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio must be at least 0 and below 1, got {ratio}")
     refuse_wrapped(model, "prune")

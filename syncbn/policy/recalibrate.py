@@ -16,6 +16,7 @@ from syncbn.norm.core.exchange import communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, pool, unbiased_var
 from syncbn.norm.core.tracking import TrackingNorm
 from syncbn.norm.surgery.forward import Forward, modes_kept
+from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.select import Globs, select_layers
 from syncbn.policy.batches import (
     call,
@@ -82,6 +83,7 @@ def recalibrate(
         Wu & Johnson, Rethinking "Batch" in BatchNorm, 2021, https://arxiv.org/abs/2105.07576, section 3 ("precise
         BatchNorm").
     """
+    check_given(locals(), required=("batches",))
     layers = _layers(model, include, exclude)
     net, device = unwrapped(model), device_of(model)
     group = communicating_group(process_group)

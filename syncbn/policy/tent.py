@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import mean_over_ranks
 from syncbn.norm.surgery.forward import Forward, modes_kept
-from syncbn.norm.surgery.select import Globs
+from syncbn.norm.surgery.given import check_given
+from syncbn.norm.surgery.select import Globs, globs
 from syncbn.policy.batch_statistics import adaptable_layers, batch_statistics_of, use_batch_statistics
 from syncbn.policy.batches import call, unwrapped
 from syncbn.policy.freeze import has_frozen_statistics
@@ -58,6 +59,8 @@ class Tent:
         include: Globs = None,
         exclude: Globs = None,
     ) -> None:
+        check_given(locals(), required=("steps",))
+        include, exclude = globs(include), globs(exclude)  # a generator is used up by the first selection
         if not lr > 0:
             raise ValueError(f"lr must be greater than 0, got {lr}")
         if steps < 1:

@@ -17,6 +17,7 @@ from syncbn.norm.core.capabilities import synchronizes
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import mean_over_ranks
 from syncbn.norm.surgery.forward import Forward, seeded, tensors_in
+from syncbn.norm.surgery.given import check_given
 from syncbn.policy.batches import call
 from syncbn.policy.chance import WithoutChance
 from syncbn.policy.layers import is_batch_norm
@@ -110,6 +111,7 @@ def verify(
             sent to another process; a step that fails there.
         TimeoutError: the ranks didn't answer, because some wait for messages that others don't send.
     """
+    check_given(locals())
     if ranks < 2:
         raise ValueError(f"ranks must be at least 2, got {ranks}")
     batch = compat.pytree.tree_map_only(Tensor, _in_float64, batch)

@@ -17,9 +17,11 @@ from syncbn.norm.surgery.exchanged import commit, converted, original_of, revert
 from syncbn.norm.surgery.feeding import attach_norms
 from syncbn.norm.surgery.forward import Example, Forward
 from syncbn.norm.surgery.fusible import activations_after
+from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.overlap import overlap_messages
 from syncbn.norm.surgery.plain import NAME as PLAIN_NAME
 from syncbn.norm.surgery.plain import is_plain, plain_classes
+from syncbn.norm.surgery.record import record
 from syncbn.norm.surgery.select import select_layers
 
 if TYPE_CHECKING:
@@ -63,7 +65,8 @@ def convert(
     With `overlap=True`, another option of "sync", the message of a layer's backward pass is sent while the weight
     gradients of the layers after it are computed: see `syncbn.norm.surgery.overlap.overlap_messages`.
 
-    A warning names layers with eps=0, norms in plain lists, tuples or dicts, which torch doesn't register, and what may
+    A warning says that there is nothing to convert, and names layers that `example_input` doesn't reach after the
+    conversion, layers with eps=0, norms in plain lists, tuples or dicts, which torch doesn't register, and what may
     be batch normalization that isn't converted: layers of other kinds with a running mean and variance (unless
     `include` says which layers are meant), and graphs that call batch_norm by themselves, as exported models do.
 
@@ -73,9 +76,9 @@ def convert(
         include: globs of module names, as in `model.named_modules()`: "layer4.*", "*.downsample.1". All when None.
         exclude: globs of module names that aren't converted.
         process_group: the ranks to synchronize over, for norms that do; each old layer's own when None.
-        example_input: an input of the model, for `overlap`, for norms that act on the convolution before them (see
-            `syncbn.norm.surgery.feeding.attach_norms`), for `fuse_activation` and for "torch", where the model can't be
-            traced. A tuple is the model's positional arguments, a dict its keywords.
+        example_input: an input of the model, to see which layers it calls, for `overlap`, for norms that act on the
+            convolution before them (see `syncbn.norm.surgery.feeding.attach_norms`), for `fuse_activation` and for
+            "torch", where the model can't be traced. A tuple is the model's positional arguments, a dict its keywords.
         forward: how to call the model instead, `forward(model, example_input)`.
         options: further arguments of the layer, which override those taken from the old one.
 
@@ -88,6 +91,7 @@ def convert(
             that acts on the convolution before it, where there is none; `memory="invert"` with a layer before a ReLU.
             All layers that can't be converted are named, and the model is as it was.
     """
+    check_given(locals())
     _refuse_wrapped(model)
     if process_group is not None:
         options["process_group"] = process_group
@@ -95,10 +99,10 @@ def convert(
         norm_layer(name, **options)  # an unknown norm or option is refused before anything is touched
     elif options:
         raise ValueError(f"torch's own layers have no option {', '.join(options)}: leave it out")
-    _warn_of_hidden(model)
-    if include is None:
-        _warn_of_unknown(model)
+    said = _warn_of_hidden(model) + (_warn_of_unknown(model) if include is None else 0)
     layers = select_layers(model, _is_convertible, include, exclude)
+    if not layers and not said:
+        warnings.warn("there is no batch normalization layer to convert: the model is as it was", stacklevel=2)
     back: dict[nn.Module, nn.Module] = {}
     classes: dict[nn.Module, Any] = {}
     if name == PLAIN_NAME:
@@ -134,7 +138,9 @@ def convert(
     result = _replace(model, new | {module: reverted(module) for module in back})
     try:
         attach_norms(result, example_input, forward)
-    except ValueError:
+        if example_input is not None:
+            _warn_of_uncalled(result, new, example_input, forward)
+    except Exception:
         for layer in new.values():
             if isinstance(layer, Attachable):
                 layer.detach()
@@ -155,6 +161,7 @@ def revert(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the model is wrapped or compiled.
     """
+    check_given(locals())
     _refuse_wrapped(model)
     layers = {module: reverted(module) for module in model.modules() if original_of(module) is not None}
     for module in layers:
@@ -183,6 +190,21 @@ def _without_fusion(
         )
     plain = {key: value for key, value in options.items() if key not in ("fuse_activation", "memory")}
     return {layer: plain for layer, found in after.items() if isinstance(found, str)}
+
+
+def _warn_of_uncalled(
+    model: nn.Module, new: dict[nn.Module, nn.Module], example_input: Example, forward: Forward | None
+) -> None:
+    """Of converted layers without effect: a function may hold the old layer, or call batch_norm on its buffers."""
+    called = {call.module for call in record(model, example_input, forward).calls}
+    idle = [path or "the model" for path, module in model.named_modules() if module in set(new.values()) - called]
+    if idle:
+        warnings.warn(
+            f"example_input doesn't reach {', '.join(idle)}: the conversion has no effect there if the model calls the "
+            "layer in training otherwise than as a module, such as by a function made before, or by batch_norm with "
+            "its parameters and buffers",
+            stacklevel=3,
+        )
 
 
 def _is_convertible(module: nn.Module) -> bool:
@@ -230,8 +252,12 @@ def _refuse_wrapped(model: nn.Module) -> None:
                 raise ValueError(f"the model is wrapped by {cls.__name__} already; convert first: {wrapper}")
 
 
-def _warn_of_hidden(model: nn.Module) -> None:
-    """Of batch norms in plain lists, tuples and dicts: torch doesn't see them, and neither does `convert`."""
+def _warn_of_hidden(model: nn.Module) -> int:
+    """Of batch norms in plain lists, tuples and dicts: torch doesn't see them, and neither does `convert`.
+
+    Returns the number of warnings.
+    """
+    found = 0
     seen = set(model.modules())
     for path, module in model.named_modules():
         for name, value in vars(module).items():
@@ -243,16 +269,19 @@ def _warn_of_hidden(model: nn.Module) -> None:
                 continue
             for key, item in items:
                 if isinstance(item, nn.Module) and item not in seen and any(map(_is_convertible, item.modules())):
+                    found += 1
                     where = f"{path}.{name}" if path else name
                     warnings.warn(
                         f"{where}[{key!r}] is in a plain {type(value).__name__}, where modules are neither found nor "
                         "trained nor saved, and so isn't converted: use nn.ModuleList or nn.ModuleDict",
                         stacklevel=3,
                     )
+    return found
 
 
-def _warn_of_unknown(model: nn.Module) -> None:
-    """Of what may be batch normalization in another form, which stays as it is."""
+def _warn_of_unknown(model: nn.Module) -> int:
+    """Of what may be batch normalization in another form, which stays as it is; returns the number of warnings."""
+    found = 0
     graphs: list[str] = []
     for path, module in model.named_modules():
         if any(path.startswith(graph) for graph in graphs):
@@ -260,6 +289,7 @@ def _warn_of_unknown(model: nn.Module) -> None:
         if isinstance(module, fx.GraphModule):
             calls = [n for n in module.graph.nodes if n.op == "call_function" and "batch_norm" in str(n.target)]
             if calls:
+                found += 1
                 graphs.append(f"{path}." if path else "")
                 warnings.warn(
                     f"{path or 'the model'} is a graph that calls batch_norm itself, {len(calls)} times, which isn't "
@@ -267,12 +297,14 @@ def _warn_of_unknown(model: nn.Module) -> None:
                     stacklevel=3,
                 )
         elif _has_statistics(module) and not (_is_convertible(module) or isinstance(module, _others())):
+            found += 1
             warnings.warn(
                 f"{path or 'the model'} ({type(module).__name__}) has running statistics, and isn't known as batch "
                 "normalization: it isn't converted. Describe it to syncbn.norm.surgery.adapters.register_adapter, or "
                 'say include="*" if it isn\'t',
                 stacklevel=3,
             )
+    return found
 
 
 def _has_statistics(module: nn.Module) -> bool:

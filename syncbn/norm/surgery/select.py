@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -21,8 +22,9 @@ def select_layers(
 
     Raises:
         ValueError: a glob that matches no layer.
+        TypeError: something else than globs.
     """
-    included, excluded = _globs("*" if include is None else include), _globs(exclude)
+    included, excluded = ("*",) if include is None else globs(include) or (), globs(exclude) or ()
     places = [(path, module) for path, module in model.named_modules(remove_duplicate=False) if is_layer(module)]
     for glob in (*included, *excluded):
         if glob != "*" and not any(fnmatchcase(path, glob) for path, _ in places):
@@ -36,8 +38,26 @@ def select_layers(
     return [(path, module) for module, path in chosen.items()]
 
 
-def _globs(patterns: Globs) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
+def globs(patterns: Globs) -> tuple[str, ...] | None:
+    """Globs as a tuple.
+
+    Raises:
+        TypeError: something else than a str or several of them.
+    """
+    if patterns is None:
+        return None
+    found = (patterns,) if isinstance(patterns, str) else tuple(patterns) if isinstance(patterns, Iterable) else None
+    if found is None or not all(isinstance(glob, str) for glob in found):
+        got = type(patterns).__name__ if found is None else f"{type(patterns).__name__} of {_kinds(found)}"
+        raise TypeError(
+            "include and exclude are globs of module names, a str or a list of them, such as "
+            f'"layer4.*" for those in model.named_modules(), got {got}'
+        )
+    return found
+
+
+def _kinds(values: tuple[Any, ...]) -> str:
+    return ", ".join(dict.fromkeys(type(value).__name__ for value in values))
 
 
 def _matches(path: str, globs: tuple[str, ...]) -> bool:

@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from syncbn.training import epoch_sums
+from syncbn.training import epoch_sums, monitored
 from syncbn.training.host_group import host_group
 
 _KEY = "ranks"
@@ -25,7 +25,7 @@ class ExactResume(L.Callback):
     Lightning saves rank 0's weights, optimizer, schedule, loops and callbacks. This callback adds, for each rank:
 
     - the states of PyTorch's, NumPy's and Python's random generators, used by dropout;
-    - the epoch's metric sums so far, and the values gathered by `self.log`;
+    - the epoch's metric sums so far, the values gathered by `self.log`, and the last values of monitored scores;
     - buffers and extra state (such as the window of a cross-iteration norm) that differ from rank 0's.
 
     The states of all ranks pass through rank 0's memory. Data must be a function of seed, epoch and position, as with
@@ -45,6 +45,7 @@ class ExactResume(L.Callback):
             "random": state["random"],
             "metrics": state["metrics"] if in_epoch else {},
             "logged": epoch_sums.save(trainer) if in_epoch else [],
+            "monitored": monitored.save(trainer),
             "layers": _unlike_rank_0(pl_module),
         }
         checkpoint[_KEY] = _gathered(state)
@@ -69,6 +70,7 @@ class ExactResume(L.Callback):
         state = states[trainer.global_rank]
         _load_metrics(pl_module, state["metrics"])
         epoch_sums.load(trainer, state["logged"])
+        monitored.load(trainer, state.get("monitored", {}))  # which checkpoints of 0.1 lack
         load_layers(pl_module, state["layers"])
         _set_rng_states(state["random"] | {"numpy": _numpy_state(state["random"]["numpy"])})
 

@@ -29,8 +29,8 @@ class RunCheckpoint(ModelCheckpoint):
         self._of_this_folder = loaded.parent.resolve() == Path(self.dirpath or "").resolve()
 
     def state_dict(self) -> dict[str, Any]:
-        """Scores and file names."""
-        state = super().state_dict()
+        """Scores, file names, and whether the save of an earlier step waits for a validation."""
+        state = super().state_dict() | {"waits": getattr(self, "_defer_save_until_validation", False)}
         best_k = {Path(path).name: score for path, score in state["best_k_models"].items()}
         return state | {key: Path(state[key]).name for key in _PATHS} | {"best_k_models": best_k, "dirpath": ""}
 
@@ -41,6 +41,7 @@ class RunCheckpoint(ModelCheckpoint):
         here = {key: self._placed(state_dict.get(key, "")) for key in _PATHS}
         best_k = {self._placed(path): score for path, score in state_dict.get("best_k_models", {}).items()}
         super().load_state_dict(state_dict | here | {"best_k_models": best_k, "dirpath": self.dirpath})
+        self._defer_save_until_validation = state_dict.get("waits", False)
         self.current_score = state_dict.get("current_score")  # which Lightning saves, and doesn't restore
 
     def _placed(self, path: str) -> str:
