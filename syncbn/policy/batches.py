@@ -66,10 +66,11 @@ def _check_keywords(model: nn.Module, batch: Mapping[str, Any]) -> None:
     names = [p.name for p in parameters if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
     unknown = [key for key in batch if key not in names]
     if unknown and not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+        known = [f"{key}=batch[{key!r}]" for key in batch if key in names] or [f"batch[{unknown[0]!r}]"]
         raise TypeError(
             f"{type(model).__name__} takes {', '.join(names) or 'no arguments'}; the batch has "
-            f"{', '.join(map(repr, unknown))}: give forward=lambda model, batch: model(batch[{unknown[0]!r}]), "
-            "for example"
+            f"{', '.join(map(repr, unknown))}: give forward=lambda model, batch: model({', '.join(known)}), for "
+            "example"
         )
 
 

@@ -58,7 +58,9 @@ def takes_bias(feeder: nn.Module, inputs: tuple[View, ...]) -> bool:
         return False
     probe: Any = copied(feeder).double().eval()
     numbers = torch.Generator().manual_seed(0)
-    x = torch.randn(2, *inputs[0].shape[1:], generator=numbers, dtype=torch.float64).to(probe.weight.device)
+    x = torch.randn(2, *inputs[0].shape[1:], generator=numbers, dtype=torch.float64, device="cpu").to(
+        probe.weight.device
+    )
     try:
         with torch.no_grad():
             before = probe(x)
@@ -103,7 +105,7 @@ def _remainder(layer: nn.Module, shape: tuple[int, ...], dtype: torch.dtype | No
     numbers = torch.Generator().manual_seed(0)
 
     def noise(*size: int) -> Tensor:
-        return torch.randn(*size, generator=numbers, dtype=torch.float64)
+        return torch.randn(*size, generator=numbers, dtype=torch.float64, device="cpu")
 
     with torch.no_grad():
         probe.running_mean.copy_(noise(len(state)))

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from syncbn.norm.core import compat
 from syncbn.norm.surgery.feeding import layer_before, other_use, weight_and_bias
-from syncbn.norm.surgery.forward import Example, Forward, copied
+from syncbn.norm.surgery.forward import Example, Forward, copied, outside_of_modes
 from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.graph import Call, Graph, Operation, View, is_whole, storages
 from syncbn.norm.surgery.record import record
@@ -62,19 +62,20 @@ def fuse(model: nn.Module, example_input: Example, *, forward: Forward | None = 
         A new model for evaluation; its training would be that of a network without norms.
 
     Raises:
-        ValueError: the model is wrapped, compiled or scripted; the proof fails.
+        ValueError: the model is wrapped, compiled or scripted, or has no values yet; the proof fails.
+        TypeError: `example_input` isn't what the model takes.
 
     Source: Markuš, Fusing batch normalization and convolution in runtime, 2018,
     https://nenadmarkus.com/p/fusing-batchnorm-and-conv/.
     """
-    plan = _plan(model, example_input, forward)
-    folds = [step for step in plan if step.rest is not None]
-    if folds:
-        prove_fusion(
-            model, folds, lambda copy: _apply(copy, folds), example_input, forward, all(step.exact for step in folds)
-        )
-    fused = copied(model).eval()
-    _apply(fused, folds)
+    with outside_of_modes():
+        plan = _plan(model, example_input, forward)
+        folds = [step for step in plan if step.rest is not None]
+        if folds:
+            exact = all(step.exact for step in folds)
+            prove_fusion(model, folds, lambda copy: _apply(copy, folds), example_input, forward, exact)
+        fused = copied(model).eval()
+        _apply(fused, folds)
     left = [f"{step.layer or 'the model'}: {step.reason}" for step in plan if step.reason]
     if left:
         warnings.warn(f"{len(left)} of {len(plan)} batch norms can't be folded: {'; '.join(left)}", stacklevel=2)

@@ -15,7 +15,7 @@ from syncbn.norm.core.capabilities import synchronizes
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, biased_var, pool
 from syncbn.norm.surgery.feeding import layer_before, other_use
-from syncbn.norm.surgery.forward import Forward, modes_kept
+from syncbn.norm.surgery.forward import Forward, modes_kept, refuse_without_values
 from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.record import record
 from syncbn.policy.batches import call, device_of, generators_kept, in_step, on_device, unwrapped
@@ -61,10 +61,14 @@ def inspect(
         `.rows`, `.warnings`, `.to_markdown()`, `.plot(path)`, `.to_rich()` and `.to_wandb()`.
 
     Raises:
-        ValueError: no layer with running statistics; no batches, or another number of them on another rank.
+        ValueError: steps below 1; a model without values; no layer with running statistics; no batches, or another
+            number of them on another rank.
         TypeError: a batch that the model can't be called with, without `forward`.
     """
     check_given(locals())
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be at least 1, the optimizer's steps in the training, got {steps}")
+    refuse_without_values(model)
     group = communicating_group(process_group)
     probes = probes_of(model, group)
     if not probes:

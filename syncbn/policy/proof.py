@@ -207,7 +207,9 @@ def _shaken(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in shaken.parameters():
             if parameter.is_floating_point():
-                noise = torch.randn(parameter.shape, generator=numbers, dtype=torch.float64).to(parameter.device)
+                noise = torch.randn(parameter.shape, generator=numbers, dtype=torch.float64, device="cpu").to(
+                    parameter.device
+                )
                 units = 4 * torch.finfo(parameter.dtype).eps
                 parameter.copy_(parameter * (1 + units * noise))
     return shaken
@@ -304,7 +306,9 @@ def _random_norms(model: nn.Module) -> Iterator[list[int]]:
     for module in model.modules():
         mean = getattr(module, "running_mean", None)
         if is_batch_norm(module) and isinstance(mean, Tensor) and mean.dim() == 1:
-            waiting[module] = torch.randn(4, len(mean), generator=numbers, dtype=torch.float64).to(mean.device)
+            waiting[module] = torch.randn(4, len(mean), generator=numbers, dtype=torch.float64, device="cpu").to(
+                mean.device
+            )
 
     def choose(layer: Any, args: Any) -> None:
         if layer not in waiting or not args or args[0].dim() < 2 or args[0].shape[1] != len(layer.running_mean):

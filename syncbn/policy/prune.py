@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from syncbn.norm.core.capabilities import is_per_channel
-from syncbn.norm.surgery.forward import Example, Forward, copied, copied_example, modes_kept, run
+from syncbn.norm.surgery.forward import Example, Forward, copied, copied_example, modes_kept, outside_of_modes, run
 from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.graph import Graph
 from syncbn.norm.surgery.record import record
@@ -71,14 +71,16 @@ def prune(model: nn.Module, ratio: float, example_input: Example, *, forward: Fo
 
     Raises:
         ValueError: a ratio out of range, or no channel that could be removed; the model is wrapped, compiled or
-            scripted; the proof fails.
+            scripted, or has no values yet; the proof fails.
+        TypeError: `example_input` isn't what the model takes.
 
     Source: Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017,
     https://arxiv.org/abs/1708.06519.
     """
-    removal, _ = _decided(model, ratio, example_input, forward)
-    pruned = copied(model)
-    removal.shrink(pruned)
+    with outside_of_modes():
+        removal, _ = _decided(model, ratio, example_input, forward)
+        pruned = copied(model)
+        removal.shrink(pruned)
     return pruned
 
 
@@ -89,7 +91,8 @@ def plan_prune(
 
     Arguments and errors are those of `prune`, but a model without removable channels has a plan, too.
     """
-    removal, norms = _decided(model, ratio, example_input, forward, even_none=True)
+    with outside_of_modes():
+        removal, norms = _decided(model, ratio, example_input, forward, even_none=True)
     channels, plan = removal.flow.channels, []
     for name, labels in norms.items():
         gone = {place for place, label in enumerate(labels) if channels.root(label) in removal.roots}

@@ -15,7 +15,7 @@ from syncbn.norm.core.capabilities import clear_window, synchronizes
 from syncbn.norm.core.exchange import communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, pool, unbiased_var
 from syncbn.norm.core.tracking import TrackingNorm
-from syncbn.norm.surgery.forward import Forward, modes_kept
+from syncbn.norm.surgery.forward import Forward, modes_kept, refuse_without_values
 from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.select import Globs, select_layers
 from syncbn.policy.batches import (
@@ -84,6 +84,7 @@ def recalibrate(
         BatchNorm").
     """
     check_given(locals(), required=("batches",))
+    refuse_without_values(model)
     layers = _layers(model, include, exclude)
     net, device = unwrapped(model), device_of(model)
     group = communicating_group(process_group)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from syncbn.norm.core import compat
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import mean_over_ranks
 from syncbn.norm.surgery.forward import Forward, modes_kept
@@ -77,12 +78,14 @@ class Tent:
 
     def reset(self) -> None:
         """Go back to the original γ and β, and to an optimizer that has seen nothing."""
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             for parameter, value in zip(self.parameters, self._original, strict=True):
                 parameter.copy_(value)
-        # A step of 1e-3 is below half precision's resolution of 1.
-        self._masters = [p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in self.parameters]
-        self._optimizer = torch.optim.Adam(self._masters, self.lr)
+            # A step of 1e-3 is below half precision's resolution of 1.
+            self._masters = [
+                p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in self.parameters
+            ]
+            self._optimizer = torch.optim.Adam(self._masters, self.lr)
 
     def __call__(self, batch: Any) -> Tensor:
         """Logits of the batch, as they were before the model learned from it."""
@@ -93,7 +96,8 @@ class Tent:
         masters, optimizer = [m.clone() for m in self._masters], copy.deepcopy(self._optimizer.state_dict())
         predicted: Tensor | None = None
         try:
-            with modes_kept(self.model), torch.enable_grad():
+            with torch.inference_mode(False), modes_kept(self.model), torch.enable_grad():
+                batch = compat.pytree.tree_map_only(Tensor, _usable, batch)
                 self.model.eval()
                 for _ in range(self.steps):
                     logits = call(unwrapped(self.model), batch, self.forward)
@@ -143,11 +147,21 @@ class Tent:
                 raise ValueError(f"lr={self.lr} leads to γ or β that {self.parameters[0].dtype} can't hold; lower it")
 
 
+def _usable(tensor: Tensor) -> Tensor:
+    """A tensor of the caller's inference mode, which autograd refuses, as another one."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 def _entropy(logits: Tensor) -> Tensor:
     if not isinstance(logits, Tensor) or logits.dim() < 2:
         raise ValueError(
             f"entropy is that of logits (N, classes, *), got {_shape(logits)}; take them from the model's output with "
             "forward=lambda model, batch: ..."
+        )
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"logits of a shape {tuple(logits.shape)} have one class, whose entropy is 0; of a binary classifier's x, "
+            "give forward=lambda model, batch: nn.functional.pad(model(batch), (0, 1)), which are logits of two"
         )
     log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=1)
     return -(log_p.exp() * log_p).sum(dim=1)

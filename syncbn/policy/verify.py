@@ -16,7 +16,7 @@ from syncbn.norm.core import compat
 from syncbn.norm.core.capabilities import synchronizes
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import mean_over_ranks
-from syncbn.norm.surgery.forward import Forward, seeded, tensors_in
+from syncbn.norm.surgery.forward import Forward, refuse_without_values, seeded, tensors_in
 from syncbn.norm.surgery.given import check_given
 from syncbn.policy.batches import call
 from syncbn.policy.chance import WithoutChance
@@ -114,6 +114,7 @@ def verify(
     check_given(locals())
     if ranks < 2:
         raise ValueError(f"ranks must be at least 2, got {ranks}")
+    refuse_without_values(model)
     batch = compat.pytree.tree_map_only(Tensor, _in_float64, batch)
     count = _count(batch)
     if count <= ranks:

@@ -169,7 +169,7 @@ def prepare(
 def fit(run: Run) -> str:
     """Train; returns a description of the outcome."""
     started = time.monotonic()
-    with lightnings_refusals(), stoppable(run.trainer):
+    with lightnings_refusals(), stoppable(run.trainer), start.past_its_end(run.trainer, run.checkpoint):
         run.trainer.fit(run.task, run.data, ckpt_path=run.checkpoint.path if run.checkpoint else None)
     if run.checkpoint and run.trainer.global_step == run.checkpoint.step:
         start.stand_at_the_end(run.trainer, run.checkpoint)

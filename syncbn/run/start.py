@@ -1,6 +1,7 @@
 """Checks between building a run and starting it, which report mistakes in one line before any training."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -49,6 +50,18 @@ def take_up(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if checkpoint is not None and isinstance(callback, Monitors):
             callback.take_up(checkpoint.monitors)
+
+
+@contextmanager
+def past_its_end(trainer: Trainer, checkpoint: Checkpoint | None) -> Iterator[None]:
+    """Train nothing where the resumed run has more epochs than `trainer.max_epochs`; Lightning refuses two more."""
+    asked, begun = trainer.max_epochs, checkpoint.epochs if checkpoint else 0
+    if asked is not None and 0 <= asked < begun:
+        trainer.fit_loop.max_epochs = max(asked, begun - 1)
+    try:
+        yield
+    finally:
+        trainer.fit_loop.max_epochs = asked
 
 
 def stand_at_the_end(trainer: Trainer, checkpoint: Checkpoint) -> None:

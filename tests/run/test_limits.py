@@ -70,14 +70,18 @@ def test_time_ends_a_start_and_not_a_run(tmp_path: Path, capsys: pytest.CaptureF
     assert run.checkpoint()["global_step"] == 2
 
 
-def test_a_run_past_its_end_says_so_and_is_tested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(tmp_path, "run", "trainer.max_epochs=2")
+@pytest.mark.parametrize("epochs", [2, 4])
+def test_a_run_past_its_end_says_so_and_is_tested(
+    epochs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path, "run", f"trainer.max_epochs={epochs}")
     capsys.readouterr()
     run = train(tmp_path, "run", "trainer.max_epochs=1", "resume=auto")
     out = capsys.readouterr().out
-    assert "training:      none: the run is after step 68 and 2 epoch(s); trainer.max_epochs=1 ended it" in out
+    where = f"the run is after step {34 * epochs} and {epochs} epoch(s)"
+    assert f"training:      none: {where}; trainer.max_epochs=1 ended it" in out
     assert "test accuracy:" in out
-    assert run.checkpoint()["global_step"] == 68
+    assert run.checkpoint()["global_step"] == 34 * epochs
 
 
 def test_a_run_that_stopped_early_stays_stopped_until_it_is_given_more_patience(

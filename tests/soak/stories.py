@@ -141,7 +141,8 @@ def story(number: int, kinds: tuple[str, ...] = ()) -> Story:
     ]
     events = _events(kinds, draw)
     by_limits = any(event.kind in ("max_epochs", "max_steps") for event in events)
-    # A schedule is made for the epochs and steps of each start, so that of a limited one has no end and no warm-up.
+    # A schedule is made for the epochs and steps of each start, so that of a limited one has no end and no warm-up, and
+    # that of the norms' momentum is left out.
     schedule = ("scheduler=constant", "scheduler.warmup_fraction=0")
     words += schedule if by_limits else draw.choice((("scheduler=cosine",), ("scheduler=constant",)))
     if draw.random() < 0.2 and not by_limits:
@@ -151,6 +152,8 @@ def story(number: int, kinds: tuple[str, ...] = ()) -> Story:
     words += ["trainer=ddp"] if ranks == 2 else []
     words += draw.choice(_LOGGERS)
     words += _of_a_gan(draw) if "dcgan" in model[0] else _of_a_classifier(draw, "mlp" in model[0])
+    if by_limits and "callbacks=[default,momentum_schedule]" in words:
+        words = [word.replace(",momentum_schedule", "") for word in words if "callbacks.momentum_schedule" not in word]
     return Story(number, tuple(words), ranks, epochs, steps, events)
 
 

@@ -138,7 +138,7 @@ def convert(
     result = _replace(model, new | {module: reverted(module) for module in back})
     try:
         attach_norms(result, example_input, forward)
-        if example_input is not None:
+        if example_input is not None and not any(p.is_meta or nn.parameter.is_lazy(p) for p in result.parameters()):
             _warn_of_uncalled(result, new, example_input, forward)
     except Exception:
         for layer in new.values():

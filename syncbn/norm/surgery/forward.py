@@ -9,6 +9,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -29,14 +30,38 @@ def run(model: nn.Module, example_input: Example, forward: Forward | None = None
         model: a model, in the mode to run it in.
         example_input: a tuple is the model's positional arguments, a dict its keywords, anything else its argument.
         forward: function that calls the model instead, `forward(model, example_input)`.
+
+    Raises:
+        TypeError: the model takes other arguments.
     """
     if forward is not None:
         return forward(model, example_input)
+    args: tuple[Any, ...] = (example_input,)
+    keywords: dict[str, Any] = {}
     if isinstance(example_input, tuple) and not hasattr(example_input, "_fields"):
-        return model(*example_input)
-    if isinstance(example_input, Mapping):
-        return model(**example_input)
-    return model(example_input)
+        args = example_input
+    elif isinstance(example_input, Mapping):
+        args, keywords = (), dict(example_input)
+    try:
+        return model(*args, **keywords)
+    except TypeError as error:
+        if _takes(model, args, keywords):
+            raise
+        raise TypeError(
+            f"{type(model).__name__} can't be called with this example_input: {error}. A tuple is its positional "
+            "arguments, a dict its keywords; of a batch (images, labels) give the images, or say how the model is "
+            "called with forward=lambda model, batch: ..."
+        ) from error
+
+
+def _takes(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
+    try:
+        signature(model.forward).bind(*args, **keywords)
+    except TypeError:
+        return False
+    except ValueError:  # a forward written in C has no signature
+        pass
+    return True
 
 
 def copied(model: nn.Module, share_parameters: bool = False) -> nn.Module:
@@ -75,7 +100,7 @@ def varied(example_input: Example) -> Example:
     def other(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or tensor.numel() == 0:
             return tensor.detach().clone()
-        noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64, device="cpu")
         spread = tensor.double().std(correction=0).clamp(min=0.1)
         values = noise.to(tensor.device) * spread + tensor.double().mean()
         return torch.empty_like(tensor).copy_(values)
@@ -110,6 +135,24 @@ def _parts(item: Any) -> Iterator[Any]:
         for cls in type(item).__mro__:
             slots = cls.__dict__.get("__slots__", ())
             yield from (getattr(item, name, None) for name in ([slots] if isinstance(slots, str) else slots))
+
+
+@contextmanager
+def outside_of_modes() -> Iterator[None]:
+    """Leave the caller's inference mode and autocast, in which operators aren't those of the model's own types."""
+    with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
+
+
+def refuse_without_values(model: nn.Module) -> None:
+    """Raise `ValueError` for a model on the meta device, or with lazy layers, whose parameters have no values yet."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise ValueError(f"{name} has no shape yet: run the model once, so that its lazy layers know their inputs")
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name} is on the meta device and has no values: model.to_empty(device=...) and load_state_dict first"
+            )
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from syncbn.norm.surgery.forward import (
     copied_example,
     devices_of,
     modes_kept,
+    outside_of_modes,
+    refuse_without_values,
     run,
     seeded,
     tensors_in,
@@ -37,6 +39,7 @@ _LEAVES = frozenset(
 )
 
 
+@outside_of_modes()
 def record(
     model: nn.Module,
     example_input: Example,
@@ -64,9 +67,13 @@ def record(
         graph: graph to write to; it is incomplete if the model raises.
         watch: callback for each operation, with the tensors that it returned.
 
+    Raises:
+        ValueError: the model has no values yet.
+
     Returns:
         The graph, with the modules of `model` itself.
     """
+    refuse_without_values(model)
     try:
         clone = copied(model, share_parameters=True)
     except Exception:  # not copyable (a lock, an open file): run the model itself

@@ -46,7 +46,9 @@ class Pattern(NamedTuple):
     def codes(self, dimensions: int) -> Tensor:
         """Label and zero of each slice in one number, shaped to broadcast to the tensor."""
         values = [2 * label + zero for label, zero in zip(self.labels, self.zero, strict=True)]
-        return torch.tensor(values, dtype=torch.int64).view([-1 if d == self.axis else 1 for d in range(dimensions)])
+        return torch.tensor(values, dtype=torch.int64, device="cpu").view(
+            [-1 if d == self.axis else 1 for d in range(dimensions)]
+        )
 
 
 class Channels:
@@ -191,7 +193,7 @@ class Memory:
         size = max(_end(view) for view in views)
         codes = self._codes
         if codes is None or len(codes) < size:
-            self._codes = torch.zeros(size, dtype=torch.int64)
+            self._codes = torch.zeros(size, dtype=torch.int64, device="cpu")
             if codes is not None:
                 self._codes[: len(codes)] = codes
             for view, pattern in self._written:
@@ -202,7 +204,7 @@ class Memory:
 
     def _lay(self, view: View, pattern: Pattern | None) -> None:
         assert self._codes is not None
-        codes = torch.zeros((), dtype=torch.int64) if pattern is None else pattern.codes(len(view.shape))
+        codes = torch.zeros((), dtype=torch.int64, device="cpu") if pattern is None else pattern.codes(len(view.shape))
         self._codes.as_strided(view.shape, view.strides, view.offset).copy_(codes.expand(view.shape))
 
 

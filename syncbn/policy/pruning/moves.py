@@ -110,7 +110,10 @@ def index(flow: Flow, op: Operation) -> bool:
     masked = any(isinstance(place, View) and place.dtype in (torch.bool, torch.uint8) for place in places)
     if masked or (pattern.axis < len(places) and places[pattern.axis] is not None):
         return False
-    firsts = [torch.zeros(place.shape, dtype=torch.long) if isinstance(place, View) else None for place in places]
+    firsts = [
+        torch.zeros(place.shape, dtype=torch.long, device="cpu") if isinstance(place, View) else None
+        for place in places
+    ]
     moved = torch.ops.aten.index.Tensor(pattern.codes(len(x.shape)).expand(x.shape), firsts)
     flow.write(op.outputs[0], flow.channels.pattern(moved, str(op)))
     return True

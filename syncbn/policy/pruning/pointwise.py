@@ -111,9 +111,9 @@ def _is_zero(op: Operation, flags: tuple[bool, ...]) -> bool:
 
     def operand(dtype: torch.dtype) -> Tensor:
         if flags[next(order)]:
-            return torch.zeros(64, dtype=dtype)
+            return torch.zeros(64, dtype=dtype, device="cpu")
         if dtype.is_floating_point or dtype.is_complex:
-            return (3 * torch.randn(64, generator=numbers)).to(dtype)
+            return (3 * torch.randn(64, generator=numbers, device="cpu")).to(dtype)
         return torch.randint(0, 2 if dtype == torch.bool else 4, (64,), generator=numbers).to(dtype)
 
     def filled(value: Any) -> Any:
