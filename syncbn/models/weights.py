@@ -1,5 +1,6 @@
 """Load weights from a file into a network, without running code from it and without silent omissions."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,12 +50,16 @@ def load_weights(model: nn.Module, path: str | Path, *, key: str | None = None) 
         ValueError: an unknown file ending; a file that is damaged, holds Python objects or no such state dict; keys
             that are missing, unexpected, or of the wrong shape; a network on the meta device, or one whose layers
             don't have their sizes yet.
+        TypeError: it is no path.
     """
     if isinstance(model, DataParallel | DistributedDataParallel):
         model = model.module
     state = model.state_dict()
     own = {name: value for name, value in state.items() if not name.endswith(_EXTRA)}
     _check_real(model, own)
+    if not isinstance(path, str | os.PathLike):
+        hint = "; of a state_dict, model.load_state_dict" if isinstance(path, Mapping) else ""
+        raise TypeError(f"path must be the path of a file of weights, got a {type(path).__name__}{hint}")
     read, which = read_state(Path(path), key)
     loaded, said = matched(read, own)
     loaded = counters_as_scalars(loaded, own)

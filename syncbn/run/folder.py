@@ -1,5 +1,6 @@
 """Reading and writing of run folders. Heavy imports happen on use."""
 
+import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,10 @@ def load_run(folder: str | Path) -> tuple["nn.Module", "DictConfig"]:
 
     Raises:
         ValueError: the folder isn't one of a run, its config isn't one of ours, or its checkpoint is damaged.
+        TypeError: it is no path.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder must be the path of a run's folder, got a {type(folder).__name__}")
     folder = Path(folder)
     config = load_config(folder)
     from syncbn.run.trained import open_trained

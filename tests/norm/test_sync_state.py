@@ -190,7 +190,7 @@ X = torch.randn(4, 3, 5)
         ((torch.randn(3),), ValueError, r"expected an input \(N, C\) or \(N, C, \*spatial\), got shape \(3,\)"),
         ((torch.ones(4, 3, dtype=torch.long),), TypeError, r"floating-point input, got torch.int64.*\.float\(\)"),
         ((torch.ones(4, 3, dtype=torch.complex64),), TypeError, "floating-point input, got torch.complex64"),
-        ((X, torch.ones(4, 5)), TypeError, "mask must be bool .* got torch.float32"),
+        ((X, torch.ones(4, 5)), TypeError, "mask must be a bool .* got torch.float32"),
         (
             (X, torch.ones(4, 3, 5, dtype=torch.bool)),
             ValueError,

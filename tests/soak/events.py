@@ -316,7 +316,8 @@ def _changed(event: Event, one: Start, place: Place, told: Story) -> tuple[int, 
         place.words = (*place.words, place.draw.choice(changes))
         place.changed = True
         shutil.copytree(place.run, place.run.with_name("whole"), dirs_exist_ok=False)
-        whole = start((*place.words, "run_id=whole"), place.folder, place.log, cold=False)
+        log = place.log.with_name("changed.log")  # what `one` has said stays by itself
+        whole = start((*place.words, "run_id=whole"), place.folder, log, cold=False)
         if (code := whole.wait()) or "Traceback" in whole.said():
             raise Wrong(f"change: {place.words[-1]}: exit code {code}: {whole.said()[-1500:]}")
         if "changed:" not in whole.said():

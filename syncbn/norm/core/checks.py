@@ -1,6 +1,7 @@
 """Checks of arguments and inputs, shared by all layers."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +62,8 @@ def warn_of_small_groups(input: Tensor, num_groups: int) -> None:
 
 def check_channels(input: Tensor, num_features: int, channel_dim: int = 1) -> None:
     """Raise `ValueError` or `TypeError` unless `input` is floating point with `num_features` channels in place."""
+    if not isinstance(input, Tensor) or input.layout is not torch.strided or input.is_nested:
+        raise TypeError(f"expected a dense tensor, got {_kind(input)}")
     if input.dim() < 2:
         raise ValueError(f"expected an input (N, C) or (N, C, *spatial), got shape {tuple(input.shape)}")
     if input.shape[channel_dim] != num_features:
@@ -68,5 +71,14 @@ def check_channels(input: Tensor, num_features: int, channel_dim: int = 1) -> No
             f"expected {num_features} channels in dimension {channel_dim}, got shape {tuple(input.shape)}; build the "
             f"layer with num_features={input.shape[channel_dim]} or move the channels to dimension {channel_dim}"
         )
-    if not input.is_floating_point():
+    if not input.is_floating_point() or input.element_size() < 2:  # no arithmetic is there for float8
         raise TypeError(f"expected a floating-point input, got {input.dtype}; convert it with .float()")
+
+
+def _kind(value: Any) -> str:
+    """What is given instead of a dense tensor, and how to make one of it."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}; convert it with torch.as_tensor"
+    if value.is_nested:
+        return "a nested one; convert it with to_padded_tensor, and give a mask= to layers that take one"
+    return f"one with layout={value.layout}; convert it with to_dense"

@@ -174,7 +174,13 @@ def mean_over_ranks(values: Tensor, process_group: ProcessGroup | None = None) -
 
     Returns:
         0-d, in the dtype of `values`. Its average over ranks is the mean over all samples.
+
+    Raises:
+        TypeError: other values than a tensor of floating-point or complex numbers.
     """
+    if not isinstance(values, Tensor) or not (values.is_floating_point() or values.is_complex()):
+        got = f"a tensor of {values.dtype}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise TypeError(f'values must be a tensor with the loss of each sample, such as by reduction="none", got {got}')
     group = communicating_group(process_group)
     count = torch.full((), values.numel(), dtype=_widest_dtype(values), device=values.device)
     # The message counts the ranks, too: `group.size()` would be a constant of a compiled graph.

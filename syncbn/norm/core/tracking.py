@@ -62,8 +62,9 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
         check_channels(input, self.num_features)
         if mask is None:
             return
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask must be bool (True = counts), got {mask.dtype}; compare it, as in mask > 0")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            got = mask.dtype if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+            raise TypeError(f"mask must be a bool tensor (True = counts), got {got}; compare it, as in mask > 0")
         expected = (input.shape[0], *input.shape[2:])
         if mask.shape != expected:
             raise ValueError(f"mask must have shape (N, *spatial) = {tuple(expected)}, got {tuple(mask.shape)}")
