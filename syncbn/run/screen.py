@@ -95,7 +95,8 @@ def print_results(metrics: Mapping[str, Any], folder: Path, training: str | None
     if plots:
         print(f"plots:         {_shown(folder)}/plots/{{{','.join(plot.name for plot in plots)}}}")
     wandb = Path(os.environ.get("WANDB_DIR") or folder, "wandb")
-    if offline := sorted(wandb.glob(f"offline-run-*-{folder.name}" if "WANDB_DIR" in os.environ else "offline-run-*")):
+    run_id = os.environ.get("WANDB_RUN_ID") or folder.name
+    if offline := sorted(wandb.glob(f"offline-run-*-{run_id}" if "WANDB_DIR" in os.environ else "offline-run-*")):
         print(f"W&B, offline:  wandb sync {' '.join(shlex.quote(_shown(run)) for run in offline)}")
 
 

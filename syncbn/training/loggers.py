@@ -134,14 +134,26 @@ def wandb_logger(
         init_timeout_s: seconds to try to reach W&B; then the run is logged offline.
         finish_timeout_s: seconds to send what is left at the end; the rest stays on the disk, for `wandb sync`.
 
-    W&B's own variables mean what W&B says: `WANDB_MODE=disabled`, `WANDB_NAME`, `WANDB_NOTES`, `WANDB_DIR`, ...
+    W&B's own variables mean what W&B says: `WANDB_MODE=disabled`, `WANDB_NAME`, `WANDB_NOTES`, `WANDB_DIR`,
+    `WANDB_RUN_ID`, `WANDB_RESUME`, ...
 
     Raises:
-        ValueError: the run isn't to be offline, and nobody is logged in.
+        ValueError: the run isn't to be offline, and nobody is logged in; a name, an id or a tag that W&B doesn't take.
     """
-    import wandb
-
-    disabled = os.environ.get("WANDB_MODE") == "disabled"
+    run_id, resume = os.environ.get("WANDB_RUN_ID") or run_id, os.environ.get("WANDB_RESUME") or "allow"
+    mode = os.environ.get("WANDB_MODE") or None
+    settings = _settings(
+        **({} if mode is None else {"mode": mode}),
+        project=project,
+        run_id=run_id,
+        resume=resume,
+        run_tags=None if tags is None else tuple(tags),
+        quiet=True,  # its summary of the metrics would hide ours
+        init_timeout=init_timeout_s,
+        finish_timeout=finish_timeout_s,
+        finish_timeout_raises=True,
+    )
+    disabled = mode == "disabled"
     offline = not disabled and (is_offline() if offline is None else offline)
     if not offline and not disabled and not _is_logged_in():
         raise ValueError(
@@ -156,7 +168,7 @@ def wandb_logger(
         id=run_id,
         name=os.environ.get("WANDB_NAME") or run_id,
         notes=os.environ.get("WANDB_NOTES"),
-        resume="allow",
+        resume=resume,
         offline=offline,
         **extra,
         project=project,
@@ -165,15 +177,30 @@ def wandb_logger(
         job_type=job_type,
         tags=tags,
         log_model=log_model,
-        settings=wandb.Settings(
-            quiet=True,  # its summary of the metrics would hide ours
-            init_timeout=init_timeout_s,
-            finish_timeout=finish_timeout_s,
-            finish_timeout_raises=True,
-        ),
+        settings=settings,
     )
     logger._wandb_init.pop("anonymous", None)  # always passed by Lightning, and deprecated in W&B
     return logger
+
+
+def _settings(**values: Any) -> Any:
+    """W&B's settings, checked before the run begins.
+
+    Raises:
+        ValueError: W&B doesn't take one.
+    """
+    import wandb
+    from pydantic import ValidationError
+
+    try:
+        return wandb.Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(
+            f"logger.wandb: {'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}"
+        ) from None
+    except wandb.errors.UsageError as error:
+        raise ValueError(f"logger.wandb: {first_line(error)}") from None
 
 
 class _OfflineIfUnreachable(WandbLogger):
@@ -202,7 +229,7 @@ class _OfflineIfUnreachable(WandbLogger):
 def is_offline() -> bool:
     """Whether W&B runs offline: by `WANDB_MODE` or, without it, if the user isn't logged in."""
     if mode := os.environ.get("WANDB_MODE"):
-        return mode not in ("online", "shared")
+        return mode not in ("online", "shared", "run")
     return not _is_logged_in()
 
 

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,14 +81,14 @@ def test_a_folder_that_is_another_starts_by_now_gets_no_row(tmp_path: Path) -> N
 @pytest.fixture
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a user who isn't logged in to W&B."""
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_DIR", "WANDB_NAME", "WANDB_NOTES"):
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_SILENT", "true")
     return tmp_path
 
 
-@pytest.mark.parametrize("mode", [None, "online", "shared"])
+@pytest.mark.parametrize("mode", [None, "online", "shared", "run"])
 def test_a_run_that_must_be_online_needs_a_login(
     mode: str | None, nobody: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +108,27 @@ def test_a_disabled_run_writes_nothing(offline: bool | None, nobody: Path, monke
     assert not list(nobody.rglob("*.wandb"))
 
 
+@pytest.mark.parametrize(
+    ("variables", "arguments", "said"),
+    [
+        ({"WANDB_MODE": "banana"}, {}, "mode: Input should be 'online', .* got 'banana'"),
+        ({}, {"project": "a/b"}, "Invalid project name 'a/b'"),
+        ({}, {"run_id": "a:b"}, "Run ID cannot contain"),
+        ({"WANDB_RUN_ID": " a"}, {}, "Run ID cannot start or end with whitespace"),
+        ({"WANDB_RESUME": "maybe"}, {}, "resume: Input should be 'allow', 'must', 'never' or 'auto', got 'maybe'"),
+        ({}, {"tags": ["a" * 70]}, "run_tags: .* is 70 characters"),
+    ],
+)
+def test_what_wandb_doesnt_take_is_said_before_the_run(
+    variables: dict[str, str], arguments: dict[str, Any], said: str, nobody: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"^logger.wandb: {said}"):
+        wandb_logger(**{"save_dir": str(nobody / "run"), "run_id": "run", "project": "syncbn", **arguments})
+    assert not (nobody / "run").exists()
+
+
 LOGGED = """
 from pathlib import Path
 from syncbn.run.screen import print_results
@@ -121,11 +143,12 @@ print_results({}, Path("run").resolve())
 def test_wandbs_own_variables_mean_what_wandb_says(nobody: Path) -> None:
     """In a process of its own: W&B reads them once."""
     variables = {"WANDB_NAME": "a name", "WANDB_NOTES": "some notes", "WANDB_DIR": str(nobody / "it's elsewhere")}
+    variables["WANDB_RUN_ID"] = "an-id"
     words = [sys.executable, "-c", LOGGED]
     environ = {**os.environ, **variables}
     done = subprocess.run(words, cwd=nobody, env=environ, capture_output=True, text=True, check=True)
     (written,) = nobody.rglob("offline-run-*")
     assert written.parent.parent == nobody / "it's elsewhere"
-    assert "run|a name|some notes" in done.stdout.splitlines()
+    assert "an-id|a name|some notes" in done.stdout.splitlines()
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("W&B, offline:")]
     assert shlex.split(line.removeprefix("W&B, offline:")) == ["wandb", "sync", str(written.relative_to(nobody))]
