@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from syncbn.norm.core.options import BelowOne, Count, Natural, NotNegative, Partial, Positive, Range, option, required
 
+SomeBatches = Count | Annotated[float, Range(above=0, high=1)]
 Batches = Annotated[int, Range(low=0)] | Annotated[float, Range(low=0, high=1)]
 Betas = tuple[BelowOne, BelowOne]
 
@@ -65,13 +66,11 @@ class Trainer:
         None, "norm: clip the norm of all gradients; value: clip each element; null: norm"
     )
     accumulate_grad_batches: Count = option(1, "batches in an optimizer step")
-    limit_train_batches: Count | Annotated[float, Range(above=0, high=1)] | None = option(
-        None, "training batches of an epoch: a number, or a fraction"
-    )
+    limit_train_batches: SomeBatches | None = option(None, "training batches of an epoch: a number, or a fraction")
     limit_val_batches: Batches | None = option(None, "validation batches: a number, or a fraction")
     limit_test_batches: Batches | None = option(None, "test batches: a number, or a fraction")
     check_val_every_n_epoch: Count | None = option(1, "epochs between two validations; null: only by batches")
-    val_check_interval: Batches | None = option(None, "interval within an epoch, in batches or a fraction")
+    val_check_interval: SomeBatches | None = option(None, "interval within an epoch, in batches or a fraction")
     num_sanity_val_steps: Annotated[int, Range(low=-1)] | None = option(None, "validation batches before the training")
     log_every_n_steps: Natural | None = option(None, "steps between rows of metrics")
     deterministic: bool | Literal["warn"] | None = option(None, "whether only deterministic operations are taken")

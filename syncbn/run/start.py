@@ -15,6 +15,7 @@ from syncbn.run import tasks
 from syncbn.run.elastic import batch_size_of_a_rank
 from syncbn.run.facts import DataFacts
 from syncbn.run.limits import batch_mistakes
+from syncbn.run.network import SIZES
 from syncbn.run.resume import Checkpoint
 from syncbn.training import ClassificationTask, Monitors, SegmentationTask
 from syncbn.training.optim import parameter_groups
@@ -86,8 +87,9 @@ def check_start(
 
     Raises:
         ValueError: the ranks' batches don't fit the data, the ranks can't be divided into groups for the norms,
-            validation would come after the end of an epoch, the optimizer doesn't take its options, a callback monitors
-            what the task doesn't log, or batches aren't what the task takes.
+            the model is given other sizes than the data's, validation would come after the end of an epoch, the
+            optimizer doesn't take its options, a callback monitors what the task doesn't log, or batches aren't what
+            the task takes.
     """
     check_size(config.norm.get("sync_group", "world"), trainer.world_size)
     data.trainer = trainer
@@ -99,7 +101,9 @@ def check_start(
     if isinstance(task, ClassificationTask):
         _check_monitors(config, task, data)
         task.optimizer(parameter_groups(task.net))
-        if not is_ours(config):
+        if is_ours(config):
+            _check_sizes(config, facts or DataFacts(data))
+        else:
             _check_batch(task, facts or DataFacts(data))
     _check_limits(config, task, data, facts or DataFacts(data))
     if is_ours(config):
@@ -180,6 +184,24 @@ def _check_limits(config: DictConfig, task: LightningModule, data: LightningData
         raise ValueError(
             "scheduler: a schedule needs to know its steps: set trainer.max_epochs or trainer.max_steps, or ~scheduler"
         )
+
+
+def _check_sizes(config: DictConfig, facts: DataFacts) -> None:
+    """Compare sizes that the model's config gives with the data's; more classes than the data has are no mistake."""
+    for size in SIZES:
+        given, there = (_listed(value) for value in (config.model.get(size), getattr(facts, size)))
+        if given is None or there is None:
+            continue
+        fits = given >= there if size == "num_classes" else given in (there, there[:1])
+        if not fits:
+            known = " x ".join(map(str, there))
+            raise ValueError(
+                f"model.{size}={config.model[size]}, and the data has {known}: leave it out, or give {known}"
+            )
+
+
+def _listed(size: Any) -> list[int] | None:
+    return size if size is None else [size] if isinstance(size, int) else list(size)
 
 
 def _check_batch(task: ClassificationTask, facts: DataFacts) -> None:

@@ -69,7 +69,8 @@ def _numbers(options: dict[str, str]) -> Iterable[tuple[int, tuple[str, ...]]]:
 
 def _tell(number: int, kinds: tuple[str, ...], keep: Path) -> Told:
     """Tell a story; the folders of one that went wrong are kept."""
-    with tempfile.TemporaryDirectory(prefix="syncbn-soak-", ignore_cleanup_errors=True) as root:
+    root = tempfile.mkdtemp(prefix="syncbn-soak-")  # a forked start that exits would take a TemporaryDirectory with it
+    try:
         told = tell(number, kinds, Path(root))
         if told.problem:
             kept = keep / f"soak-{number}"
@@ -78,6 +79,8 @@ def _tell(number: int, kinds: tuple[str, ...], keep: Path) -> Told:
             again = f"python -m tests.soak seed={number} stories=1" + (f" 'kinds={','.join(kinds)}'" if kinds else "")
             told.problem += f"\n    again: {again}\n    its folder: {kept}"
         subprocess.run(["umount", "--lazy", f"{root}/stopped"], check=True)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
     return told
 
 

@@ -7,6 +7,7 @@ its check (`mistakes`), the printed help and the tables of the documentation rea
 
 import copy
 import difflib
+import math
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -26,7 +27,7 @@ class Range:
     below: float | None = None
 
     def __contains__(self, value: float) -> bool:
-        return (
+        return math.isfinite(value) and (
             (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)
             and (self.above is None or value > self.above)
