@@ -228,9 +228,9 @@ def test_a_run_starts_from_the_weights_of_another_and_says_what_is_new(
 ) -> None:
     checkpoint = one_process_run.folder / "outputs" / "one" / "checkpoints" / "last.ckpt"
     weights = f"model.weights={checkpoint}"
-    done = run_script(tmp_path, "train", weights, "train=false", "test=false", "+model.num_classes=7", *SHORT)
+    done = run_script(tmp_path, "train", weights, "train=false", "test=false", "+model.num_classes=12", *SHORT)
     assert done.code == 0, done.err
-    assert re.search(r"weights: +\d+ tensors from .*last.ckpt; fc.weight, fc.bias made anew, for 7 classes", done.out)
+    assert re.search(r"weights: +\d+ tensors from .*last.ckpt; fc.weight, fc.bias made anew, for 12 classes", done.out)
     wrong = run_script(tmp_path, "train", weights, *SHORT, "model.width=8")
     assert wrong.code == 2
     assert "of another shape: conv1.weight ((4, 1, 3, 3) in the file, (8, 1, 3, 3) in the network)" in wrong.err

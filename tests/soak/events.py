@@ -191,7 +191,8 @@ def _generation(place: Place) -> int:
 
 
 def _second_start(event: Event, one: Start, place: Place, told: Story) -> tuple[int, ...]:
-    if one.poll() is not None or not (place.run / ".hydra").is_dir():
+    _wait_until_it_holds(one, place)  # else the second may be the first
+    if one.poll() is not None:
         return ()
     second = place.begin()
     while second.poll() is None and one.poll() is None:  # slow, so that it outlives the second
@@ -233,7 +234,10 @@ def _not_full(place: Place) -> None:
 
 
 def _wait_until_it_holds(one: Start, place: Place) -> None:
-    """Wait for a start that has no folder yet: it would begin anew in the place of a folder that is gone."""
+    """Wait for a start that doesn't hold the run's lock yet, or its end.
+
+    It would begin anew in the place of a folder that is gone.
+    """
     while one.poll() is None:
         with suppress(OSError, ValueError):
             holder = json.loads((place.run / ".lock" / "holder.json").read_text())
