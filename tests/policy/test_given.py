@@ -135,7 +135,10 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
     assert str(smaller[0]) != str(model)
     syncbn.recalibrate(model, [BATCH, BATCH], max_batches=numpy.int64(1))
     syncbn.freeze(model, stats=numpy.bool_(True), affine=numpy.bool_(False))
-    assert syncbn.policy.freeze is syncbn.freeze
+    norm, before = model.get_submodule("1"), model.get_buffer("1.running_mean").clone()
+    model.train()(BATCH)
+    assert torch.equal(model.get_buffer("1.running_mean"), before)
+    assert all(parameter.requires_grad for parameter in norm.parameters())
 
 
 class Remembering(nn.Module):

@@ -27,7 +27,7 @@ def check_arguments(schema: type, arguments: Mapping[str, Any]) -> None:
     given = {**arguments, **shared}
     for field in fields(schema):
         if field.name in given:
-            value, kind = _plain(given[field.name]), kinds(schema)[field.name]
+            value, kind = plain(given[field.name]), kinds(schema)[field.name]
             if not fits(value, kind) and not (kind is bool and value in (0, 1)):
                 raise _refused(field, kind, value)
 
@@ -80,7 +80,7 @@ def _either(words: list[str]) -> str:
     return " or ".join(words)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Convert numpy's and torch's numbers, tuples and paths to a config's types; anything else is unchanged."""
     if hasattr(value, "item") and not getattr(value, "shape", ()):
         return value.item()

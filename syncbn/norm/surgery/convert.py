@@ -15,7 +15,7 @@ from syncbn.norm.core.registry import norm_layer, registered_layers
 from syncbn.norm.surgery.adapters import looks_like_batch_norm
 from syncbn.norm.surgery.exchanged import commit, converted, original_of, reverted, settle, withhold_group
 from syncbn.norm.surgery.feeding import attach_norms
-from syncbn.norm.surgery.forward import Example, Forward
+from syncbn.norm.surgery.forward import Example, Forward, has_values
 from syncbn.norm.surgery.fusible import activations_after
 from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.overlap import overlap_messages
@@ -138,7 +138,7 @@ def convert(
     result = _replace(model, new | {module: reverted(module) for module in back})
     try:
         attach_norms(result, example_input, forward)
-        if example_input is not None and not any(p.is_meta or nn.parameter.is_lazy(p) for p in result.parameters()):
+        if example_input is not None and has_values(result):
             _warn_of_uncalled(result, new, example_input, forward)
     except Exception:
         for layer in new.values():

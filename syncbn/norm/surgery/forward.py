@@ -144,8 +144,13 @@ def outside_of_modes() -> Iterator[None]:
         yield
 
 
+def has_values(model: nn.Module) -> bool:
+    """Whether a model is neither on the meta device nor has lazy layers."""
+    return not any(nn.parameter.is_lazy(tensor) or tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
 def refuse_without_values(model: nn.Module) -> None:
-    """Raise `ValueError` for a model on the meta device, or with lazy layers, whose parameters have no values yet."""
+    """Raise `ValueError` unless it `has_values`, with what to do."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise ValueError(f"{name} has no shape yet: run the model once, so that its lazy layers know their inputs")

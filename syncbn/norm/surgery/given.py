@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
+from syncbn.norm.core.arguments import plain
 from syncbn.norm.core.exchange import check_group
 
 
@@ -102,8 +103,8 @@ def _int(name: str, value: Any) -> None:
 
 
 def _number(name: str, value: Any) -> None:
-    plain = value.item() if hasattr(value, "item") and getattr(value, "shape", None) == () else value
-    if isinstance(plain, bool) or not isinstance(plain, int | float):
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, int | float):
         raise TypeError(f"{name} must be a number, got {_kind(value)}")
 
 
