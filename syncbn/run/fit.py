@@ -32,7 +32,7 @@ from syncbn.run.folder import git_commit, write_config
 from syncbn.run.lock import acquire, wait_for_rank_0
 from syncbn.run.resume import Checkpoint, remove_leftovers, restore_last, resume_from
 from syncbn.run.stoppable import ends_with_its_peers, stoppable
-from syncbn.training import ChecksFolder
+from syncbn.training import ChecksFolder, owed_row
 from syncbn.training.loggers import RunFolderCSVLogger, finish, log_config
 
 
@@ -209,6 +209,10 @@ def _begin(run: Run, hydra: DictConfig) -> None:
                 logger.cut_at(run.checkpoint.logged_steps)
             elif config.resume == "auto":  # a start that ended before its first checkpoint has left rows
                 logger.cut_at(0)
+    if (
+        config.train and run.checkpoint and inside(str(run.checkpoint.path), str(folder))
+    ):  # of another run: its rows aren't here
+        owed_row.pay(run.loggers, run.checkpoint.owed_row)
 
 
 def logged(run: Run) -> dict[str, float]:

@@ -21,6 +21,7 @@ class Checkpoint:
         instead_of: why it isn't the requested one.
         world_size: number of ranks that saved it.
         global_batch_size: samples of all ranks in a step; None if unknown.
+        owed_row: row that loggers got after it was saved, unless the run was killed in between.
         monitors: metrics that callbacks use instead of their own monitor, as decided by `syncbn.training.Monitors`.
         shapes: shapes of its weights and buffers, by name.
     """
@@ -32,6 +33,7 @@ class Checkpoint:
     instead_of: str | None = None
     world_size: int | None = None
     global_batch_size: int | None = None
+    owed_row: Mapping[str, Any] | None = None
     monitors: Mapping[str, str | None] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -117,6 +119,7 @@ def _readable(path: Path) -> Checkpoint:
         epochs=int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]["started"]),
         world_size=None if ranks is None else len(ranks),
         global_batch_size=checkpoint.get("global_batch_size"),
+        owed_row=checkpoint.get("owed_row"),  # training/owed_row's; those of 0.1 have none
         monitors=checkpoint.get("callbacks", {}).get("Monitors", {}).get("decided", {}),
         shapes={name: tuple(value.shape) for name, value in weights.items() if hasattr(value, "shape")},
     )

@@ -84,6 +84,15 @@ class RunFolderCSVLogger(CSVLogger):
             self._experiment = _Appending(log_dir=self.log_dir)
         return self._experiment
 
+    def has_row(self, step: int, names: Iterable[str]) -> bool:
+        """Whether a row of `step` has a value of each name."""
+        path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
+        if not path.is_file():
+            return False
+        names = list(names)
+        with path.open(newline="") as file:
+            return any(row["step"] == str(step) and all(map(row.get, names)) for row in csv.DictReader(file))
+
     @rank_zero_only
     def cut_at(self, step: int) -> None:
         """Drop the rows from `step` on: a resumed run logs them again."""
@@ -163,7 +172,7 @@ def wandb_logger(
     extra: Any = {"mode": "disabled"} if disabled else {}
     save_dir = os.environ.get("WANDB_DIR") or save_dir
     Path(save_dir).mkdir(parents=True, exist_ok=True)
-    logger = _OfflineIfUnreachable(
+    logger = RunFolderWandbLogger(
         save_dir=save_dir,
         id=run_id,
         name=os.environ.get("WANDB_NAME") or run_id,
@@ -203,8 +212,15 @@ def _settings(**values: Any) -> Any:
         raise ValueError(f"logger.wandb: {first_line(error)}") from None
 
 
-class _OfflineIfUnreachable(WandbLogger):
-    """W&B logger that continues offline if W&B doesn't respond, instead of ending the training."""
+class RunFolderWandbLogger(WandbLogger):
+    """W&B logger that continues offline if W&B doesn't respond, instead of ending the training.
+
+    Attributes:
+        check: called before the W&B run is used; it raises where the folder isn't this run's any more. W&B makes the
+            folders anew that a table or an image needs.
+    """
+
+    check: Callable[[], None] | None = None
 
     @property
     @rank_zero_experiment
@@ -212,6 +228,8 @@ class _OfflineIfUnreachable(WandbLogger):
         """The W&B run."""
         import wandb
 
+        if self.check is not None:
+            self.check()
         try:
             return super().experiment
         except wandb.errors.CommError as error:

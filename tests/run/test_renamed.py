@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 from syncbn.launch.faults import Fault
 from syncbn.run import folder as run_folder
 from syncbn.training.callbacks import figures
+from syncbn.training.callbacks.wandb_media import WandbMedia
 from tests.run.here import RunHere, train
 from tests.run.test_disks import RUN, assert_equal, at, whole
 
@@ -35,3 +37,16 @@ def test_nothing_is_made_under_the_old_name(
             train(tmp_path, "run", *RUN)
     assert not old.exists()
     assert_equal(train(tmp_path, "new", *RUN), whole)
+
+
+def test_nor_by_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    old, new = tmp_path / "run", tmp_path / "new"
+    at(WandbMedia, "_table", 1, lambda: old.rename(new), monkeypatch)
+    try:
+        with pytest.raises(Fault, match="was removed or renamed"):
+            train(tmp_path, "run", *RUN, "logger=wandb")
+    finally:
+        wandb.finish(exit_code=1)  # as the process does when it ends
+    assert not old.exists()
+    assert list(new.glob("wandb/offline-run-*"))

@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as L
 
 from syncbn.training.checkpoint import AtomicCheckpointIO
-from syncbn.training.loggers import RunFolderCSVLogger
+from syncbn.training.loggers import RunFolderCSVLogger, RunFolderWandbLogger
 
 
 def make_folder(trainer: L.Trainer, folder: str | Path | None = None) -> None:
@@ -24,7 +24,9 @@ def make_folder(trainer: L.Trainer, folder: str | Path | None = None) -> None:
 
 
 class ChecksFolder(L.Callback):
-    """Calls `check` on rank 0 before checkpoints, rows of metrics.csv, and what callbacks write: put it first of them.
+    """Calls `check` on rank 0 before anything is written to the run's folder: put it first of the callbacks.
+
+    Before checkpoints, rows of metrics.csv, what W&B logs, and what other callbacks write.
 
     Args:
         check: raises where another start of the run has taken its folder over.
@@ -39,7 +41,7 @@ class ChecksFolder(L.Callback):
             self.check()
             writers: list[Any] = [trainer.strategy.checkpoint_io, *trainer.loggers]
             for writer in writers:
-                if isinstance(writer, AtomicCheckpointIO | RunFolderCSVLogger):
+                if isinstance(writer, AtomicCheckpointIO | RunFolderCSVLogger | RunFolderWandbLogger):
                     writer.check = self.check
 
     def _check(self, trainer: L.Trainer, *_: Any) -> None:

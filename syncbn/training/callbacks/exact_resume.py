@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from syncbn.training import epoch_sums, monitored
+from syncbn.training import epoch_sums, monitored, owed_row
 from syncbn.training.host_group import host_group
 
 _KEY = "ranks"
@@ -26,7 +26,9 @@ class ExactResume(L.Callback):
 
     - the states of PyTorch's, NumPy's and Python's random generators, used by dropout;
     - the epoch's metric sums so far, the values gathered by `self.log`, and the last values of monitored scores;
-    - buffers and extra state (such as the window of a cross-iteration norm) that differ from rank 0's.
+    - buffers and extra state (such as the window of a cross-iteration norm) that differ from rank 0's;
+
+    and once the row that loggers get after the checkpoint (`owed_row`).
 
     The states of all ranks pass through rank 0's memory. Data must be a function of seed, epoch and position, as with
     `GlobalBatchSampler`. On a different number of ranks, a run resumes with new random numbers and sums.
@@ -49,6 +51,7 @@ class ExactResume(L.Callback):
             "layers": _unlike_rank_0(pl_module),
         }
         checkpoint[_KEY] = _gathered(state)
+        checkpoint[owed_row.KEY] = owed_row.save(trainer)
         if (batch_size := getattr(trainer.datamodule, "batch_size", None)) is not None:  # type: ignore[attr-defined]
             checkpoint["global_batch_size"] = batch_size * trainer.world_size
 
