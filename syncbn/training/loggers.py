@@ -68,6 +68,16 @@ class RunFolderCSVLogger(CSVLogger):
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=1)
         self.check: Callable[[], None] | None = None
+        self._there: tuple[int, list[set[str]]] = (-1, [])
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Take a row, unless it is one that a resumed run repeats, such as of the validation that it was killed in."""
+        last, rows = self._there
+        if step == last and (names := metrics.keys() | {"step"}) in rows:
+            rows.remove(names)
+            return
+        super().log_metrics(metrics, step)
 
     @rank_zero_only
     def save(self) -> None:
@@ -95,7 +105,7 @@ class RunFolderCSVLogger(CSVLogger):
 
     @rank_zero_only
     def cut_at(self, step: int) -> None:
-        """Drop the rows from `step` on: a resumed run logs them again."""
+        """Drop the rows from `step` on: a resumed run logs them again. What it repeats of those before, it doesn't."""
         path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
         if not path.is_file():
             return
@@ -104,7 +114,9 @@ class RunFolderCSVLogger(CSVLogger):
             keys, rows = list(reader.fieldnames or []), list(reader)
         # A row that was cut short has no step, or cells missing at its end; two of them in one line are too long.
         rows = [row for row in rows if None not in (*row, *row.values()) and row.get("step", "").isdigit()]
-        _replace_rows(path, keys, [row for row in rows if int(row["step"]) < step])
+        rows = [row for row in rows if int(row["step"]) < step]
+        self._there = step - 1, [{k for k in keys if row[k]} for row in rows if int(row["step"]) == step - 1]
+        _replace_rows(path, keys, rows)
 
 
 def _replace_rows(path: Path, keys: list[str], rows: list[dict[str, str]]) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger
 from syncbn.training.loggers import RunFolderCSVLogger
 
 KEY = "owed_row"
+_MEASURED = "loader/wait_share"  # by a clock: a checkpoint has the same bytes in each run of a seed
 
 
 def save(trainer: L.Trainer) -> dict[str, Any] | None:
@@ -26,9 +27,10 @@ def save(trainer: L.Trainer) -> dict[str, Any] | None:
         step -= 1  # of the epoch's last batch
     elif not (trainer.training and batches.completed < batches.processed) or not _is_logged(trainer):
         return None
-    values = convert_tensors_to_scalars(connector.metrics["log"])
-    if not values:
+    logged = {name: value for name, value in connector.metrics["log"].items() if name != _MEASURED}
+    if not logged:
         return None
+    values = convert_tensors_to_scalars(logged)
     return {"step": int(values.pop("step", step)), "values": {"epoch": trainer.current_epoch} | values}
 
 

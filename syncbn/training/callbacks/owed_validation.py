@@ -25,9 +25,7 @@ class OwedValidation:
         if not 0 <= loop.max_steps <= checkpoint["global_step"]:
             return
         loops = checkpoint["loops"]["fit_loop"]
-        batches = loops["epoch_loop.batch_progress"]
-        for count in ("total", "current"):
-            batches[count]["completed"] = batches[count]["processed"]
+        complete_batch(loops)
         validation = loops["epoch_loop.val_loop.batch_progress"]
         start_validation_anew(validation, validation["total"]["completed"])
         self.is_due = True
@@ -50,6 +48,15 @@ class OwedValidation:
         """Validate as usual from now on."""
         self.is_due = False
         trainer.fit_loop.epoch_loop.__dict__.pop("_should_check_val_fx", None)
+
+
+def complete_batch(loops: dict[str, Any]) -> bool:
+    """Make a batch that is in its last hooks one that is over; returns whether there is one."""
+    batches = loops["epoch_loop.batch_progress"]
+    found = bool(batches["total"]["completed"] < batches["total"]["processed"])
+    for count in ("total", "current"):
+        batches[count]["completed"] = batches[count]["processed"]
+    return found
 
 
 def start_validation_anew(progress: dict[str, Any], before: int) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from syncbn.launch import stop
 from syncbn.launch.stop import Stopped
 from syncbn.training.callbacks.found import callbacks_of
-from syncbn.training.callbacks.owed_validation import OwedValidation, start_validation_anew
+from syncbn.training.callbacks.owed_validation import OwedValidation, complete_batch, start_validation_anew
 from syncbn.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 from syncbn.training.host_group import host_group
 
@@ -55,6 +55,7 @@ class Preemption(Checkpoint):
         self._signum = 0  # agreed by all ranks, and the checkpoint is written
         self._validation_batches = 0.0
         self._saves_in_validation = False
+        self._precedes_validation = False  # within a batch
         self._resumes_in_validation = False
         self._owes = False  # the validation after the last step
         self._owed = OwedValidation()
@@ -103,9 +104,11 @@ class Preemption(Checkpoint):
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Stop here, once everything of the previous batch is logged."""
         self._leave(trainer)
+        self._precedes_validation = self._validates(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Save if a rank was asked to stop and the next thing is another batch, or if the training ends here."""
+        self._precedes_validation = False  # the other callbacks have saved
         loop = trainer.fit_loop.epoch_loop
         if loop._num_ready_batches_reached() or loop._should_accumulate():
             return
@@ -187,8 +190,9 @@ class Preemption(Checkpoint):
         self._leave(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether the checkpoint was written in a validation, or before the last one."""
-        return {"in_validation": self._saves_in_validation, "owes_validation": self._owes}
+        """Whether the checkpoint was written in a validation, right before one, or before the last one."""
+        in_validation = self._saves_in_validation or self._precedes_validation
+        return {"in_validation": in_validation, "owes_validation": self._owes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore whether the checkpoint was written in a validation; `on_load_checkpoint` takes up the last one."""
@@ -201,10 +205,16 @@ class Preemption(Checkpoint):
             self._owed.take_up(trainer, checkpoint)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save an interrupted validation as one that has just started."""
+        """Save a validation that is interrupted, or that comes next, as one that has just started.
+
+        The latter by a checkpoint every n steps: Lightning takes that validation for done.
+        """
+        loops = checkpoint["loops"]["fit_loop"]
+        progress = loops["epoch_loop.val_loop.batch_progress"]
         if self._saves_in_validation:
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             start_validation_anew(progress, progress["total"]["completed"] - progress["current"]["completed"])
+        elif self._precedes_validation and complete_batch(loops):
+            start_validation_anew(progress, progress["total"]["completed"])
 
     def _agreed(self) -> int:
         """Largest signal recorded by any rank at the previous call; on one rank, the current one.
