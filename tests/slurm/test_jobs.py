@@ -1,6 +1,7 @@
 """The files of slurm/, submitted to a real SLURM as a user would."""
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -206,6 +207,18 @@ def test_one_task_where_two_were_asked_for_is_refused_in_one_line_that_ends_the_
     two = srun(cluster, checkout, "--ntasks=2", "trainer=ddp")  # without --ntasks-per-node, which Lightning asks for
     assert two.returncode == 0, two.stderr
     assert "processes:     2 on cpu" in two.stdout
+
+
+def test_the_doctor_compares_the_ranks_of_srun(cluster: Cluster, checkout: Path) -> None:
+    """One rank on each of two nodes."""
+    command = ["srun", "--ntasks=2", "--nodes=2", sys.executable, "-m", "syncbn", "doctor", "seconds=40"]
+    done = subprocess.run(
+        command, cwd=checkout, env=in_reach(cluster.environ), capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("**exact here") == 1, "rank 0 speaks for both"
+    report = json.loads((checkout / "doctor.json").read_text())
+    assert {case["place"] for case in report["proof"]} == {"cpu, 2 rank(s), gloo"}
 
 
 def test_each_file_is_a_shell_script_without_mistakes() -> None:
