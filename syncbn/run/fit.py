@@ -29,7 +29,7 @@ from syncbn.run.compose import plain
 from syncbn.run.errors import UserError, disk_faults, lightnings_refusals, user_mistakes
 from syncbn.run.facts import DataFacts
 from syncbn.run.folder import git_commit, write_config
-from syncbn.run.lock import acquire, wait_for_rank_0
+from syncbn.run.lock import acquire, holder_of_run, wait_for_rank_0
 from syncbn.run.resume import Checkpoint, remove_leftovers, restore_last, resume_from
 from syncbn.run.stoppable import ends_with_its_peers, stoppable
 from syncbn.training import ChecksFolder, owed_row
@@ -88,15 +88,16 @@ def train(config: DictConfig, world: World, hydra: DictConfig) -> float | None:
     with disk_faults(), ends_with_its_peers():
         if world.rank:
             wait_for_rank_0(folder)
-            return _train(config, world, hydra)
-        lock = acquire(folder)
+        lock = None if world.rank else acquire(folder)
+        check = lock.check if lock else None
         try:
-            return _train(config, world, hydra, lock.check)
+            return _train(config, world, hydra, check)
         except FileNotFoundError:
-            lock.check()  # the folder may be gone
+            check() if check else holder_of_run(folder)  # it may be gone
             raise
         finally:
-            lock.release()
+            if lock:
+                lock.release()
 
 
 def _train(

@@ -87,13 +87,8 @@ class Lock:
         Raises:
             Overtaken: it doesn't.
         """
-        try:
-            now = read_holder(self.folder)
-        except OSError:  # inconclusive: the file system doesn't respond
-            return
-        if now is None:
-            raise Overtaken(f"the run's folder {str(self.folder)!r} was removed or renamed, and the run ends")
-        if now.token != self.holder.token:
+        now = holder_of_run(self.folder)
+        if now and now.token != self.holder.token:
             raise Overtaken(
                 f"another start of this run has taken its folder over ({now}), when this one had given no sign of life "
                 f"for a while; this one ends (generation {self.holder.generation} of {now.generation})"
@@ -167,6 +162,19 @@ def wait_for_rank_0(folder: Path, environ: Mapping[str, str] = os.environ) -> No
             if holder is None or holder.ended or holder.start == start:
                 return
         time.sleep(_LOOK_S)
+
+
+def holder_of_run(folder: Path) -> Holder | None:
+    """Read the holder of a run's folder; None if the file system doesn't respond.
+
+    Raises:
+        Overtaken: there is none: the folder is gone.
+    """
+    with suppress(OSError):
+        if (holder := read_holder(folder)) is not None:
+            return holder
+        raise Overtaken(f"the run's folder {str(folder)!r} was removed or renamed, and the run ends")
+    return None
 
 
 def read_holder(folder: Path) -> Holder | None:

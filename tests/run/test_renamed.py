@@ -1,5 +1,6 @@
 """A run whose folder is renamed while it runs: it ends in one line, and goes on under the new name."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ import pytest
 import wandb
 
 from syncbn.launch.faults import Fault
+from syncbn.launch.world import World
+from syncbn.run import fit
 from syncbn.run import folder as run_folder
+from syncbn.run.lock import acquire
 from syncbn.training.callbacks import figures
 from syncbn.training.callbacks.wandb_media import WandbMedia
 from tests.run.here import RunHere, train
@@ -50,3 +54,25 @@ def test_nor_by_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         wandb.finish(exit_code=1)  # as the process does when it ends
     assert not old.exists()
     assert list(new.glob("wandb/offline-run-*"))
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_rank_that_misses_a_file_says_so_where_the_folder_is_gone(
+    tmp_path: Path, is_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks but the first one have no lock; they read checkpoints."""
+    folder = tmp_path / "run"
+
+    def test(*_: Any) -> float:
+        if not is_there:
+            shutil.rmtree(folder)
+        raise FileNotFoundError("best.ckpt")
+
+    monkeypatch.setattr(fit, "_train", test)
+    lock = acquire(folder)
+    try:
+        error, said = (FileNotFoundError, "best.ckpt") if is_there else (Fault, "was removed or renamed")
+        with pytest.raises(error, match=said):
+            train(tmp_path, "run", *RUN, world=World("python", 1, 1, 2, 2, 2))
+    finally:
+        lock.release()
