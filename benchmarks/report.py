@@ -128,7 +128,7 @@ def _draw(results: list[Result], png: Path) -> None:
         # A third decimal where two don't tell the ratio from its target.
         ratio = f"{row.ratio:.3f}" if shown(row.ratio) == shown(row.limit) else shown(row.ratio)
         axes.annotate(f" {ratio}", (max(row.ratio, row.high, row.limit), place), va="center")
-    axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), _labels(rows), fontsize=8)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.spines[["top", "right"]].set_visible(False)
     axes.axvline(1, color="gray", linewidth=0.8)
@@ -141,6 +141,13 @@ def _draw(results: list[Result], png: Path) -> None:
     plt.close(figure)
 
 
-def _label(row: Row) -> str:
-    layout = next((name for name in ("contiguous", "channels_last") if row.area.endswith(name)), None)
-    return f"{row.what}{f', {layout}' if layout else ''}\n÷ {row.beside}"
+def _labels(rows: list[Row]) -> list[str]:
+    """What each row compares, with as much of its area as tells it from the others."""
+    short = [(row.what, row.beside) for row in rows]
+    labels = []
+    for row in rows:
+        same = [other.area.split(", ") for other in rows if (other.what, other.beside) == (row.what, row.beside)]
+        own = [part for part in row.area.split(", ") if not all(part in area for area in same)]
+        named = ", ".join((row.what, *own)) if short.count((row.what, row.beside)) > 1 else row.what
+        labels.append(f"{named}\n÷ {row.beside}")
+    return labels

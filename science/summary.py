@@ -35,9 +35,15 @@ _FOOT = """\
 Beside these, written by hand: [fine-tuning, adaptation and recalibration](finetuning.md), and
 [two images a rank, on scenes](scenes.md).
 """
-_COLORS: dict[Verdict, str] = {"holds": "tab:green", "does not hold": "tab:red", "undecided": "tab:gray"}
+# Okabe & Ito's bluish green and vermilion, and different signs: told apart without colours, too.
+_SIGNS: dict[Verdict, tuple[str, str]] = {
+    "holds": ("#009E73", "o"),
+    "does not hold": ("#D55E00", "X"),
+    "undecided": ("#767676", "D"),
+}
 _FURTHEST = 30.0  # limit of the picture, in standard deviations
-_WIDTH = 64  # characters of a claim in its line
+_WIDTH = 64  # characters of a claim in a line of its label
+_SECOND_LINE = 0.85  # height of a label's further line, in first lines
 
 
 class Result(NamedTuple):
@@ -52,8 +58,8 @@ def write(folder: Path) -> Path:
     results = [_result(name, folder) for name in available_results()]
     run = [result for result in results if any(j.difference.n for j in result.judgements)]
     if run:
-        lines = sum(len(result.judgements) + 1 for result in run)
-        figure.save(folder / "README.png", 1, lambda axes, _: _forest(axes, run), "", size=(11, 0.19 * lines + 1))
+        height = 0.19 * _places(run)[-1] + 1
+        figure.save(folder / "README.png", 1, lambda axes, _: _forest(axes, run), "", size=(11, height))
     rows = ["| result | claim | published | verdict | measured |", "|---|---|---|---|---|"]
     rows += [_row(result, ran=result in run) for result in results]
     page = folder / "README.md"
@@ -83,36 +89,50 @@ def _forest(axes: Any, results: list[Result]) -> None:
     from matplotlib.lines import Line2D
 
     axes.set_xscale("symlog", linthresh=1, linscale=1.2)
-    labels: list[str] = []
-    for plan, judgements in results:
-        labels.append(plan.name)
-        for found in judgements:
-            _claim(axes, found, len(labels))
-            labels.append(textwrap.shorten(found.claim.text, _WIDTH, placeholder=" …"))
-    axes.set_yticks(range(len(labels)), labels)
-    names = {plan.name for plan, _ in results}
-    for label in axes.get_yticklabels():
-        if label.get_text() in names:
-            label.set_fontweight("bold")
+    labels, places = _labels(results), _places(results)
+    judgements = [found for result in results for found in (None, *result.judgements)]
+    for found, place in zip(judgements, places, strict=True):
+        if found is not None:
+            _claim(axes, found, place)
+    axes.set_yticks(places, labels, linespacing=1.1)
+    for label, found in zip(axes.get_yticklabels(), judgements, strict=True):
+        label.set_fontweight("normal" if found else "bold")
     axes.tick_params(axis="y", length=0, labelsize=8)
     axes.axvline(0, color="black", linewidth=1)
-    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_ylim(places[-1] + 0.8, -0.8)
     axes.set_xlim(-_FURTHEST, _FURTHEST)
     ticks = [-10, -3, -1, 0, 1, 3, 10]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("← doesn't hold          distance from the margin, standard deviations over seeds          holds →")
-    points = [Line2D([], [], color=color, marker="o", linestyle="", label=name) for name, color in _COLORS.items()]
+    points = [
+        Line2D([], [], color=color, marker=sign, linestyle="", label=name) for name, (color, sign) in _SIGNS.items()
+    ]
     axes.legend(handles=points, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
 
 
-def _claim(axes: Any, found: Judgement, line: int) -> None:
+def _labels(results: list[Result]) -> list[str]:
+    """Names of pages, each followed by its claims, whole."""
+    return [
+        label
+        for plan, judgements in results
+        for label in (plan.name, *(textwrap.fill(_unwrapped(found.claim.text), _WIDTH) for found in judgements))
+    ]
+
+
+def _places(results: list[Result]) -> list[float]:
+    """Heights of the labels, from the top down."""
+    taken = [1 + _SECOND_LINE * label.count("\n") for label in _labels(results)]
+    return [sum(taken[:number]) + (taken[number] - 1) / 2 for number in range(len(taken))]
+
+
+def _claim(axes: Any, found: Judgement, line: float) -> None:
     size, low, high = (max(-_FURTHEST, min(_FURTHEST, x)) for x in found.effect)
     if math.isnan(found.effect.size):
         return
-    color = _COLORS[found.verdict]
+    color, sign = _SIGNS[found.verdict]
     axes.plot([low, high], [line, line], color=color, linewidth=1.5)
-    marker = "o" if abs(found.effect.size) <= _FURTHEST else ">" if size > 0 else "<"
+    marker = sign if abs(found.effect.size) <= _FURTHEST else ">" if size > 0 else "<"
     axes.plot([size], [line], color=color, marker=marker, markersize=4, clip_on=False)
 
 

@@ -43,17 +43,29 @@ def _panel(axes: Any, comparison: Comparison, metric: str) -> None:
         if any(halves):
             low, high = ([mean + side * half for mean, half in zip(means, halves, strict=True)] for side in (-1, 1))
             axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
-        ends.append((means[-1], epochs[-1], colour, comparison.label(group)))
+        ends.append((epochs[-1], means[-1], colour, comparison.label(group)))
     axes.set(xlabel="epoch", ylabel=metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    low, high = axes.get_ylim()
-    heights = spread([(end[0] - low) / (high - low) for end in ends], _LINE)
-    for (value, epoch, colour, label), height in zip(ends, heights, strict=True):
+    label_ends(axes, ends)
+
+
+def label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]], heading: str = "") -> None:
+    """Write labels beside the axes, each level with the end of its line where the others leave room.
+
+    Args:
+        axes: with all lines drawn.
+        ends: x, y, colour and label of each line's end.
+        heading: written above the labels.
+    """
+    axes.set_ylim(axes.get_ylim())  # what follows moves nothing
+    to_part = axes.transData + axes.transAxes.inverted()
+    heights = spread([to_part.transform((x, y))[1] for x, y, _, _ in ends], _LINE)
+    for (x, y, colour, label), height in zip(ends, heights, strict=True):
         axes.annotate(
             label,
-            xy=(epoch, value),
+            xy=(x, y),
             xytext=(1.03, height),
             textcoords="axes fraction",
             color=colour,
@@ -61,6 +73,9 @@ def _panel(axes: Any, comparison: Comparison, metric: str) -> None:
             va="center",
             arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.4, "linewidth": 0.6},
         )
+    if heading and ends:
+        above = max(heights) + _LINE
+        axes.text(1.03, above, heading, transform=axes.transAxes, fontsize="small", style="italic", va="center")
 
 
 def spread(places: Sequence[float], least: float) -> list[float]:

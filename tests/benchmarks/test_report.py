@@ -24,3 +24,15 @@ def test_a_part_measured_again_replaces_what_it_said(tmp_path: Path) -> None:
     assert "MISSED" not in after
     assert "| kept | before | 1 MB | 2 MB | 0.50 |  |  |" in after
     assert (tmp_path / "performance.png").stat().st_size > 5_000
+
+
+def test_labels_of_the_picture_tell_rows_apart() -> None:
+    two, four = (
+        paired(f"a sum, {ranks} ranks of 1 thread", "exchange", "gloo", "ms", [(1.0, 2.0)] * 2, limit=1.0)
+        for ranks in (2, 4)
+    )
+    assert report._labels([two, four, SLOW]) == [
+        "exchange, 2 ranks of 1 thread\n÷ gloo",
+        "exchange, 4 ranks of 1 thread\n÷ gloo",
+        "ours\n÷ theirs",
+    ]
