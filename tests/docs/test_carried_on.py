@@ -1,13 +1,18 @@
 """Files for maintainers: workflows, forms, the citation, the release script."""
 
+import ast
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
+from importlib import metadata
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.docs.markdown import REPOSITORY
 
@@ -48,6 +53,40 @@ def test_the_matrix_has_every_python_and_the_pinned_torch() -> None:
     versions = {*matrix["torch"], *(row["torch"] for row in matrix["include"])}
     (lowest,) = re.findall(r"^torch>=(.*)$", "\n".join(PROJECT["dependencies"]), re.MULTILINE)
     assert {pinned, f"{lowest}.0"} <= versions
+
+
+def test_the_matrix_installs_all_that_its_tests_import() -> None:
+    """With CI=true, which GitHub sets, a test that is skipped for want of a package is a failure."""
+    workflow = yaml.safe_load((GITHUB / "workflows" / "tests.yml").read_text())
+    *_, install, run = (shlex.split(step["run"]) for step in workflow["jobs"]["versions"]["steps"] if "run" in step)
+    (extras,) = (word[2:-1].split(",") for word in install if word.startswith(".["))
+    wanted = [Requirement(word) for word in install if re.search("[<>=]=", word)]
+    wanted += [Requirement(line) for extra in extras for line in PROJECT["optional-dependencies"][extra]]
+    installed = {"syncbn", "torch"}
+    while wanted:
+        one = wanted.pop()
+        if one.name == "syncbn":
+            wanted += [Requirement(line) for extra in one.extras for line in PROJECT["optional-dependencies"][extra]]
+        elif one.name not in installed:
+            installed.add(canonicalize_name(one.name))
+            wanted += [more for line in metadata.requires(one.name) or () if applies(more := Requirement(line))]
+    homes = metadata.packages_distributions()
+    for folder in (word for word in run if word.startswith("tests/")):
+        for file in (REPOSITORY / folder).rglob("*.py"):
+            for name in imported(ast.parse(file.read_text())) - {"tests", *sys.stdlib_module_names}:
+                assert {canonicalize_name(home) for home in homes[name]} & installed, f"{file.name} imports {name}"
+
+
+def applies(requirement: Requirement) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+
+
+def imported(module: ast.Module) -> set[str]:
+    """What a module imports when it is imported, or is skipped without."""
+    names = [alias.name for node in module.body if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in module.body if isinstance(node, ast.ImportFrom)]
+    names += re.findall(r"(?m)^(?:\w+ = )?pytest\.importorskip\(\"(\w+)\"", ast.unparse(module).replace("'", '"'))
+    return {name.partition(".")[0] for name in names}
 
 
 def test_publishing_needs_no_token() -> None:

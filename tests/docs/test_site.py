@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+import syncbn
 from tests.docs.markdown import REPOSITORY
 
 pytest.importorskip("mkdocs", reason='needs mkdocs-material: pip install -e ".[dev]"')
@@ -61,6 +62,16 @@ def test_every_exported_name_has_a_docstring(package: str) -> None:
             for method, function in vars(found).items():
                 if inspect.isfunction(function) and not method.startswith("_"):
                     assert inspect.getdoc(getattr(found, method)), f"{name}.{method}"
+
+
+def test_signatures_have_values_for_defaults(site: Path) -> None:
+    page = html.unescape(re.sub(r"<[^>]+>", "", (site / "api" / "syncbn.html").read_text()))
+    signature = page[page.index("SyncBatchNorm(\n") :]
+    signature = signature[: signature.index("\n)")]
+    assert f"eps: float = {inspect.signature(syncbn.SyncBatchNorm).parameters['eps'].default}" in signature
+    for package in HOOKS.API:
+        named = re.sub(r"<[^>]+>", "", (site / "api" / f"{package.replace('.', '_')}.html").read_text())
+        assert not re.search(r"= \w*(?:Options|Tracking)\.\w", named), package
 
 
 def test_pages_link_within_the_site_or_to_https(site: Path) -> None:
