@@ -47,7 +47,7 @@ MOVED: dict[str, str | tuple[str, ...]] = {
     "syncbn.norm.running": "syncbn.norm.core.running",
     "syncbn.norm.select": "syncbn.norm.surgery.select",
     "syncbn.norm.trace": "syncbn.norm.surgery.forward",
-    "syncbn.run_folder": "syncbn.run.folder",
+    "syncbn.run_folder": ("syncbn.run.folder", "syncbn.run.trained"),
     "syncbn.schema": "syncbn.norm.core.options",
     "syncbn.training.gan": "syncbn.training.tasks.gan",
     "syncbn.training.gan_quality": "syncbn.training.tasks.gan_quality",

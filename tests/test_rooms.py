@@ -1,9 +1,10 @@
-"""Imports between the rooms of the package run one way, including lazy and type-checking ones."""
+"""Imports between rooms and between files run one way, including lazy and type-checking ones."""
 
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
@@ -58,23 +59,53 @@ def imports(module: str, file: Path) -> Iterator[str]:
                 yield f"{source}.{alias.name}" if f"{source}.{alias.name}" in MODULES else source
 
 
+def of_ours(module: str, file: Path) -> set[str]:
+    """Other modules of ours that a file imports."""
+    return {imported for imported in imports(module, file) if imported in MODULES and imported != module}
+
+
+@cache
+def files() -> dict[str, set[str]]:
+    """Modules that each module imports."""
+    return {module: of_ours(module, file) for module, file in MODULES.items()}
+
+
+def circle(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """One circle of a graph, each node before one that imports it; empty if there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def arrows() -> dict[str, dict[str, list[str]]]:
     """Rooms that each room imports from, and where."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for module, file in MODULES.items():
-        for imported in imports(module, file):
-            if imported in MODULES and room_of(imported) != room_of(module):
+    for module, others in files().items():
+        for imported in others:
+            if room_of(imported) != room_of(module):
                 found[room_of(module)][room_of(imported)].append(f"{module} imports {imported}")
     return found
 
 
 def test_no_circle_between_rooms() -> None:
-    try:
-        TopologicalSorter({room: set(others) for room, others in arrows().items()}).prepare()
-    except CycleError as error:
-        circle = error.args[1]
-        why = [arrows()[b][a][0] for a, b in pairwise(circle)]
-        raise AssertionError(f"{' <- '.join(circle)}: {why}") from error
+    around = circle(arrows())
+    why = [arrows()[b][a][0] for a, b in pairwise(around)]
+    assert not around, f"{' <- '.join(around)}: {why}"
+
+
+def test_no_circle_between_files() -> None:
+    around = circle(files())
+    assert not around, " <- ".join(around)
+
+
+def test_a_circle_of_a_type_checking_import_is_found(tmp_path: Path) -> None:
+    low, high = "syncbn.norm.core.options", "syncbn.norm.core.shared_options"
+    (tmp_path / "low.py").write_text(f"if TYPE_CHECKING:\n    from {high} import Tracking\n")
+    (tmp_path / "high.py").write_text(f"from {low} import option\n")
+    found = circle({low: of_ours(low, tmp_path / "low.py"), high: of_ours(high, tmp_path / "high.py")})
+    assert set(found) == {low, high}
 
 
 def test_arrows_point_down() -> None:

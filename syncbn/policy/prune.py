@@ -17,6 +17,7 @@ from syncbn.norm.surgery.record import record
 from syncbn.policy.layers import is_norm, refuse_wrapped
 from syncbn.policy.pruning.flow import Axis, Flow
 from syncbn.policy.pruning.proof import PruningProof
+from syncbn.policy.pruning.rules import rule_for
 from syncbn.policy.pruning.shrink import Removal
 
 
@@ -166,7 +167,7 @@ def _flow(model: nn.Module, graphs: list[Graph]) -> Flow:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):  # parameters that can't be replaced
             whole += [f"{name}.{part}" for part, _ in (*module.named_parameters(), *module.named_buffers())]
-    flow = Flow((name.removeprefix(".") for name in zeros), (name.removeprefix(".") for name in whole))
+    flow = Flow(rule_for, (name.removeprefix(".") for name in zeros), (name.removeprefix(".") for name in whole))
     flow.follow(graphs[0])
     if len(graphs) > 1:
         called = {call.name for call in graphs[0].calls}

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 _CONFIG = Path(".hydra", "config.yaml")
 _CHECKPOINTS = Path("checkpoints")
-_NET = "net."  # prefix of the network in a task
 
 
 def write_config(folder: Path, config: "DictConfig", hydra_config: Any) -> None:
@@ -115,22 +114,6 @@ def checkpoint_of(folder: Path) -> Path:
     others = sorted(path.name for path in (folder / _CHECKPOINTS).glob("*.ckpt"))
     hint = f"name one by checkpoint=, of {', '.join(others)}" if others else "the run hasn't saved one yet"
     raise ValueError(f"{str(folder)!r} has no {_CHECKPOINTS}/best.ckpt or last.ckpt: {hint}")
-
-
-def load_weights(net: "nn.Module", checkpoint: Path) -> None:
-    """Load the weights of a task's checkpoint into its network.
-
-    Raises:
-        ValueError: the checkpoint is damaged, or of another network.
-    """
-    from syncbn.training.checkpoint import load_checkpoint
-
-    state: dict[str, Any] = load_checkpoint(checkpoint).get("state_dict", {})
-    weights = {key.removeprefix(_NET): value for key, value in state.items() if key.startswith(_NET)}
-    try:
-        net.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{str(checkpoint)!r} doesn't fit the network of the run's config: {error}") from error
 
 
 def _others(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from omegaconf import DictConfig
@@ -9,8 +10,9 @@ from torch import nn
 
 from syncbn.run import build, tasks
 from syncbn.run.facts import DataFacts
-from syncbn.run.folder import load_weights
 from syncbn.training.checkpoint import load_checkpoint
+
+_NET = "net."  # prefix of the network in a task
 
 
 @dataclass(frozen=True)
@@ -53,3 +55,17 @@ def open_trained(config: DictConfig, checkpoint: Path) -> Trained:
         raise ValueError(f"{str(checkpoint)!r} doesn't fit the task of the run's config: {error}") from error
     kept = any(module is net for module in task.modules())
     return Trained(data, net if kept and net is not None else task, task)
+
+
+def load_weights(net: nn.Module, checkpoint: Path) -> None:
+    """Load the weights of a task's checkpoint into its network.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or of another network.
+    """
+    state: dict[str, Any] = load_checkpoint(checkpoint).get("state_dict", {})
+    weights = {key.removeprefix(_NET): value for key, value in state.items() if key.startswith(_NET)}
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{str(checkpoint)!r} doesn't fit the network of the run's config: {error}") from error

@@ -152,13 +152,13 @@ def test_a_file_with_code_is_not_executed(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("reader", ["resume", "model.weights", "run folder"])
 def test_nor_is_it_wherever_a_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str) -> None:
     from syncbn import models
-    from syncbn.run import folder as run_folder
+    from syncbn.run import trained
     from syncbn.run.resume import resume_from
 
     readers = {
         "resume": lambda path: resume_from(str(path), Path("run")),
         "model.weights": lambda path: models.load_weights(torch.nn.Linear(1, 1), path),
-        "run folder": lambda path: run_folder.load_weights(torch.nn.Linear(1, 1), path),
+        "run folder": lambda path: trained.load_weights(torch.nn.Linear(1, 1), path),
     }
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Payload()}, "evil.pt")

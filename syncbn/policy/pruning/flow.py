@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from torch import nn
 
 from syncbn.norm.surgery.graph import Graph, Named, Operation, View, is_whole
 from syncbn.policy.pruning.channels import BLANK, Channels, Memory, Pattern
-from syncbn.policy.pruning.rules import rule_for
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+# Records an operation's effect on channels; False if it is unknown.
+Rule = Callable[["Flow", Operation], bool]
 
 
 class Axis(NamedTuple):
@@ -37,13 +40,17 @@ class Flow:
         returned: patterns of the results of each operation; blank for a constant.
     """
 
-    def __init__(self, zeros: Iterable[str], whole: Iterable[str]) -> None:
+    def __init__(
+        self, rule_for: Callable[[Operation], Rule | None], zeros: Iterable[str], whole: Iterable[str]
+    ) -> None:
         """Initialize.
 
         Args:
+            rule_for: returns the rule of an operation, or None if there is none.
             zeros: names of the parameters that are 0 for removed channels: γ and β.
             whole: names of the parameters and buffers that can't shrink.
         """
+        self._rule_for = rule_for
         self.channels = Channels()
         self.axes: dict[Axis, tuple[int, ...]] = {}
         self.read: set[Axis] = set()
@@ -85,7 +92,7 @@ class Flow:
         self._understood: set[str] = set()
         patterns = [self._seen(view) for view in operation.reads]
         key = (len(self._graphs) - 1, operation.index)
-        rule = None if operation.op is None else rule_for(operation)
+        rule = None if operation.op is None else self._rule_for(operation)
         understood = operation.op is None and not operation.writes  # a function that only passes tensors on
         if not understood and (rule is None or not rule(self, operation)):
             self._understood.clear()

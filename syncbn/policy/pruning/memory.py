@@ -1,14 +1,7 @@
 """Operators that create tensors or views."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from syncbn.norm.surgery.graph import Operation, View
-
-if TYPE_CHECKING:
-    from syncbn.policy.pruning.flow import Flow
-    from syncbn.policy.pruning.rules import Rule
+from syncbn.policy.pruning.flow import Flow, Rule
 
 
 def constant(zero: bool) -> Rule:

@@ -1,17 +1,12 @@
 """Operators that move elements."""
 
-from __future__ import annotations
-
 import itertools
-from typing import TYPE_CHECKING
 
 import torch
 
 from syncbn.norm.surgery.graph import Operation, View
 from syncbn.policy.pruning.channels import Pattern
-
-if TYPE_CHECKING:
-    from syncbn.policy.pruning.flow import Flow
+from syncbn.policy.pruning.flow import Flow
 
 
 def cat(flow: Flow, op: Operation) -> bool:

@@ -1,10 +1,8 @@
 """Elementwise operators."""
 
-from __future__ import annotations
-
 import itertools
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +10,7 @@ from torch import Tensor
 from syncbn.norm.core import compat
 from syncbn.norm.surgery.graph import Operation, View
 from syncbn.policy.pruning.channels import Pattern
-
-if TYPE_CHECKING:
-    from syncbn.policy.pruning.flow import Flow
+from syncbn.policy.pruning.flow import Flow
 
 # Elementwise operators that torch doesn't tag as such.
 _MORE = frozenset(("_to_copy", "copy_", "hardswish", "hardswish_", "_prelu_kernel", "log_sigmoid_forward"))

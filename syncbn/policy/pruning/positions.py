@@ -1,15 +1,10 @@
 """Operators over positions: independent of channels, unless they act along the channel dimension."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from syncbn.norm.surgery.graph import Operation
 from syncbn.policy.pruning.channels import Pattern
-
-if TYPE_CHECKING:
-    from syncbn.policy.pruning.flow import Flow
-    from syncbn.policy.pruning.rules import Rule
+from syncbn.policy.pruning.flow import Flow, Rule
 
 
 def over_last(dims: int) -> Rule:

@@ -1,18 +1,8 @@
 """Rules for the effect of operators on channels. An operator without a rule holds the channels of all its inputs."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 from syncbn.norm.surgery.graph import Operation
 from syncbn.policy.pruning import memory, moves, pointwise, positions, weights
-
-if TYPE_CHECKING:
-    from syncbn.policy.pruning.flow import Flow
-
-# Records an operation's effect on channels; False if it is unknown.
-Rule = Callable[["Flow", Operation], bool]
+from syncbn.policy.pruning.flow import Rule
 
 
 def rule_for(operation: Operation) -> Rule | None:

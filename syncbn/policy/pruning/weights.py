@@ -1,14 +1,8 @@
 """Convolutions, linear layers and batch norms: weights that make and read channels."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from syncbn.norm.surgery.graph import Operation, View
 from syncbn.policy.pruning.channels import Pattern
-
-if TYPE_CHECKING:
-    from syncbn.policy.pruning.flow import Flow
+from syncbn.policy.pruning.flow import Flow
 
 
 def convolution(flow: Flow, op: Operation) -> bool:
