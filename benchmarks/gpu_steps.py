@@ -53,7 +53,7 @@ def _rows(network: str, build: Callable[[Callable[[int], nn.Module]], Run], ours
 
 def _resnet(norm: Callable[[int], nn.Module], compiled: bool = False) -> Run:
     torch.manual_seed(0)
-    net: nn.Module = resnet50(norm).cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net: nn.Module = resnet50(norm).cuda().to(memory_format=torch.channels_last)
     images = torch.randn(IMAGES, 3, 224, 224, device="cuda").contiguous(memory_format=torch.channels_last)
     labels = torch.arange(IMAGES, device="cuda")
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)

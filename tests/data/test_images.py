@@ -162,7 +162,7 @@ def test_a_folder_of_images_trains_from_the_command_line(folder: Path, tmp_path:
 )
 def test_a_wrong_argument_says_what_is_allowed(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ImageDataModule(**options)  # type: ignore[arg-type]
+        ImageDataModule(**options)
 
 
 def test_the_example_of_a_models_summary_is_no_batch(folder: Path, tmp_path: Path) -> None:

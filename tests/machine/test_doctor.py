@@ -51,11 +51,11 @@ class CountsTwice(syncbn.SyncBatchNorm):
 
 @contextmanager
 def layer(kind: type[syncbn.SyncBatchNorm]) -> Iterator[None]:
-    before, proof.SyncBatchNorm = proof.SyncBatchNorm, kind  # type: ignore[misc]
+    before, proof.SyncBatchNorm = proof.SyncBatchNorm, kind
     try:
         yield
     finally:
-        proof.SyncBatchNorm = before  # type: ignore[misc]
+        proof.SyncBatchNorm = before
 
 
 def findings(kind: type[syncbn.SyncBatchNorm], time_left: float, *names: str) -> list[Finding]:

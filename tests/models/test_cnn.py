@@ -16,7 +16,7 @@ def images() -> Tensor:
 @pytest.mark.parametrize("after", [False, True])
 def test_it_is_its_formula(activation: str, after: bool) -> None:
     torch.manual_seed(0)
-    net = CNN("batch", 3, in_channels=2, width=4, activation=activation, norm_after_activation=after)  # type: ignore[arg-type]
+    net = CNN("batch", 3, in_channels=2, width=4, activation=activation, norm_after_activation=after)
     act = getattr(torch, activation)
     weights = dict(net.named_parameters())
     x, channels, sides = images(), [], []
@@ -43,7 +43,7 @@ def test_biases_are_where_no_norm_adds_one(norm: str, after: bool, biases: int) 
 @pytest.mark.parametrize(("activation", "gain"), [("relu", 2.0), ("sigmoid", 1.0), ("tanh", (5 / 3) ** 2)])
 def test_weights_start_with_the_deviation_that_suits_the_activation(activation: str, gain: float) -> None:
     torch.manual_seed(0)
-    net = CNN("batch", width=128, depth=2, activation=activation)  # type: ignore[arg-type]
+    net = CNN("batch", width=128, depth=2, activation=activation)
     assert float(net.get_parameter("convs.1.weight").detach().var()) == pytest.approx(gain / (9 * 128), rel=0.02)
 
 
@@ -54,6 +54,6 @@ def test_every_window_norm_knows_what_feeds_it() -> None:
 @pytest.mark.parametrize(("option", "value"), [("depth", 0), ("width", 0), ("activation", "gelu"), ("norm", "batsch")])
 def test_it_refuses(option: str, value: object) -> None:
     with pytest.raises(ValueError, match=str(option) if option != "norm" else "did you mean 'batch'"):
-        CNN(**{option: value})  # type: ignore[arg-type]
+        CNN(**{option: value})
     with pytest.raises(ValueError, match=r"expected an input \(N, 1, H, W\)"):
         CNN()(torch.zeros(1, 3, 8, 8))

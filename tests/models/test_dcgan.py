@@ -136,7 +136,7 @@ def test_both_networks_get_gradients(norm: str) -> None:
 )
 def test_a_wrong_argument_says_what_is_allowed(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DCGAN(**options)  # type: ignore[arg-type]
+        DCGAN(**options)
 
 
 def test_images_in_place_of_noise_are_refused() -> None:

@@ -142,7 +142,7 @@ def test_it_learns_a_batch(norm: str) -> None:
 )
 def test_a_wrong_argument_says_what_is_allowed(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        bn_inception_small(**options)  # type: ignore[arg-type]
+        bn_inception_small(**options)
 
 
 def test_a_model_can_be_traced() -> None:

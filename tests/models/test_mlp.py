@@ -20,7 +20,7 @@ def images() -> Tensor:
 @pytest.mark.parametrize("after", [False, True])
 def test_it_is_its_formula(activation: str, after: bool) -> None:
     torch.manual_seed(0)
-    net = MLP("batch", activation=activation, norm_after_activation=after, **OPTIONS)  # type: ignore[arg-type]
+    net = MLP("batch", activation=activation, norm_after_activation=after, **OPTIONS)
     act = getattr(torch, activation)
     weights = dict(net.named_parameters())
     x = images().flatten(1)
@@ -36,7 +36,7 @@ def test_it_is_its_formula(activation: str, after: bool) -> None:
 
 @pytest.mark.parametrize(("norm", "after", "biases"), [("batch", False, 0), ("none", False, 2), ("batch", True, 2)])
 def test_biases_are_where_no_norm_adds_one(norm: str, after: bool, biases: int) -> None:
-    net = MLP(norm, norm_after_activation=after, **OPTIONS)  # type: ignore[arg-type]
+    net = MLP(norm, norm_after_activation=after, **OPTIONS)
     assert sum(linear.bias is not None for linear in net.linears) == biases
 
 
@@ -47,11 +47,11 @@ def test_weights_start_with_the_gain_that_was_asked_for() -> None:
 
 
 def test_every_hidden_layer_of_a_window_norm_knows_what_feeds_it() -> None:
-    net = MLP("cross_iteration", **OPTIONS)  # type: ignore[arg-type]
+    net = MLP("cross_iteration", **OPTIONS)
     assert all(norm.is_attached for norm in net.norms)
 
 
 @pytest.mark.parametrize(("option", "value"), [("depth", 0), ("activation", "gelu"), ("init_gain", 0.0)])
 def test_it_refuses(option: str, value: object) -> None:
     with pytest.raises(ValueError, match=option):
-        MLP(**{**OPTIONS, option: value})  # type: ignore[arg-type]
+        MLP(**{**OPTIONS, option: value})

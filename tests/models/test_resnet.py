@@ -231,7 +231,7 @@ def test_an_empty_batch_in_eval() -> None:
 )
 def test_a_wrong_argument_says_what_is_allowed(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        resnet.resnet18(**options)  # type: ignore[arg-type]
+        resnet.resnet18(**options)
 
 
 def test_a_wrong_input_says_what_is_expected() -> None:

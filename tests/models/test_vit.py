@@ -181,7 +181,7 @@ def test_patches_are_read_row_by_row() -> None:
 )
 def test_a_wrong_argument_says_what_is_allowed(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        vit(**options)  # type: ignore[arg-type]
+        vit(**options)
 
 
 def test_wrong_images_and_odd_heads_are_refused() -> None:

@@ -20,7 +20,7 @@ class ModelOutput(OrderedDict[str, Any]):
     """As in transformers: a dataclass that is an OrderedDict of its fields, too."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # type: ignore[arg-type]
+        for field in fields(self):
             if getattr(self, field.name) is not None:
                 self[field.name] = getattr(self, field.name)
 

@@ -86,7 +86,7 @@ def parse(text: str) -> Spec:
         raise ValueError(f"not a network: {text!r}; a parenthesis or a | stands where it can't")
     (nodes,) = chains
     numbers = {name: int(given.pop(name)) for name in ("dim", "seed", "tap") if name in given}
-    return replace(Spec(dim=2, nodes=nodes), **given, **numbers)  # type: ignore[arg-type]
+    return replace(Spec(dim=2, nodes=nodes), **given, **numbers)
 
 
 def _chains(tokens: list[str]) -> tuple[tuple[Node, ...], ...]:

@@ -53,6 +53,6 @@ def test_paths_are_paths() -> None:
 
     model = torch.nn.Linear(2, 2)
     with pytest.raises(TypeError, match=r"got a dict|got a OrderedDict; of a state_dict, model.load_state_dict"):
-        load_weights(model, model.state_dict())  # type: ignore[arg-type]
+        load_weights(model, model.state_dict())
     with pytest.raises(TypeError, match="folder must be the path of a run's folder, got a Linear"):
-        syncbn.load_run(model)  # type: ignore[arg-type]
+        syncbn.load_run(model)

@@ -113,7 +113,7 @@ def factory(*, weights: str | None = None, progress: bool = True, **kwargs: Any)
     return Net(**kwargs)
 
 
-def create_model(name, pretrained=False, **kwargs):  # type: ignore[no-untyped-def]
+def create_model(name, pretrained=False, **kwargs):
     """As timm's, without annotations."""
     return {"net": Net}[name](**kwargs)
 
@@ -176,7 +176,7 @@ class ByProperty(Data):
 class NeedsSetupFirst(Data):
     @property
     def num_classes(self) -> int:
-        return len(self.part.tensors[1].unique())  # type: ignore[attr-defined]
+        return len(self.part.tensors[1].unique())
 
 
 class ByHyperParameter(Data):
@@ -196,7 +196,7 @@ class ByDataset(Data):
 
 class OfDicts(Data):
     def train_dataloader(self) -> Any:
-        return DataLoader([{"image": x, "label": y} for x, y in zip(*images(), strict=True)], 4)  # type: ignore[arg-type]
+        return DataLoader([{"image": x, "label": y} for x, y in zip(*images(), strict=True)], 4)
 
 
 Pair = namedtuple("Pair", ["image", "label"])
@@ -204,7 +204,7 @@ Pair = namedtuple("Pair", ["image", "label"])
 
 class OfNamedTuples(Data):
     def train_dataloader(self) -> Any:
-        return DataLoader([Pair(x, y) for x, y in zip(*images(), strict=True)], 4)  # type: ignore[arg-type]
+        return DataLoader([Pair(x, y) for x, y in zip(*images(), strict=True)], 4)
 
 
 class OfThree(Data):
@@ -232,7 +232,7 @@ class OfStream(Data):
 class OfWholeBatches(Data):
     def train_dataloader(self) -> Any:
         x, y = images()
-        return DataLoader([(x[i : i + 4], y[i : i + 4]) for i in range(0, 24, 4)], batch_size=None)  # type: ignore[arg-type]
+        return DataLoader([(x[i : i + 4], y[i : i + 4]) for i in range(0, 24, 4)], batch_size=None)
 
 
 class OfSeveral(Data):
@@ -321,7 +321,7 @@ class Later(Whole):
 
     def __init__(self) -> None:
         L.LightningModule.__init__(self)
-        self.net = None  # type: ignore[assignment]
+        self.net = None
 
     def configure_model(self) -> None:
         if self.net is None:
@@ -335,8 +335,8 @@ class ByHand(Whole):
         super().__init__()
         self.automatic_optimization = False
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        for optimizer in self.optimizers():  # type: ignore[union-attr]
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for optimizer in self.optimizers():
             loss = F.cross_entropy(self(batch["image"]), batch["label"])
             optimizer.zero_grad()
             self.manual_backward(loss)

@@ -52,7 +52,7 @@ def test_budgets_of_all_results_are_six_hours() -> None:
 @pytest.mark.parametrize("name", available_results())
 def test_the_smoke_size_has_every_choice_that_a_claim_is_about(name: str) -> None:
     plan = load_plan(name)
-    small, smoke = (_choices(plan.cells(scale)) for scale in ("small", "smoke"))  # type: ignore[arg-type]
+    small, smoke = (_choices(plan.cells(scale)) for scale in ("small", "smoke"))
     named = _choices([cell for cell in plan.cells() if cell.name in plan.named()])
     assert smoke == named <= small
     assert plan.seeds >= 5

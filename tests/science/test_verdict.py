@@ -37,7 +37,7 @@ def judged(
 ) -> Judgement:
     values = {"a": dict(enumerate(left)), "b": dict(enumerate(right)) if isinstance(right, list) else {}}
     other = Side("b", "m") if isinstance(right, list) else right
-    claim = Claim("", Side("a", "m"), relation, other, margin, scale)  # type: ignore[arg-type]
+    claim = Claim("", Side("a", "m"), relation, other, margin, scale)
     (found,) = judge([claim], lambda cell, metric: values[cell])
     return found
 
@@ -172,7 +172,7 @@ def test_the_effect_is_the_distance_from_the_margin_in_deviations() -> None:
     half = float(stats.t.ppf(0.975, 2)) / math.sqrt(3)
 
     def found(relation: str, margin: float) -> tuple[float, ...]:
-        return tuple(effect(Claim("", Side("a", "m"), relation, 0.0, margin), differences))  # type: ignore[arg-type]
+        return tuple(effect(Claim("", Side("a", "m"), relation, 0.0, margin), differences))
 
     assert found(">", 0.5) == pytest.approx((1.5, 1.5 - half, 1.5 + half))
     assert found("<", 0.5) == pytest.approx((-2.5, -2.5 - half, -2.5 + half))

@@ -122,7 +122,7 @@ class Cluster:
             text=True,
             timeout=60,
             check=True,
-            **options,  # type: ignore[call-overload]
+            **options,
         )
         return str(done.stdout)
 

@@ -54,7 +54,7 @@ def fit(kind: str, every_n_steps: int | None) -> str:
             module = Module(kind)
             torch.manual_seed(dist.get_rank())
             batches = [(torch.randn(4, 1, 8, 8), torch.arange(4))] * 3
-            run.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]  # a list is a data set
+            run.fit(module, DataLoader(batches, batch_size=None))  # a list is a data set
         except RanksDisagree as error:
             return str(error)
     return "agreed"

@@ -40,7 +40,7 @@ def main(start_method: str, rank: str, where: str) -> None:
     trainer = L.Trainer(
         accelerator="cpu",
         devices=2,
-        strategy=ddp(start_method=start_method),  # type: ignore[arg-type]
+        strategy=ddp(start_method=start_method),
         max_epochs=50,
         logger=False,
         enable_checkpointing=False,

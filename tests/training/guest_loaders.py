@@ -38,7 +38,7 @@ class Data(L.LightningDataModule):
         super().__init__()
         self.kind = kind
         if workers:  # which the ranks of a pool, being daemons, may not have
-            multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+            multiprocessing.current_process()._config["daemon"] = False
         self.options: Any = {"num_workers": workers, "persistent_workers": workers > 0}
 
     def train_dataloader(self) -> Any:

@@ -101,7 +101,7 @@ def fit(
     """Fit; returns the network and the last loss, or the message of a stop."""
     with launched():
         callbacks = [
-            NanPolicy(policy, folder / "last.ckpt", patience),  # type: ignore[arg-type]
+            NanPolicy(policy, folder / "last.ckpt", patience),
             ExactResume(),
             ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True),
         ]

@@ -86,7 +86,7 @@ def test_a_joint_batch_is_normalized_as_one() -> None:
 
 def test_the_penalty_of_a_linear_discriminator_is_known() -> None:
     task = GANTask(gans.net("none"), gans.ADAM, loss="wgan_gp", penalty_weight=3.0)
-    task.trainer = SimpleNamespace(global_rank=0, world_size=1)  # type: ignore[assignment]
+    task.trainer = SimpleNamespace(global_rank=0, world_size=1)
     task.net.discriminator = nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Flatten(0))
     weight = task.net.discriminator[1].weight
     images, fakes = torch.randn(5, 1, 8, 8), torch.randn(5, 1, 8, 8)
@@ -209,11 +209,11 @@ def test_samples_are_saved_over_time_and_sent_to_wandb(tmp_path: Path, monkeypat
 )
 def test_a_wrong_argument_says_what_is_allowed(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        GANTask(gans.net(), gans.ADAM, **options)  # type: ignore[arg-type]
+        GANTask(gans.net(), gans.ADAM, **options)
     with pytest.raises(ValueError, match="rows must be at least 1, got 0"):
         SampleGrids(rows=0)
 
 
 def test_another_network_is_refused() -> None:
     with pytest.raises(TypeError, match="GANTask trains a DCGAN"):
-        GANTask(resnet18(width=4), gans.ADAM)  # type: ignore[arg-type]
+        GANTask(resnet18(width=4), gans.ADAM)

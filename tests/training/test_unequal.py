@@ -49,4 +49,4 @@ def test_all_ranks_say_what_is_wrong(
 
 def test_another_word_is_refused() -> None:
     with pytest.raises(ValueError, match="unequal_batches must be 'fail' or 'train', got 'join'"):
-        ddp(unequal_batches="join")  # type: ignore[arg-type]
+        ddp(unequal_batches="join")

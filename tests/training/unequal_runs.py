@@ -65,7 +65,7 @@ class Module(L.LightningModule):
 def fit(counts: tuple[int, int], policy: Any, known: bool) -> dict[str, Any]:
     """Fit; returns the network, the last epoch's loss and the number of steps, or the run's message."""
     own = batches(dist.get_rank(), counts[dist.get_rank()])
-    loader: Any = DataLoader(own if known else Stream(own), batch_size=None)  # type: ignore[arg-type]
+    loader: Any = DataLoader(own if known else Stream(own), batch_size=None)
     with fits.launched():
         run = fits.trainer(max_epochs=EPOCHS, strategy=ddp(unequal_batches=policy), precision="64-true")
         module = Module()

@@ -13,7 +13,7 @@ from tests.networks.registry import kind
 
 @functools.cache
 def _activating(dim: int) -> type[nn.Module]:
-    class ActivatingNorm(NORMS[dim]):  # type: ignore[misc]
+    class ActivatingNorm(NORMS[dim]):
         """A batch norm with an activation that only some inputs trigger."""
 
         def __init__(self, channels: int, activation: Any, **options: Any) -> None:
@@ -38,7 +38,7 @@ def activating_norm(m: Maker) -> nn.Module:
 
 @functools.cache
 def batch_norm_act(dim: int) -> type[nn.Module]:
-    class BatchNormAct2d(NORMS[dim]):  # type: ignore[misc]
+    class BatchNormAct2d(NORMS[dim]):
         """As timm's: torch's batch norm, `drop` and `act`."""
 
         def __init__(self, channels: int, act: nn.Module) -> None:
@@ -97,7 +97,7 @@ def always_evaluating(m: Maker) -> nn.Module:
     layer, norm = m.pair()
     if m.chance(0.5):
 
-        class Frozen(type(norm)):  # type: ignore[misc]
+        class Frozen(type(norm)):
             def train(self, mode: bool = True) -> Any:
                 return super().train(False)
 

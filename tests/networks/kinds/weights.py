@@ -53,7 +53,7 @@ def parametrized(m: Maker) -> nn.Module:
 
 @functools.cache
 def _standardized(dim: int) -> type[nn.Module]:
-    class Standardized(CONVOLUTIONS[dim]):  # type: ignore[misc]
+    class Standardized(CONVOLUTIONS[dim]):
         """Weight standardization (BiT, NFNet)."""
 
         def forward(self, x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def _standardized(dim: int) -> type[nn.Module]:
 def _activating(dim: int) -> type[nn.Module]:
     base = CONVOLUTIONS.get(dim, nn.Linear)
 
-    class Activating(base):  # type: ignore[misc,valid-type]
+    class Activating(base):
         """A layer with its activation."""
 
         def forward(self, x: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def _activating(dim: int) -> type[nn.Module]:
 
 @functools.cache
 def _self_padding(dim: int) -> type[nn.Module]:
-    class SelfPadding(CONVOLUTIONS[dim]):  # type: ignore[misc]
+    class SelfPadding(CONVOLUTIONS[dim]):
         """Pads in its own forward, to keep the sizes (effdet, TensorFlow's "same")."""
 
         def forward(self, x: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def on_rank(number: int, how: Callable[[], Any], asked: str | None) -> tuple[str
     """Exchange of two groups if one rank is in a different situation, and its log."""
     messages: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: messages.append(record.getMessage())
     logger = logging.getLogger(choice.__name__)
     logger.addHandler(handler)
     choice._said.clear()

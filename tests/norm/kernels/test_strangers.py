@@ -34,14 +34,14 @@ class Wrapped(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> Any:
-        shell = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        shell = Tensor._make_wrapper_subclass(
             cls, inner.shape, strides=inner.stride(), dtype=inner.dtype, requires_grad=inner.requires_grad
         )
         shell.inner = inner
         return shell
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def unwrapped(value: Any) -> Any:
             return value.inner if isinstance(value, Wrapped) else value
 

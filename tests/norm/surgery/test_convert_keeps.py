@@ -277,7 +277,7 @@ class Below(WithReset):
 
 def with_own_train() -> nn.Module:
     layer = nn.BatchNorm2d(4)
-    layer.train = lambda mode=True: layer  # type: ignore[method-assign]
+    layer.train = lambda mode=True: layer
     return layer
 
 

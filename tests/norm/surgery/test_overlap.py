@@ -111,7 +111,7 @@ def copies_on_rank(name: str) -> None:
         assert torch.equal(got, target)
     places = {id(vars(module)[PLACE].order) for module in model.modules() if PLACE in vars(module)}
     assert len(places) == 1
-    assert places != {id(vars(original.stem)[PLACE].order)}  # type: ignore[arg-type]
+    assert places != {id(vars(original.stem)[PLACE].order)}
 
 
 @pytest.mark.distributed
@@ -166,7 +166,7 @@ def test_transforms_and_forward_mode() -> None:
     model(x).square().sum().backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad)
-    conv = make(True).train().stem  # type: ignore[union-attr]
+    conv = make(True).train().stem
     _, tangent = torch.func.jvp(conv, (x,), (x,))
     torch.testing.assert_close(tangent, F.conv2d(x, conv.weight, padding=1))
     with torch.autograd.forward_ad.dual_level():
@@ -208,9 +208,9 @@ def test_layers_of_their_own_kind() -> None:
         results = []
         for overlap in (True, False):
             model = make(overlap, lambda norm, kind=kind: nn.Sequential(nn.Conv2d(3, 4, 1), norm(4), kind(4, 2, 3)))
-            assert isinstance(model[2], kind)  # type: ignore[index]
-            assert compat.runs_own_code(model[2])  # type: ignore[index]
-            assert not compat.runs_own_code(model[0])  # type: ignore[index]
+            assert isinstance(model[2], kind)
+            assert compat.runs_own_code(model[2])
+            assert not compat.runs_own_code(model[0])
             results.append(step(model, 0))
         for a, b in zip(*results, strict=True):
             assert torch.equal(a, b)
