@@ -35,7 +35,7 @@ class FinishedRun:
         return self.task
 
     def images(self) -> Any:
-        """Images of the test, or the first training batch of a DataModule of somebody's own."""
+        """Images of the test, or the first training batch of a user's own DataModule."""
         from syncbn.run import start
         from syncbn.run.facts import DataFacts
 

@@ -1,4 +1,4 @@
-"""Batch samplers of anybody's, and data sets of whole batches, shared among ranks batch by batch."""
+"""A user's batch samplers, and data sets of whole batches, shared among ranks batch by batch."""
 
 from collections.abc import Iterator
 from typing import Any

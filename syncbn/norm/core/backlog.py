@@ -41,7 +41,7 @@ _backlog = _Backlog()
 
 
 def put_off(work: Work) -> None:
-    """Do `work` while the next message of this backward pass is under way, if somebody still has it by then."""
+    """Do `work` while the next message of this backward pass is under way, if it still exists by then."""
     task = compat.backward_pass()
     if task != _backlog.task:  # the pass before has ended, or this one runs inside it
         _backlog.task, _backlog.waiting = task, deque()

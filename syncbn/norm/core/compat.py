@@ -114,7 +114,7 @@ def will_run(node: Any) -> bool:
 
 
 def tell_hooks(function: type[torch.autograd.Function], told: Callable[[Any], None]) -> None:
-    """Call `told` with a node of the graph, one of `function`'s, before somebody registers a hook on it."""
+    """Call `told` with a node of the graph, one of `function`'s, before a hook is registered on it."""
     node_class: Any = function._backward_cls
     for name in ("register_hook", "register_prehook"):
         setattr(node_class, name, _telling(getattr(node_class, name), told))

@@ -121,7 +121,7 @@ class Ahead(NamedTuple):
 
 
 def _is_same(parameter: Tensor, view: Tensor | None) -> bool:
-    """Whether nobody has put another tensor into the parameter."""
+    """Whether the parameter still holds the same memory, in the same shape."""
     return view is not None and parameter.data_ptr() == view.data_ptr() and parameter.shape == view.shape
 
 
