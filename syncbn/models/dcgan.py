@@ -152,10 +152,12 @@ class _Layer(nn.Module):
         in_channels: int,
         channels: int,
         norm: NormFactory,
-        **options: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
     ) -> None:
         super().__init__()
-        self.conv = kind(in_channels, channels, bias=not has_bias(norm, channels), **options)  # type: ignore[arg-type]
+        self.conv = kind(in_channels, channels, kernel_size, stride, padding, bias=not has_bias(norm, channels))
         self.norm = norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:

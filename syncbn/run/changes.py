@@ -87,7 +87,7 @@ def _stored(folder: Path) -> Mapping[str, Any] | None:
         plain = OmegaConf.to_container(config, resolve=True)
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException):
         return None  # the checkpoint itself decides whether it fits
-    return plain if isinstance(plain, dict) else None  # type: ignore[return-value]
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else None
 
 
 def _in_folder_of(config: Mapping[str, Any], before: Mapping[str, Any]) -> Mapping[str, Any]:

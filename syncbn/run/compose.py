@@ -253,7 +253,9 @@ def _plugin(group: str, choice: str) -> str:
 
 def _params(hydra: DictConfig) -> list[str]:
     """Sweep parameters of a config: `hydra.sweeper.params`."""
-    params = OmegaConf.to_container(hydra.sweeper).get("params") or {}  # type: ignore[union-attr]
+    sweeper = OmegaConf.to_container(hydra.sweeper)
+    assert isinstance(sweeper, dict)
+    params = sweeper.get("params") or {}
     return [f"{key}={value}" for key, value in params.items()]
 
 

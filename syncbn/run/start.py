@@ -18,6 +18,7 @@ from syncbn.run.limits import batch_mistakes
 from syncbn.run.network import SIZES
 from syncbn.run.resume import Checkpoint
 from syncbn.training import ClassificationTask, Monitors, SegmentationTask
+from syncbn.training.callbacks.found import callbacks_of
 from syncbn.training.optim import parameter_groups
 
 
@@ -48,8 +49,8 @@ def fit_batches_to_ranks(
 
 def take_up(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
     """Let callbacks take over the decisions of the resumed run."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if checkpoint is not None and isinstance(callback, Monitors):
+    for callback in callbacks_of(trainer, Monitors):
+        if checkpoint is not None:
             callback.take_up(checkpoint.monitors)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from syncbn.training import epoch_sums, monitored, owed_row
+from syncbn.training.connected import connected
 from syncbn.training.host_group import host_group
 
 _KEY = "ranks"
@@ -52,7 +53,7 @@ class ExactResume(L.Callback):
         }
         checkpoint[_KEY] = _gathered(state)
         checkpoint[owed_row.KEY] = owed_row.save(trainer)
-        if (batch_size := getattr(trainer.datamodule, "batch_size", None)) is not None:  # type: ignore[attr-defined]
+        if (batch_size := getattr(connected(trainer).datamodule, "batch_size", None)) is not None:
             checkpoint["global_batch_size"] = batch_size * trainer.world_size
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -4,10 +4,11 @@ from typing import TypeVar
 
 import lightning.pytorch as L
 
+from syncbn.training.connected import connected
+
 Kind = TypeVar("Kind", bound=L.Callback)
 
 
 def callbacks_of(trainer: L.Trainer, kind: type[Kind]) -> list[Kind]:
     """Get the trainer's callbacks of a class, in order."""
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a Lightning connector
-    return [callback for callback in callbacks if isinstance(callback, kind)]
+    return [callback for callback in connected(trainer).callbacks if isinstance(callback, kind)]

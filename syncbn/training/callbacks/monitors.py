@@ -11,6 +11,7 @@ from syncbn.norm.core.options import suggest
 from syncbn.training.callbacks.best_checkpoint import BestCheckpoint
 from syncbn.training.callbacks.found import callbacks_of
 from syncbn.training.checkpoint import load_checkpoint
+from syncbn.training.connected import connected
 
 DEFAULT = "val/loss"
 
@@ -61,7 +62,7 @@ class Monitors(L.Callback):
             kept = [
                 callback for callback in callbacks_of(trainer, L.Callback) if not isinstance(callback, BestCheckpoint)
             ]
-            trainer.callbacks = kept  # type: ignore[attr-defined]
+            connected(trainer).callbacks = kept
 
     def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Decide by the logged metrics."""

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from syncbn.launch.faults import Fault
 from syncbn.training.callbacks.exact_resume import load_layers
 from syncbn.training.checkpoint import load_checkpoint
+from syncbn.training.connected import connected
 from syncbn.training.host_group import host_group
 from syncbn.training.undo import Undo
 
@@ -87,7 +88,7 @@ class NanPolicy(L.Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Skip, rewind or stop, if the loss of a rank wasn't finite."""
         if self.policy == "stop":
-            if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            if trainer.global_step % max(1, connected(trainer).log_every_n_steps) == 0:
                 self._stop_if_found(trainer)
             return
         self._look_at_gradients(trainer, optimizer)

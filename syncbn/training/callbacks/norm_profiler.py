@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from syncbn.policy.layers import is_norm
 from syncbn.training.callbacks.checks_folder import make_folder
 from syncbn.training.callbacks.norm_profiler_options import NormProfilerOptions as Options
+from syncbn.training.connected import connected
 from syncbn.training.norm_times import BACKWARD, FORWARD, NormTime, norm_times, table
 
 FILENAME = "norm_times.csv"
@@ -51,10 +52,11 @@ class NormProfiler(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check the profiler, and make the folder."""
         make_folder(trainer, self.folder)
-        if stage == "fit" and not isinstance(_profiler(trainer), PyTorchProfiler):
+        profiler = connected(trainer).profiler
+        if stage == "fit" and not isinstance(profiler, PyTorchProfiler):
             raise MisconfigurationException(
                 "NormProfiler reads the trace of Lightning's PyTorchProfiler: add debug=profiler, or "
-                f"Trainer(profiler=PyTorchProfiler(...)), got {type(_profiler(trainer)).__name__}"
+                f"Trainer(profiler=PyTorchProfiler(...)), got {type(profiler).__name__}"
             )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -70,7 +72,9 @@ class NormProfiler(L.Callback):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self.times = norm_times(_events(_profiler(trainer)))
+        profiler = connected(trainer).profiler
+        assert isinstance(profiler, PyTorchProfiler)  # `setup` has checked it
+        self.times = norm_times(_events(profiler))
         if not self.times:
             rank_zero_warn(
                 "there is no trace of a norm in training: the profiler needs 5 training batches, and no validation "
@@ -101,10 +105,6 @@ class NormProfiler(L.Callback):
     def _exit(self, tensors: Any) -> None:
         _wait(tensors)
         self._open.pop().__exit__(None, None, None)
-
-
-def _profiler(trainer: L.Trainer) -> Any:
-    return trainer.profiler  # type: ignore[attr-defined]  # set by a Lightning connector
 
 
 def _events(profiler: PyTorchProfiler) -> list[Any]:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from syncbn.data.loader import BatchLoader
 from syncbn.data.shared import SharedBatches, shared
 from syncbn.launch.faults import Fault
+from syncbn.training.connected import connected
 from syncbn.training.host_group import host_group
 
 _ENOUGH = 16  # integers, such as labels, by which different batches aren't equal by chance
@@ -100,8 +101,7 @@ class ShareLoaders(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Compare the first two batches."""
-        overfits: float = trainer.overfit_batches  # type: ignore[attr-defined]
-        if not self._compares or len(self._seen) == 2 or overfits:
+        if not self._compares or len(self._seen) == 2 or connected(trainer).overfit_batches:
             return
         self._seen.append(_digests(batch))
         if len(self._seen) == 2 and (found := _equal_ranks(self._seen)):

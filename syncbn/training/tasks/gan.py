@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 from syncbn.models.dcgan import DCGAN
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.moments import mean_over_ranks
+from syncbn.training.connected import connected
 from syncbn.training.optim import parameter_groups
 from syncbn.training.tasks.gan_options import GANOptions as Options
 from syncbn.training.tasks.gan_options import Loss
@@ -137,7 +138,7 @@ class GANTask(L.LightningModule):
 
     def on_test_start(self) -> None:
         """Train the classifier for the evaluation."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = connected(self.trainer).datamodule
         self.quality = GANQuality(data, self.device, self.seed, self.quality_epochs)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
