@@ -17,6 +17,7 @@ from syncbn.norm.core import compat
 from syncbn.training.whereabouts import place_of
 
 EXIT_CODE = 124  # as timeout(1)
+_CONNECT_S = 10.0
 _starts = itertools.count()
 
 
@@ -184,7 +185,15 @@ def _named(ranks: list[int]) -> str:
 
 
 def _store(timeout_s: float) -> Any:
-    """This thread's own connection to the store of the default group."""
-    store = compat.store_of_default_group().clone()
+    """This thread's own connection to the store of the default group; None if the store is gone."""
+    shared = compat.store_of_default_group()
+    before = shared.timeout
+    shared.set_timeout(timedelta(seconds=_CONNECT_S))  # torch tries as long as a collective may take
+    try:
+        store = shared.clone()
+    except RuntimeError:  # its process was killed, and this one will be asked to stop
+        return None
+    finally:
+        shared.set_timeout(before)
     store.set_timeout(timedelta(seconds=max(10.0, timeout_s)))
     return dist.PrefixStore(f"syncbn-watchdog-{next(_starts)}", store)  # type: ignore[attr-defined]
