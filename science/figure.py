@@ -61,7 +61,8 @@ def save(
     from matplotlib.figure import Figure
 
     columns = _COLUMNS if wide else 2 if count == 4 else min(count, _COLUMNS)
-    places, row, column = [], 0, 0
+    places: list[tuple[int, int | slice]] = []
+    row, column = 0, 0
     for number in range(count):
         if column == columns or (number in wide and column):
             row, column = row + 1, 0
