@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
@@ -18,6 +17,7 @@ from syncbn.norm.surgery.feeding import attach_norms
 from syncbn.norm.surgery.forward import Example, Forward, has_values
 from syncbn.norm.surgery.fusible import activations_after
 from syncbn.norm.surgery.given import check_given
+from syncbn.norm.surgery.held import OF_TORCH, calls_batch_norm, held, with_new
 from syncbn.norm.surgery.overlap import overlap_messages
 from syncbn.norm.surgery.plain import NAME as PLAIN_NAME
 from syncbn.norm.surgery.plain import is_plain, plain_classes
@@ -26,9 +26,6 @@ from syncbn.norm.surgery.select import select_layers
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-# Dictionaries of a module that torch keeps.
-_OF_TORCH = {"_modules", "_parameters", "_buffers", *compat.HOOKS}
 
 
 def convert(
@@ -65,10 +62,13 @@ def convert(
     With `overlap=True`, another option of "sync", the message of a layer's backward pass is sent while the weight
     gradients of the layers after it are computed: see `syncbn.norm.surgery.overlap.overlap_messages`.
 
-    A warning says that there is nothing to convert, and names layers that `example_input` doesn't reach after the
-    conversion, layers with eps=0, norms in plain lists, tuples or dicts, which torch doesn't register, and what may
-    be batch normalization that isn't converted: layers of other kinds with a running mean and variance (unless
-    `include` says which layers are meant), and graphs that call batch_norm by themselves, as exported models do.
+    A reference to a layer follows it, in plain attributes, lists, dicts, tuples, methods and partials. A warning names
+    what can't follow, such as a function that has the layer in its closure, and norms that are in the model but not
+    registered, in plain lists, say. Other warnings say that there is nothing to convert, and name layers that
+    `example_input` doesn't reach after the conversion, layers with eps=0, and what may be batch normalization that
+    isn't converted: layers of other kinds with a running mean and variance, modules with a method that calls batch_norm
+    on running statistics (unless `include` says which layers are meant), and graphs that call batch_norm by themselves,
+    as exported models do.
 
     Args:
         model: a model not yet wrapped by DDP or FSDP, nor compiled.
@@ -99,10 +99,8 @@ def convert(
         norm_layer(name, **options)  # an unknown norm or option is refused before anything is touched
     elif options:
         raise ValueError(f"torch's own layers have no option {', '.join(options)}: leave it out")
-    said = _warn_of_hidden(model) + (_warn_of_unknown(model) if include is None else 0)
+    said = _warn_of_unknown(model) if include is None else 0
     layers = select_layers(model, _is_convertible, include, exclude)
-    if not layers and not said:
-        warnings.warn("there is no batch normalization layer to convert: the model is as it was", stacklevel=2)
     back: dict[nn.Module, nn.Module] = {}
     classes: dict[nn.Module, Any] = {}
     if name == PLAIN_NAME:
@@ -137,9 +135,13 @@ def convert(
         settle(module)
     result = _replace(model, new | {module: reverted(module) for module in back})
     try:
+        told = _warn_of_held(result, {module: path or "the layer" for path, module in layers})
+        if not layers and not said and not told:
+            warnings.warn("there is no batch normalization layer to convert: the model is as it was", stacklevel=2)
         attach_norms(result, example_input, forward)
         if example_input is not None and has_values(result):
-            _warn_of_uncalled(result, new, example_input, forward)
+            unsaid = {layer for old, layer in new.items() if old not in told}
+            _warn_of_uncalled(result, unsaid, example_input, forward)
     except Exception:
         for layer in new.values():
             if isinstance(layer, Attachable):
@@ -166,8 +168,10 @@ def revert(model: nn.Module) -> nn.Module:
     layers = {module: reverted(module) for module in model.modules() if original_of(module) is not None}
     for module in layers:
         settle(module)
+    names = {module: path or "the layer" for path, module in model.named_modules() if module in layers}
     model = _replace(model, layers)
     overlap_messages(model)
+    _warn_of_held(model, names, others=False)
     return model
 
 
@@ -192,12 +196,10 @@ def _without_fusion(
     return {layer: plain for layer, found in after.items() if isinstance(found, str)}
 
 
-def _warn_of_uncalled(
-    model: nn.Module, new: dict[nn.Module, nn.Module], example_input: Example, forward: Forward | None
-) -> None:
+def _warn_of_uncalled(model: nn.Module, new: set[nn.Module], example_input: Example, forward: Forward | None) -> None:
     """Of converted layers without effect: a function may hold the old layer, or call batch_norm on its buffers."""
     called = {call.module for call in record(model, example_input, forward).calls}
-    idle = [path or "the model" for path, module in model.named_modules() if module in set(new.values()) - called]
+    idle = [path or "the model" for path, module in model.named_modules() if module in new - called]
     if idle:
         warnings.warn(
             f"example_input doesn't reach {', '.join(idle)}: the conversion has no effect there if the model calls the "
@@ -218,28 +220,9 @@ def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
             if child in new:
                 parent._modules[name] = new[child]
         for name, value in vars(parent).items():
-            if name not in _OF_TORCH:
-                vars(parent)[name] = _with_new(value, new, seen)
+            if name not in OF_TORCH:
+                vars(parent)[name] = with_new(value, new, seen)
     return new.get(model, model)
-
-
-def _with_new(value: Any, new: dict[nn.Module, nn.Module], seen: set[int]) -> Any:
-    """A plain attribute with the new layers in place of the old: itself, in containers, or the owner of a method."""
-    if isinstance(value, nn.Module):
-        return new.get(value, value)
-    if type(value) in (list, dict):
-        if id(value) in seen:  # a container may contain itself
-            return value
-        seen.add(id(value))
-        for key, item in enumerate(value) if isinstance(value, list) else list(value.items()):
-            value[key] = _with_new(item, new, seen)
-        return value
-    if type(value) is tuple:
-        items = tuple(_with_new(item, new, seen) for item in value)
-        return items if any(a is not b for a, b in zip(items, value, strict=True)) else value
-    if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module) and value.__self__ in new:
-        return getattr(new[value.__self__], value.__name__)
-    return value
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
@@ -252,30 +235,33 @@ def _refuse_wrapped(model: nn.Module) -> None:
                 raise ValueError(f"the model is wrapped by {cls.__name__} already; convert first: {wrapper}")
 
 
-def _warn_of_hidden(model: nn.Module) -> int:
-    """Of batch norms in plain lists, tuples and dicts: torch doesn't see them, and neither does `convert`.
+def _warn_of_held(model: nn.Module, names: dict[nn.Module, str], others: bool = True) -> list[nn.Module]:
+    """Of batch norms that the model holds, but that aren't layers of it.
 
-    Returns the number of warnings.
+    Args:
+        model: after its layers were exchanged.
+        names: of the layers that were in it until now.
+        others: whether to warn of norms that never were in it.
+
+    Returns:
+        The modules that it has warned of.
     """
-    found = 0
-    seen = set(model.modules())
-    for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            if isinstance(value, list | tuple):
-                items: Iterable[tuple[Any, Any]] = enumerate(value)
-            elif type(value) is dict and name not in _OF_TORCH:
-                items = value.items()
-            else:
-                continue
-            for key, item in items:
-                if isinstance(item, nn.Module) and item not in seen and any(map(_is_convertible, item.modules())):
-                    found += 1
-                    where = f"{path}.{name}" if path else name
-                    warnings.warn(
-                        f"{where}[{key!r}] is in a plain {type(value).__name__}, where modules are neither found nor "
-                        "trained nor saved, and so isn't converted: use nn.ModuleList or nn.ModuleDict",
-                        stacklevel=3,
-                    )
+    found = []
+    for where, kind, module in held(model):
+        if module in names:
+            text = (
+                f"{where} ({kind}) still holds {names[module]} as it was before the exchange of layers, which has no "
+                f"effect where the model calls that: make it anew, or have the model call {names[module]} as a module"
+            )
+        elif others and any(map(_is_convertible, module.modules())) and model not in set(module.modules()):
+            text = (
+                f"{where} is in a plain {kind}, where modules are neither found nor trained nor saved, and so isn't "
+                "converted: use nn.ModuleList or nn.ModuleDict, or make it an attribute of a module"
+            )
+        else:
+            continue
+        found.append(module)
+        warnings.warn(text, stacklevel=3)
     return found
 
 
@@ -302,6 +288,13 @@ def _warn_of_unknown(model: nn.Module) -> int:
                 f"{path or 'the model'} ({type(module).__name__}) has running statistics, and isn't known as batch "
                 "normalization: it isn't converted. Describe it to syncbn.norm.surgery.adapters.register_adapter, or "
                 'say include="*" if it isn\'t',
+                stacklevel=3,
+            )
+        elif calls_batch_norm(module) and not (_is_convertible(module) or isinstance(module, _others())):
+            found += 1
+            warnings.warn(
+                f"{path or 'the model'} ({type(module).__name__}) calls batch_norm itself, with running statistics, "
+                "which isn't converted: have it call a layer",
                 stacklevel=3,
             )
     return found
