@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.nn.parameter import is_lazy
 
 from syncbn.models.weight_files import read_state
 from syncbn.models.weight_keys import (
@@ -20,6 +19,8 @@ from syncbn.models.weight_keys import (
     prefix_between,
 )
 from syncbn.norm.core.messages import first_line
+from syncbn.norm.surgery.forward import refuse_without_values
+from syncbn.norm.surgery.given import check_given
 
 _EXTRA = "_extra_state"  # a layer's memory of past steps: not a weight
 
@@ -50,13 +51,14 @@ def load_weights(model: nn.Module, path: str | Path, *, key: str | None = None) 
         ValueError: an unknown file ending; a file that is damaged, holds Python objects or no such state dict; keys
             that are missing, unexpected, or of the wrong shape; a network on the meta device, or one whose layers
             don't have their sizes yet.
-        TypeError: it is no path.
+        TypeError: it is no path, or `model` no network.
     """
+    check_given(locals())
     if isinstance(model, DataParallel | DistributedDataParallel):
         model = model.module
+    refuse_without_values(model)
     state = model.state_dict()
     own = {name: value for name, value in state.items() if not name.endswith(_EXTRA)}
-    _check_real(model, own)
     if not isinstance(path, str | os.PathLike):
         hint = "; of a state_dict, model.load_state_dict" if isinstance(path, Mapping) else ""
         raise TypeError(f"path must be the path of a file of weights, got a {type(path).__name__}{hint}")
@@ -74,14 +76,6 @@ def load_weights(model: nn.Module, path: str | Path, *, key: str | None = None) 
         said.insert(0, f"{', '.join(heads)} made anew, for {classes}")
     said += [stem] if stem else []
     return "; ".join([f"{len(kept)} tensors from {path}{which}", *said])
-
-
-def _check_real(model: nn.Module, own: Mapping[str, Tensor]) -> None:
-    for name, value in own.items():
-        if is_lazy(value):
-            raise ValueError(f"{name} of {type(model).__name__} has no size yet: run one batch through it first")
-        if value.is_meta:
-            raise ValueError(f"{name} of {type(model).__name__} has no memory: model.to_empty(device='cpu') first")
 
 
 def _mistakes(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> list[str]:

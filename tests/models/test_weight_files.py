@@ -266,10 +266,13 @@ def test_networks_that_hold_no_numbers_yet_are_refused(tmp_path: Path) -> None:
     path = saved(Plain().state_dict(), tmp_path)
     with torch.device("meta"):
         empty = Plain()
-    with pytest.raises(ValueError, match=r"conv.weight of Plain has no memory: model.to_empty"):
+    with pytest.raises(ValueError, match=r"conv.weight is on the meta device and has no values: model.to_empty"):
         load_weights(empty, path)
+    for wrong in (None, {}, Plain, Plain().state_dict()):
+        with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got"):
+            load_weights(wrong, path)  # type: ignore[arg-type]
     lazy = nn.Sequential(nn.LazyLinear(4))
-    with pytest.raises(ValueError, match=r"0.weight of Sequential has no size yet: run one batch"):
+    with pytest.raises(ValueError, match=r"0.weight has no shape yet: run the model once"):
         load_weights(lazy, path)
 
 

@@ -156,7 +156,7 @@ def refuse_without_values(model: nn.Module) -> None:
             raise ValueError(f"{name} has no shape yet: run the model once, so that its lazy layers know their inputs")
         if tensor.is_meta:
             raise ValueError(
-                f"{name} is on the meta device and has no values: model.to_empty(device=...) and load_state_dict first"
+                f"{name} is on the meta device and has no values: model.to_empty(device=...) and load its weights first"
             )
 
 
