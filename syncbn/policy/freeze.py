@@ -10,7 +10,7 @@ from syncbn.norm.core.capabilities import tracks_batch
 from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.select import Globs, globs, select_layers
 from syncbn.policy.acting import Acting, acting_on, others_on
-from syncbn.policy.layers import has_statistics, is_batch_norm, is_norm
+from syncbn.policy.layers import has_statistics, is_batch_norm, is_norm, refuse_uncalled
 
 
 def freeze(
@@ -37,12 +37,13 @@ def freeze(
 
     Raises:
         ValueError: a glob that matches no normalization layer; no layer to freeze; a layer without running statistics,
-            or one that `adapt` told to normalize by the batch.
+            one that `adapt` told to normalize by the batch, or one in a scripted, traced or exported model.
     """
     check_given(locals())
     include, exclude = globs(include), globs(exclude)  # a generator is used up by the first selection
     if stats:
         layers = _selected(model, is_batch_norm, include, exclude)
+        refuse_uncalled(model, layers, "freeze")
         for path, layer in layers:
             if not has_statistics(layer):
                 raise ValueError(

@@ -21,7 +21,7 @@ from syncbn.norm.surgery.record import record
 from syncbn.policy.batches import call, device_of, generators_kept, in_step, on_device, unwrapped
 from syncbn.policy.diagnose import Facts, diagnose
 from syncbn.policy.freeze import has_moving_statistics
-from syncbn.policy.layers import has_statistics
+from syncbn.policy.layers import has_statistics, refuse_uncalled
 from syncbn.policy.report import NormReport, NormRow
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def inspect(
     refuse_without_values(model)
     group = communicating_group(process_group)
     probes = probes_of(model, group)
+    refuse_uncalled(model, [(probe.name, probe.layer) for probe in probes], "inspect", "")
     if not probes:
         raise ValueError("the model has no batch normalization layer with running statistics to inspect")
     moving = {p.layer for p in probes if has_moving_statistics(p.layer)}

@@ -1,6 +1,9 @@
 """Predicates for the layers that policies apply to: torch's, this package's, and other packages'."""
 
-from torch import Tensor, nn
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, fx, nn
 
 from syncbn.norm.core import compat
 from syncbn.norm.core.registry import registered_layers
@@ -13,8 +16,10 @@ def is_batch_norm(module: nn.Module) -> bool:
 
 
 def has_statistics(module: nn.Module) -> bool:
-    """Whether a layer has a `running_mean` and a `running_var`."""
-    return all(isinstance(getattr(module, name, None), Tensor) for name in ("running_mean", "running_var"))
+    """Whether a layer has a `running_mean` and a `running_var`; one compiled by itself has, but not its wrapper."""
+    return not compat.is_compiled(module) and all(
+        isinstance(getattr(module, name, None), Tensor) for name in ("running_mean", "running_var")
+    )
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -43,3 +48,38 @@ def refuse_wrapped(model: nn.Module, action: str) -> None:
                 raise ValueError(f"the model is wrapped by {cls.__name__}: give the one inside, {inside}")
             instead = compat.WRAPPERS[cls.__name__].replace("convert(model", f"{action}(model")
             raise ValueError(f"the model is a {cls.__name__}, which can't be changed; {action} first: {instead}")
+
+
+def refuse_uncalled(
+    model: nn.Module, layers: Iterable[tuple[str, nn.Module]], action: str, otherwise: str = ", or exclude= the layer"
+) -> None:
+    """Raise `ValueError` for layers that are never called: a graph, which reads their tensors, has taken their place.
+
+    Args:
+        model: any model.
+        layers: names and layers that a policy would act on by their calls.
+        action: the policy's name, for the remedy.
+        otherwise: another remedy.
+    """
+    parts = {path: module for path, module in model.named_modules() if _is_graph(module)}
+    for name, _ in layers:
+        for path, part in parts.items():
+            prefix = f"{path}." if path else ""
+            if not name.startswith(prefix) and name != path:
+                continue
+            if isinstance(part, torch.jit.ScriptModule) or not _calls(part, name.removeprefix(prefix)):
+                raise ValueError(
+                    f"{name or 'the layer'} is in a {type(part).__name__}, a graph that computes without calling it: "
+                    f"{action} the model before it is scripted, traced or exported{otherwise}"
+                )
+
+
+def _is_graph(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule) or isinstance(getattr(module, "graph", None), fx.Graph)
+
+
+def _calls(module: nn.Module, name: str) -> bool:
+    """Whether a graph calls a module, or one that it is in."""
+    graph: fx.Graph = module.graph  # type: ignore[assignment]
+    called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    return any(name == target or name.startswith(f"{target}.") for target in called)

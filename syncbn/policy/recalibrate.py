@@ -28,7 +28,7 @@ from syncbn.policy.batches import (
     unwrapped,
 )
 from syncbn.policy.freeze import has_frozen_statistics, has_moving_statistics
-from syncbn.policy.layers import buffers_of, has_statistics
+from syncbn.policy.layers import buffers_of, has_statistics, refuse_uncalled
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -135,6 +135,7 @@ def _layers(model: nn.Module, include: Globs, exclude: Globs) -> list[tuple[str,
     if not moving:
         frozen = f"; {len(layers)} are frozen, syncbn.unfreeze them first" if layers else ""
         raise ValueError(f"the model has no layer whose running statistics can be recalibrated{frozen}")
+    refuse_uncalled(model, moving, "recalibrate")
     return moving
 
 

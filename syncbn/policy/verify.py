@@ -108,13 +108,19 @@ def verify(
 
     Raises:
         ValueError: too few ranks or samples; tensors with different numbers of samples; a model or loss that can't be
-            sent to another process; a step that fails there.
+            sent to another process, or is scripted; a step that fails there.
         TimeoutError: the ranks didn't answer, because some wait for messages that others don't send.
     """
     check_given(locals())
     if ranks < 2:
         raise ValueError(f"ranks must be at least 2, got {ranks}")
     refuse_without_values(model)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{name or 'the model'} is a {type(module).__name__}, whose layers can't be seen: verify the model "
+                "before it is scripted or traced"
+            )
     batch = compat.pytree.tree_map_only(Tensor, _in_float64, batch)
     count = _count(batch)
     if count <= ranks:
