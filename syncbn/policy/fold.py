@@ -110,17 +110,28 @@ def _remainder(layer: nn.Module, shape: tuple[int, ...], dtype: torch.dtype | No
     with torch.no_grad():
         probe.running_mean.copy_(noise(len(state)))
         probe.running_var.copy_(noise(len(state)).exp())
-        for parameter in (probe.weight, probe.bias):
-            if parameter is not None:
-                parameter.copy_(noise(len(state)) + 0.1)
         size = (max(2, 64 // len(state)), len(state), *(min(n, 3) for n in shape[2:]))
-        x = noise(*size) * 10 ** (2 * noise(*size))  # from hundredths to thousands, to detect clamps at 100, too
-        x = x.to(state.device, probe.weight.dtype if probe.weight is not None else state.dtype)
-        y = probe(x.clone())
-        scale, shift = (part.view(1, -1, *(1 for _ in shape[2:])) for part in scale_and_shift(probe))
-        z = x.double() * scale + shift
-        rounding = 64 * torch.finfo(y.dtype).eps * (x.double().abs() * scale.abs() + shift.abs() + 1)
-        return next((rest for rest in _candidates(y.double(), z) if _is(rest(probe), z, y.double(), rounding)), None)
+        inputs = [noise(*size) * 10 ** (2 * noise(*size))]  # from hundredths to thousands, to detect clamps at 100, too
+        # A layer may look at its numbers: as in evaluation, and so small and so large that its branches show.
+        mean, std = (part.double().cpu().view(1, -1, *(1 for _ in shape[2:])) for part in _mean_and_std(probe))
+        inputs += [mean + std * noise(*size) * factor for factor in (1.0, 1e-3, 1e3)]
+        found: list[Rest] | None = None
+        for x, shrunk in zip(inputs, (1.0, 1.0, 1e-3, 1.0), strict=True):
+            for parameter in (probe.weight, probe.bias):
+                if parameter is not None:
+                    parameter.copy_((noise(len(state)) + 0.1) * (shrunk if parameter is probe.bias else 1.0))
+            x = x.to(state.device, probe.weight.dtype if probe.weight is not None else state.dtype)
+            y = probe(x.clone())
+            scale, shift = (part.view(1, -1, *(1 for _ in shape[2:])) for part in scale_and_shift(probe))
+            z = x.double() * scale + shift
+            rounding = 64 * torch.finfo(y.dtype).eps * (x.double().abs() * scale.abs() + shift.abs() + 1)
+            candidates = list(_candidates(y.double(), z)) if found is None else found
+            found = [rest for rest in candidates if _is(rest(probe), z, y.double(), rounding)]
+        return next(iter(found or ()), None)
+
+
+def _mean_and_std(layer: Any) -> tuple[Tensor, Tensor]:
+    return layer.running_mean, (layer.running_var.double() + layer.eps).sqrt()
 
 
 def _candidates(y: Tensor, z: Tensor) -> Iterator[Rest]:

@@ -100,10 +100,13 @@ def _plan(model: nn.Module, example_input: Example, forward: Forward | None) -> 
     refuse_wrapped(model, "fuse")
     graph = record(model, example_input, forward)
     names = {module: name for name, module in model.named_modules()}
+    compiled = {module._orig_mod for module in names if compat.is_compiled(module)}
     plan = []
     for layer, name in names.items():
         if is_batch_norm(layer):
-            found = _Search(graph, layer, name).feeder()
+            found: Any = "it is compiled by itself: compile the model after it is fused"
+            if layer not in compiled:
+                found = _Search(graph, layer, name).feeder()
             if isinstance(found, str):
                 plan.append(_Step(name, None, found))
             else:

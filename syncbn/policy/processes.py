@@ -37,8 +37,9 @@ def on_ranks(function: Work, arguments: Sequence[tuple[Any, ...]], timeout_s: fl
         try:
             for rank, given in enumerate(arguments):
                 work = _sent((function, given))
-                processes.append(context.Process(target=_serve, args=(work, rank, len(arguments), folder), daemon=True))
-                processes[-1].start()
+                process = context.Process(target=_serve, args=(work, rank, len(arguments), folder), daemon=True)
+                process.start()  # raises in a script without `if __name__ == "__main__":`
+                processes.append(process)
             _wait(processes, Path(folder), timeout_s)
         finally:
             for process in processes:

@@ -294,3 +294,30 @@ def test_statistics_that_no_evaluation_can_use_are_said(value: float, reason: st
     (fusion,) = syncbn.plan_fusion(net, torch.randn(2, 3, 8, 8))
     assert (fusion.reason is None) == (reason is None)
     assert (reason or "") in str(fusion.reason)
+
+
+class Branching(nn.BatchNorm2d):
+    """What it does depends on the largest of its numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y.abs() if y.max() > 2 else y
+
+
+def test_a_norm_that_looks_at_its_numbers_stays() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), Branching(8)).double().eval()
+    for x in (torch.zeros(2, 3, 6, 6, dtype=torch.float64), 9 * torch.randn(2, 3, 6, 6, dtype=torch.float64)):
+        with pytest.warns(UserWarning, match="the evaluation of Branching isn't"):
+            fused = syncbn.fuse(net, x)
+        assert torch.equal(fused(x), net(x))
+
+
+def test_a_norm_that_is_compiled_by_itself_stays() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    expected = net(x)
+    net[1] = torch.compile(net[1], backend="eager")
+    with pytest.warns(UserWarning, match="1 of 2 batch norms can't be folded: 1._orig_mod: it is compiled by itself"):
+        fused = syncbn.fuse(net, x)
+    assert type(fused[3]) is nn.Identity
+    torch.testing.assert_close(fused(x), expected, rtol=1e-4, atol=1e-5)

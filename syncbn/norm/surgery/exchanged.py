@@ -6,7 +6,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from syncbn.norm.core import compat
 from syncbn.norm.core.attachable import Attachable
@@ -71,8 +71,14 @@ def converted(module: nn.Module, name: str, options: dict[str, Any], plain: Any 
         num_features = arguments.pop("num_features")
         if options.get("keras_momentum") is not None:
             del arguments["momentum"]
-        shared = {key: value for key, value in arguments.items() if key in norm_options(name)}
+        known = norm_options(name)
+        shared = {key: value for key, value in arguments.items() if key in known}
         new = norm_layer(name, **(shared | options))(num_features)
+    if getattr(old, "running_mean", None) is None and isinstance(getattr(new, "running_mean", None), Tensor):
+        warned.append(
+            f"has no running statistics and evaluates by its batch, and {name!r} evaluates by those that it begins to "
+            "track: train it, or call syncbn.recalibrate, before an evaluation"
+        )
     if exact and hasattr(new, "eps"):
         new.eps = 0.0  # type: ignore[assignment]
     some_tensor = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), None)

@@ -358,3 +358,10 @@ def test_a_state_dict_of_the_masked_model_loads_in_the_converted_one() -> None:
     file.seek(0)
     target.load_state_dict(torch.load(file, weights_only=True))
     torch.testing.assert_close(target.eval()(X), source.eval()(X))
+
+
+def test_a_layer_without_statistics_that_gets_some_is_said() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False))
+    with pytest.warns(UserWarning, match="0 has no running statistics and evaluates by its batch, and 'batch_renorm'"):
+        syncbn.convert(model, "batch_renorm")
+    assert syncbn.revert(model)[0].running_mean is None
