@@ -48,3 +48,14 @@ def test_the_run_is_the_one_that_was_not_killed(
     run = train(tmp_path, "run", *RUNS[name])
     compare(run, wholes[name])
     assert rows(run) == rows(wholes[name])
+
+
+def test_the_validation_after_a_limit_at_another_one_counts_its_own_batches_alone(tmp_path: Path) -> None:
+    schedule = ("scheduler=constant", "scheduler.warmup_fraction=0")  # of the limited start, too
+    words = [*options("default"), "trainer.val_check_interval=2", *schedule]
+    whole = train(tmp_path, "whole", *words)
+    train(tmp_path, "run", *words, "trainer.max_steps=2")
+    run = train(tmp_path, "run", *words)
+    for name in ("val/loss", "val/acc"):
+        assert run.column(name) == whole.column(name)
+    assert run.checkpoint("best")["global_step"] == whole.checkpoint("best")["global_step"]

@@ -37,16 +37,19 @@ class ExactResume(L.Callback):
 
     def __init__(self) -> None:
         self._loaded: list[dict[str, Any]] | None = None
-        self._before_validation: dict[str, Any] | None = None
+        self._before_validation: dict[str, Any] = {}
+        self._repeats_validation = False
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Gather the states of all ranks."""
         epoch = trainer.fit_loop.epoch_progress.total
         in_epoch = epoch.processed < epoch.started  # type: ignore[attr-defined]  # else the sums are obsolete
-        state = self._before_validation or _of_this_place(pl_module)
+        here = self._before_validation if self._repeats_validation else _of_this_place(pl_module)
+        # Behind a validation Lightning resets its metrics only after the checkpoints; the next would add to them.
+        metrics = self._before_validation["metrics"] if trainer.validating else here["metrics"]
         state = {
-            "random": state["random"],
-            "metrics": state["metrics"] if in_epoch else {},
+            "random": here["random"],
+            "metrics": metrics if in_epoch else {},
             "logged": epoch_sums.save(trainer) if in_epoch else [],
             "monitored": monitored.save(trainer),
             "layers": _unlike_rank_0(pl_module),
@@ -80,11 +83,11 @@ class ExactResume(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Store the state: an interrupted validation is repeated from its start."""
-        self._before_validation = _of_this_place(pl_module)
+        self._before_validation, self._repeats_validation = _of_this_place(pl_module), True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Discard the state from before the validation; checkpoint callbacks run later."""
-        self._before_validation = None
+        """Save the state of here from now on, but for metrics; checkpoint callbacks run later."""
+        self._repeats_validation = False
 
 
 def _of_this_place(module: nn.Module) -> dict[str, Any]:
