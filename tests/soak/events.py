@@ -321,7 +321,8 @@ def _changed(event: Event, one: Start, place: Place, told: Story) -> tuple[int, 
             changes = changes[3:] or ["trainer.log_every_n_steps=3"]
         place.words = (*place.words, place.draw.choice(changes))
         place.changed = True
-        shutil.copytree(place.run, place.run.with_name("whole"), dirs_exist_ok=False)
+        shutil.rmtree(place.run.with_name("whole"), ignore_errors=True)  # of an earlier change
+        shutil.copytree(place.run, place.run.with_name("whole"))
         log = place.log.with_name("changed.log")  # what `one` has said stays by itself
         whole = start((*place.words, "run_id=whole"), place.folder, log, cold=False)
         if (code := whole.wait()) or "Traceback" in whole.said():

@@ -48,8 +48,8 @@ def tell(number: int, kinds: tuple[str, ...], root: Path) -> Told:
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK}", "tmpfs", str(root / "stopped")], check=True)
     try:
         _tell(told, root)
-    except (Wrong, TimeoutError) as error:
-        told.problem = str(error)
+    except (Wrong, OSError) as error:  # a time-out, or a fault of the soak's own: the other stories are told
+        told.problem = f"{type(error).__name__}: {error}"
     finally:
         for name in ("whole", "stopped"):
             end_all(root / name)
