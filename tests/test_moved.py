@@ -12,6 +12,7 @@ SPLIT = {
     "syncbn.norm.batch_free": ("GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm", "no_norm"),
     "syncbn.norm.dynamic": ("DynamicErf", "DynamicTanh"),
     "syncbn.norm.reparametrized": ("Reparametrizing", "SpectralNorm", "WeightNorm"),
+    "syncbn.run_folder": ("load_config", "load_run", "load_weights"),
 }
 
 

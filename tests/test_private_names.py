@@ -64,6 +64,7 @@ LIGHTNING = {
     },
     "training/loggers.py": {"_check_log_dir_exists", "_experiment", "_offline", "_wandb_init"},
     "training/monitored.py": {"_callback_metrics", "_logger_connector"},
+    "training/owed_row.py": {"_batches_that_stepped", "_logger_connector", "_should_accumulate"},
     "training/strategy.py": {
         "_MultiProcessingLauncher",
         "_SubprocessScriptLauncher",

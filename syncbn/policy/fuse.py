@@ -100,7 +100,7 @@ def _plan(model: nn.Module, example_input: Example, forward: Forward | None) -> 
     refuse_wrapped(model, "fuse")
     graph = record(model, example_input, forward)
     names = {module: name for name, module in model.named_modules()}
-    compiled = {module._orig_mod for module in names if compat.is_compiled(module)}
+    compiled = {compat.compiled_from(module) for module in names if compat.is_compiled(module)}
     plan = []
     for layer, name in names.items():
         if is_batch_norm(layer):

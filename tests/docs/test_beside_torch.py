@@ -27,7 +27,7 @@ CELLS = {
     "second derivatives": ("exact across ranks, in eager mode", "not implemented"),
     "`torch.compile(fullgraph=True)`": ("yes", "fails: its kernels can't be traced"),
     "masks for padding": ("`layer(x, mask=mask)`", "no"),
-    "activation checkpointing": ("running statistics move once a step", "twice"),
+    "activation checkpointing": ("running statistics move once a step", "they move twice"),
     "conversion": (
         "in place: hooks and shared layers stay; a subclass with a `forward` of its own is refused by name",
         "hooks and such a `forward` are lost; a shared layer is converted in one of its places",
@@ -38,7 +38,7 @@ CELLS = {
         "2C + 1 numbers from each rank to each, and 2C, summed",
     ),
     "cost, ResNet-50 on two CPU ranks": (
-        "a step takes 0.98 (0.97–1.00) of one with `nn.BatchNorm2d`",
+        "a step takes 0.98 (0.97–1.00) of the time with `nn.BatchNorm2d`",
         "doesn't run there",
     ),
 }

@@ -112,7 +112,8 @@ def test_without_statistics_there_is_nothing_to_freeze() -> None:
 
 def test_layers_without_statistics_take_on_those_of_a_norm_that_tracks() -> None:
     model = nn.Sequential(nn.BatchNorm2d(5, track_running_stats=False))
-    syncbn.convert(model, "sync", track_running_stats=True)
+    with pytest.warns(UserWarning, match="0 has no running statistics and evaluates by its batch"):
+        syncbn.convert(model, "sync", track_running_stats=True)
     model(torch.randn(4, 5, 3, 3))
     assert model[0].num_batches_tracked == 1
     assert syncbn.revert(model)[0].running_mean is None

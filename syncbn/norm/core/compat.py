@@ -36,6 +36,7 @@ pytree = _pytree
 TorchDispatchMode = _python_dispatch.TorchDispatchMode
 
 # A module's hook dictionaries. A handle removes its hook from one of them.
+CALLED_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -209,6 +210,11 @@ class SpectralParametrization(parametrizations._SpectralNorm):
 def is_compiled(module: nn.Module) -> bool:
     """Whether `module` is the wrapper that `torch.compile(module)` returns."""
     return hasattr(module, "_orig_mod")
+
+
+def compiled_from(module: nn.Module) -> Any:
+    """Module inside of such a wrapper."""
+    return module._orig_mod
 
 
 def forget_graphs() -> None:

@@ -17,7 +17,6 @@ from syncbn.norm.surgery.carry import ORIGINAL, RECORD
 
 # Dictionaries of a module that torch keeps.
 OF_TORCH = {"_modules", "_parameters", "_buffers", *compat.HOOKS}
-_CALLED_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _MAPPINGS = (dict, OrderedDict, defaultdict)
 # Values of one attribute that are looked at, in which a trainer or a data set may hide.
 _MOST = 100_000
@@ -83,7 +82,7 @@ def held(model: nn.Module) -> Iterator[Held]:
         for name, value in list(vars(module).items()):
             if name in (RECORD, ORIGINAL):
                 continue
-            if name in _CALLED_HOOKS:
+            if name in compat.CALLED_HOOKS:
                 for hook in value.values():
                     if isinstance(hook, FunctionType | functools.partial):
                         yield from _below(hook, f"a forward hook of {path or 'the model'}", "function", inside)
