@@ -75,13 +75,13 @@ def time_out_that_is_changed_later() -> None:
 def interrupted() -> None:
     """Ctrl-C while rank 0 waits for a sum, a message in flight, or room; then it continues."""
     exchange = one_shot_of(dist.group.WORLD)
-    rank = dist.get_rank()
+    rank, store = dist.get_rank(), compat.store_of_default_group()
     exchange_some(exchange)
     for case in ("sum", "wait", "room"):
         dist.barrier()
         buffer = torch.full((LENGTH,), float(rank + 1))
         if rank == 1:
-            time.sleep(1)
+            store.wait([case], timedelta(seconds=60))
             pendings = [exchange.send(buffer.clone()) for _ in range(6 if case == "room" else 1)]
             for pending in pendings:
                 pending.wait()
@@ -102,6 +102,7 @@ def interrupted() -> None:
                 print("not interrupted", flush=True)
             except KeyboardInterrupt:
                 print(f"{case} interrupted", flush=True)
+            store.set(case, "")
             if case == "sum":
                 exchange_some(exchange, 100, 1)
                 assert (buffer == rank + 1).all(), "its owner has it back"
