@@ -96,27 +96,32 @@ class RunFolderCSVLogger(CSVLogger):
 
     def has_row(self, step: int, names: Iterable[str]) -> bool:
         """Whether a row of `step` has a value of each name."""
-        path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
-        if not path.is_file():
-            return False
         names = list(names)
-        with path.open(newline="") as file:
-            return any(row["step"] == str(step) and all(map(row.get, names)) for row in csv.DictReader(file))
+        return any(row["step"] == str(step) and all(map(row.get, names)) for row in self._read()[1])
 
     @rank_zero_only
     def cut_at(self, step: int) -> None:
         """Drop the rows from `step` on: a resumed run logs them again. What it repeats of those before, it doesn't."""
-        path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
-        if not path.is_file():
+        if not self._path.is_file():
             return
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            keys, rows = list(reader.fieldnames or []), list(reader)
+        keys, rows = self._read()
         # A row that was cut short has no step, or cells missing at its end; two of them in one line are too long.
         rows = [row for row in rows if None not in (*row, *row.values()) and row.get("step", "").isdigit()]
         rows = [row for row in rows if int(row["step"]) < step]
         self._there = step - 1, [{k for k in keys if row[k]} for row in rows if int(row["step"]) == step - 1]
-        _replace_rows(path, keys, rows)
+        _replace_rows(self._path, keys, rows)
+
+    @property
+    def _path(self) -> Path:
+        return Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        """Columns and rows of metrics.csv; none without the file."""
+        if not self._path.is_file():
+            return [], []
+        with self._path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            return list(reader.fieldnames or []), list(reader)
 
 
 def _replace_rows(path: Path, keys: list[str], rows: list[dict[str, str]]) -> None:

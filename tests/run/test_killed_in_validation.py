@@ -10,8 +10,7 @@ from lightning.pytorch.trainer.connectors.logger_connector.logger_connector impo
 from syncbn.training import ClassificationTask
 from tests.run.here import RunHere, train
 from tests.run.test_callbacks_go_on import compare, options
-from tests.run.test_disks import at
-from tests.run.test_owed_row import BY_STEPS, KILLED, kill, rows
+from tests.run.test_owed_row import BY_STEPS, kill_and_resume, rows
 
 SIX_STEPS = ("trainer.max_epochs=-1", "trainer.max_steps=6")  # in the middle of the second epoch
 RUNS = {
@@ -39,13 +38,9 @@ def wholes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunHere]:
     ],
 )
 def test_the_run_is_the_one_that_was_not_killed(
-    name: str, owner: Any, place: str, number: int, tmp_path: Path, wholes: dict[str, RunHere], monkeypatch: Any
+    name: str, owner: Any, place: str, number: int, tmp_path: Path, wholes: dict[str, RunHere]
 ) -> None:
-    with monkeypatch.context() as patch:
-        at(owner, place, number, kill, patch)
-        with pytest.raises(RuntimeError, match=KILLED):
-            train(tmp_path, "run", *RUNS[name])
-    run = train(tmp_path, "run", *RUNS[name])
+    run = kill_and_resume(tmp_path, RUNS[name], owner, place, number)
     compare(run, wholes[name])
     assert rows(run) == rows(wholes[name])
 

@@ -51,6 +51,15 @@ def kill() -> None:
     raise RuntimeError(KILLED)
 
 
+def kill_and_resume(folder: Path, words: list[str], owner: Any, name: str, number: int) -> RunHere:
+    """Train, killed before the n-th call of a function, and to the end by the same line."""
+    with pytest.MonkeyPatch.context() as patch:
+        at(owner, name, number, kill, patch)
+        with pytest.raises(RuntimeError, match=KILLED):
+            train(folder, "run", *words)
+    return train(folder, "run", *words)
+
+
 @pytest.mark.parametrize(
     ("every", "name", "number"),
     [
@@ -61,14 +70,8 @@ def kill() -> None:
         ("3 steps", "update_train_step_metrics", BATCHES),  # of the first checkpoint it is long there
     ],
 )
-def test_the_row_is_there(
-    every: str, name: str, number: int, tmp_path: Path, wholes: dict[str, RunHere], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        at(Connector, name, number, kill, patch)
-        with pytest.raises(RuntimeError, match=KILLED):
-            train(tmp_path, "run", *EVERY[every])
-    run = train(tmp_path, "run", *EVERY[every])
+def test_the_row_is_there(every: str, name: str, number: int, tmp_path: Path, wholes: dict[str, RunHere]) -> None:
+    run = kill_and_resume(tmp_path, EVERY[every], Connector, name, number)
     assert rows(run) == rows(wholes[every])
 
 
