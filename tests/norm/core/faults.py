@@ -74,6 +74,7 @@ def time_out_that_is_changed_later() -> None:
 
 def interrupted() -> None:
     """Ctrl-C while rank 0 waits for a sum, a message in flight, or room; then it continues."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts by `&`
     exchange = one_shot_of(dist.group.WORLD)
     rank, store = dist.get_rank(), compat.store_of_default_group()
     exchange_some(exchange)
