@@ -237,8 +237,8 @@ class _Normalize(torch.autograd.Function):
             average = ctx.layer.average_gradient(weight * sum_dy_z, count, ctx.group)
             scale = (square + ctx.layer.eps).rsqrt()
             shape = (-1, *[1] * (x.dim() - 2))
-            dx = dy.to(scale.dtype) * (weight * scale).view(shape)
-            dx = dx.sub_(x.to(scale.dtype) * (average * scale.square()).view(shape)).to(x.dtype)
+            dx = x.to(scale.dtype) * (average * scale.square()).neg_().view(shape)
+            dx = dx.add_(dy.to(scale.dtype) * (weight * scale).view(shape)).to(x.dtype)
         return dx, sum_dy_z, sum_dy if ctx.needs_input_grad[2] else None, None, None, None, None
 
 

@@ -151,6 +151,18 @@ def test_with_a_window_of_one_gradients_are_derivatives() -> None:
     torch.testing.assert_close(layer(x), expected)
 
 
+def test_a_zero_gradient_enters_as_zeros_do() -> None:
+    x = random(0, 4, 3).float().requires_grad_()
+
+    def gradients(zeros: Callable[[torch.Size], Tensor]) -> list[Tensor]:
+        layer = MovingAverageBatchNorm(3, window=2, warmup=0, centre=False)
+        return [torch.autograd.grad(layer(x), x, dy)[0] for dy in (torch.ones_like(x), zeros(x.shape))]
+
+    expected = gradients(torch.zeros)
+    assert expected[1].abs().max() > 0, "of the window"
+    torch.testing.assert_close(gradients(torch._efficientzerotensor), expected, rtol=0, atol=0)
+
+
 def test_a_second_derivative_is_refused() -> None:
     layer, x = MovingAverageBatchNorm(3, centre=False), torch.randn(4, 3, requires_grad=True)
     with pytest.raises(NotImplementedError, match="no second derivative"):
