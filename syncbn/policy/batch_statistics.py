@@ -12,6 +12,7 @@ from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.select import Globs, select_layers
 from syncbn.policy.acting import Acting, acting_on
 from syncbn.policy.freeze import has_frozen_statistics
+from syncbn.policy.layers import has_statistics, refuse_uncalled
 
 
 def use_batch_statistics(model: nn.Module, *, include: Globs = None, exclude: Globs = None) -> nn.Module:
@@ -68,10 +69,12 @@ def adaptable_layers(model: nn.Module, include: Globs, exclude: Globs) -> list[n
     """Batch normalization layers that aren't frozen.
 
     Raises:
-        ValueError: a glob that matches no layer; no such layer; one that doesn't normalize only by its batch.
+        ValueError: a glob that matches no layer; no such layer; one that doesn't normalize only by its batch, or that
+            a graph never calls.
     """
-    layers = select_layers(model, _can_adapt, include, exclude)
-    moving = [(path, layer) for path, layer in layers if not has_frozen_statistics(layer)]
+    layers = select_layers(model, lambda layer: _can_adapt(layer) or has_statistics(layer), include, exclude)
+    refuse_uncalled(model, layers, "adapt")
+    moving = [(path, layer) for path, layer in layers if _can_adapt(layer) and not has_frozen_statistics(layer)]
     if not moving:
         raise ValueError("the model has no batch normalization layer to adapt, or all of them are frozen")
     for path, layer in moving:

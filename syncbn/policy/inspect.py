@@ -73,6 +73,8 @@ def inspect(
     probes = probes_of(model, group)
     refuse_uncalled(model, [(probe.name, probe.layer) for probe in probes], "inspect", "")
     if not probes:
+        graphs = [(name, layer) for name, layer in model.named_modules() if has_statistics(layer)]
+        refuse_uncalled(model, graphs, "inspect", "")
         raise ValueError("the model has no batch normalization layer with running statistics to inspect")
     moving = {p.layer for p in probes if has_moving_statistics(p.layer)}
     wrong_mode = {layer for layer in moving if layer.training and not model.training}

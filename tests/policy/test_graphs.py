@@ -19,6 +19,7 @@ GRAPHS: dict[str, Callable[[nn.Module], Any]] = {
 POLICIES: dict[str, Callable[[nn.Module], Any]] = {
     "freeze": syncbn.freeze,
     "recalibrate": lambda model: syncbn.recalibrate(model, [X]),
+    "adapt": lambda model: syncbn.adapt(model, method="batch"),
 }
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.(script|trace)(_method)?` is deprecated"),
@@ -54,6 +55,7 @@ def test_a_graph_that_calls_its_layers_is_frozen() -> None:
 
 
 @pytest.mark.parametrize("inspect", [lambda model: syncbn.inspect(model, [X]), lambda model: syncbn.verify(model, X)])
-def test_scripted_layers_can_not_be_watched(inspect: Callable[[nn.Module], Any]) -> None:
+@pytest.mark.parametrize("graph", ["scripted", "traced"])
+def test_layers_of_a_graph_can_not_be_watched(graph: str, inspect: Callable[[nn.Module], Any]) -> None:
     with pytest.raises(ValueError, match="before it is scripted"):
-        inspect(GRAPHS["scripted"](net()))
+        inspect(GRAPHS[graph](net()))
