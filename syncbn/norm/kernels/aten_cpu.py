@@ -158,11 +158,19 @@ def _scale(affine: ChannelAffine) -> Tensor:
 
 def dense(x: Tensor) -> Tensor:
     """`x` if it is contiguous or channels last, with any number of dimensions, otherwise a contiguous copy."""
-    return x if x.is_contiguous() or x.movedim(1, -1).is_contiguous() else x.contiguous()
+    return x if x.is_contiguous() or _is_channels_last(x) else x.contiguous()
 
 
 def like(dy: Tensor, x: Tensor) -> Tensor:
-    return dy.contiguous() if x.is_contiguous() else dy.movedim(1, -1).contiguous().movedim(-1, 1)
+    """`dy` in the layout of `x`, which is dense."""
+    if x.is_contiguous():
+        return dy.contiguous()
+    return dy if _is_channels_last(dy) else dy.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    # For images the first check is enough, and takes a tenth of the time.
+    return (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)) or x.movedim(1, -1).is_contiguous()
 
 
 def _rows(x: Tensor, repeats: int = 1) -> Tensor:
