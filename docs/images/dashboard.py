@@ -33,7 +33,16 @@ def main(folders: list[str]) -> None:
         part.set_facecolor("#f5f5f7")
         for axes, panel in zip(part.subplots(1, COLUMNS), [*section.panels, *[None] * COLUMNS], strict=False):
             draw(axes, panel, runs)
+    key(figure.subfigs[0], runs)
     figure.savefig(PICTURE, dpi=110)
+
+
+def key(part: Any, runs: list[Finished]) -> None:
+    """Name the runs in their colours, beside a section's title."""
+    comparison = compared(runs, [runs[0].metrics[0]], average=False)
+    for number, group in enumerate(comparison.groups):
+        place = {"x": 0.1 + 0.1 * number, "y": 0.98, "va": "top", "transform": part.transSubfigure}
+        part.text(s=comparison.label(group), color=COLOURS[number], fontweight="bold", fontsize="small", **place)
 
 
 def draw(axes: Any, panel: Any, runs: list[Finished]) -> None:
@@ -56,6 +65,10 @@ def draw(axes: Any, panel: Any, runs: list[Finished]) -> None:
 
 def lines(axes: Any, panel: Any, runs: list[Finished]) -> None:
     """Metrics of each run over optimizer steps: the first solid, the second dashed, those of a pattern thin."""
+    for style, name in zip(("-", "--"), panel.y or [], strict=False):
+        if len(panel.y) > 1:
+            axes.plot([], [], color="#555555", linewidth=1.4, linestyle=style, label=name)
+            axes.legend(frameon=False, fontsize="x-small", handlelength=1.6)
     for colour, run in zip(COLOURS, runs, strict=False):
         named = [str(metric) for metric in panel.y or []]
         logged = dict.fromkeys(name for row in run.rows for name, value in row.items() if value)
