@@ -193,6 +193,8 @@ def communicating_group(process_group: ProcessGroup | None) -> ProcessGroup | No
         # Not dist.is_initialized(), which the compiler takes for a constant: on an attribute it puts a guard, so that a
         # model compiled before there was a group, or with another one, is compiled anew.
         process_group = dist.GroupMember.WORLD
+        if torch.compiler.is_compiling() and not dist.is_initialized():
+            process_group = None  # the compiler of torch 2.8 takes a WORLD of None for a group
     if process_group is None or torch.compiler.is_compiling():
         return process_group  # a graph asks the group's name when it runs, and then there may be more ranks
     return process_group if process_group.size() > 1 else None

@@ -31,7 +31,10 @@ class PlainKernels(Kernels):
             count = mask.sum()
             near = torch.where(mask, values.detach(), 0).sum(dims, keepdim=True) / count.clamp(min=1)
             centred = torch.where(mask, values - near, 0)
-        divisor = count.clamp(min=1) if isinstance(count, Tensor) else torch.sym_max(count, 1)
+        if isinstance(count, Tensor):
+            divisor: Tensor | int = count.clamp(min=1)
+        else:  # `max` of a torch.SymInt would decide; the compiler of torch 2.8 knows no `torch.sym_max` of an int
+            divisor = torch.sym_max(count, 1) if isinstance(count, torch.SymInt) else max(count, 1)
         offset = centred.sum(dims)
         m2 = centred.square().sum(dims) - offset.square() / divisor
         return near.flatten() + offset / divisor, m2, count
