@@ -78,14 +78,15 @@ def _run(
     function: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
+    # Only now: gloo of torch 2.8 prints which ranks it is connected to.
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
     function(*args)
     dist.barrier()
     os._exit(0)  # as `syncbn.launch.leave` does

@@ -115,7 +115,7 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
     @property
     def is_attached(self) -> bool:
         """Whether the preceding layer's filters are centred or needn't be."""
-        return not self.centre or self._no_feeder is not None or bool(self._feeder)
+        return not self.centre or self._no_feeder is not None or len(self._feeder) > 0
 
     def detach(self) -> None:
         super().detach()

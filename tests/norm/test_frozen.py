@@ -9,10 +9,12 @@ from torch import Tensor, nn
 import syncbn
 
 
-def trained(norm: type[nn.Module], channels: int = 5, **options: bool) -> nn.Module:
+def trained(norm: type[nn.Module], channels: int = 5, bias: bool = True, **options: bool) -> nn.Module:
     """A layer with non-default statistics and parameters."""
     torch.manual_seed(0)
     layer = norm(channels, **options)
+    if not bias:
+        layer.bias = None  # as bias=False of torch 2.12 has it
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_()

@@ -55,7 +55,10 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
             nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + "".join(f", {name}={getattr(self, name)!r}" for name in Shared.__annotations__)
+        shown = super().extra_repr()
+        if self.affine and self.bias is None and "bias=" not in shown:  # before torch 2.12
+            shown += ", bias=False"
+        return shown + "".join(f", {name}={getattr(self, name)!r}" for name in Shared.__annotations__)
 
     def check_input(self, input: Tensor, mask: Tensor | None) -> None:
         """Raise `ValueError` or `TypeError` for an input that can't be normalized."""

@@ -18,6 +18,7 @@ from syncbn.norm.core.exchange import exchange_for
 
 def rank(number: int, store: str, pipe: Connection) -> None:
     logging.basicConfig(format="%(message)s")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where gloo of torch 2.8 prints its connections
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=number, world_size=2)
     names = []
     for group in [dist.group.WORLD, dist.new_group(), dist.new_group()]:

@@ -23,7 +23,8 @@ class Net(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3)
         self.bn1 = nn.BatchNorm2d(4, eps=0.01, momentum=0.3)
         self.block = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4, affine=False), nn.Flatten(), nn.LazyLinear(6))
-        self.bn2 = nn.BatchNorm1d(6, momentum=None, bias=False)
+        self.bn2 = nn.BatchNorm1d(6, momentum=None)
+        self.bn2.bias = None  # as bias=False of torch 2.12 has it
         self.also_bn1 = self.bn1
 
     def forward(self, x: Tensor) -> Tensor:
