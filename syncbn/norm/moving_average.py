@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
@@ -47,7 +48,8 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
     of gradients are in units of the loss: a change of the loss scale (`torch.amp.GradScaler`, float16) disturbs them
     for `window` steps. There is one all-reduce of 2C + 1 float64 numbers forward and one of C backward; all ranks hold
     the same averages, in buffers. `syncbn.convert` starts from running_var + running_mean², and `revert` leaves a
-    running_mean of 0 and E[x²] as the variance.
+    running_mean of 0 and E[x²] as the variance. A compiled graph breaks at this layer before torch 2.13, in which a
+    compiled backward pass doesn't update averages.
 
     Args:
         num_features: C of an input (N, C, *).
@@ -102,6 +104,7 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
         **shared: Unpack[Shared],
     ) -> None:
         check_arguments(Options, locals())
+        _keep_out_of_graphs()
         super().__init__(num_features, eps, momentum, affine, True, process_group, bias, device, dtype, **shared)
         self.remember(2, device)
         self.window, self.warmup, self.r_max, self.r_start, self.centre = window, warmup, r_max, r_start, centre
@@ -109,6 +112,10 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
         for averaged in ("square", "gradient"):
             self.register_buffer(f"{averaged}_window", torch.zeros(window, num_features, device=device))
             self.register_buffer(f"num_{averaged}s", torch.zeros((), dtype=torch.long, device=device))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        _keep_out_of_graphs()
+        super().__setstate__(state)
 
     # --- the preceding layer ----------------------------------------------------------------------------------------
 
@@ -205,6 +212,14 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
         text = f"{super().extra_repr()}, window={self.window}, warmup={self.warmup}, r_max={self.r_max}"
         text = f"{text}, r_start={self.r_start}, centre={self.centre}"
         return text if self._no_feeder is None else f"{text}, not centred since {self._no_feeder}"
+
+
+@functools.cache
+def _keep_out_of_graphs() -> None:
+    """Leave an old torch's compiler out, at run time: the decorator would import it."""
+    if not compat.COMPILED_BACKWARD_WRITES:
+        eager = torch.compiler.disable(MovingAverageBatchNorm.forward)
+        MovingAverageBatchNorm.forward = eager  # type: ignore[method-assign]
 
 
 class _Normalize(torch.autograd.Function):

@@ -34,6 +34,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 # At most two.
 NOT_IN_ONE_GRAPH = {"cross_iteration": "it looks at what Python saw of the convolution; its graph breaks there"}
+if not compat.COMPILED_BACKWARD_WRITES:
+    NOT_IN_ONE_GRAPH["moving_average"] = "its backward pass updates averages"
 
 # By definition, two ranks' training differs from one process with both batches.
 MOMENTS_OF_A_RANK = {"batch", "ghost"}

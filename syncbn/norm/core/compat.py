@@ -26,6 +26,9 @@ BatchNormBase = nn.modules.batchnorm._BatchNorm
 # Torch's batch norms, of which others are subclasses.
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
+# Whether a compiled backward pass writes to buffers. Before torch 2.13 it may write zeros, which no name tells.
+COMPILED_BACKWARD_WRITES = torch.__version__ >= "2.13"  # which compares versions, not strings
+
 # All normalization layers of torch: batch and instance normalization share a base.
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -149,8 +152,11 @@ def is_transformed() -> bool:
 
 def is_exporting() -> bool:
     """Whether a graph is being made for use elsewhere, by `torch.export` or `torch.jit.trace`."""
-    exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.7 has it
-    return exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    # The flag itself, where there is one: the compiler before torch 2.13 takes `is_exporting()` for true in any graph.
+    exporting = getattr(torch.compiler, "_is_exporting_flag", None)
+    if exporting is None:
+        exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+    return exporting or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def is_proxy_tracing() -> bool:
