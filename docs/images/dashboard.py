@@ -39,10 +39,15 @@ def main(folders: list[str]) -> None:
 
 def key(part: Any, runs: list[Finished]) -> None:
     """Name the runs in their colours, beside a section's title."""
-    comparison = compared(runs, [runs[0].metrics[0]], average=False)
-    for number, group in enumerate(comparison.groups):
+    for number, label in enumerate(labels(runs)):
         place = {"x": 0.1 + 0.1 * number, "y": 0.98, "va": "top", "transform": part.transSubfigure}
-        part.text(s=comparison.label(group), color=COLOURS[number], fontweight="bold", fontsize="small", **place)
+        part.text(s=label, color=COLOURS[number], fontweight="bold", fontsize="small", **place)
+
+
+def labels(runs: list[Finished]) -> list[str]:
+    """What distinguishes each run."""
+    comparison = compared(runs, [runs[0].metrics[0]], average=False)
+    return [comparison.label(group) for group in comparison.groups]
 
 
 def draw(axes: Any, panel: Any, runs: list[Finished]) -> None:
@@ -65,10 +70,10 @@ def draw(axes: Any, panel: Any, runs: list[Finished]) -> None:
 
 def lines(axes: Any, panel: Any, runs: list[Finished]) -> None:
     """Metrics of each run over optimizer steps: the first solid, the second dashed, those of a pattern thin."""
-    for style, name in zip(("-", "--"), panel.y or [], strict=False):
-        if len(panel.y) > 1:
+    if panel.y and len(panel.y) > 1:
+        for style, name in zip(("-", "--"), panel.y, strict=False):
             axes.plot([], [], color="#555555", linewidth=1.4, linestyle=style, label=name)
-            axes.legend(frameon=False, fontsize="x-small", handlelength=1.6)
+        axes.legend(frameon=False, fontsize="x-small", handlelength=1.6)
     for colour, run in zip(COLOURS, runs, strict=False):
         named = [str(metric) for metric in panel.y or []]
         logged = dict.fromkeys(name for row in run.rows for name, value in row.items() if value)
@@ -97,10 +102,7 @@ def text(panel: Any, runs: list[Finished]) -> str:
     """What a panel shows that isn't drawn here."""
     if keys := getattr(panel, "media_keys", None):
         return f"images of {', '.join(keys)}"
-    comparison = compared(runs, [runs[0].metrics[0]], average=False)
-    return "\n".join(
-        f"{run.name}: {comparison.label(group)}" for run, group in zip(runs, comparison.groups, strict=True)
-    )
+    return "\n".join(f"{run.name}: {label}" for run, label in zip(runs, labels(runs), strict=True))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from syncbn.norm.core import compat
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.attachable import check_feeder
+from syncbn.norm.core.leaf import keep_out_of_graphs
 from syncbn.norm.core.linear_maps import filters
 from syncbn.norm.core.moments import Moments, pool
 from syncbn.norm.core.registry import register
@@ -293,11 +293,8 @@ class CrossIterationBatchNorm(SyncBatchNorm):
         return text if self._no_feeder is None else f"{text}, no window since {self._no_feeder}"
 
 
-@functools.cache
 def _keep_out_of_graphs() -> None:
-    """Disable compilation at run time: the decorator `torch.compiler.disable` would import the slow compiler."""
-    for name in ("_after_feeder", "forward"):
-        setattr(CrossIterationBatchNorm, name, torch.compiler.disable(getattr(CrossIterationBatchNorm, name)))
+    keep_out_of_graphs(CrossIterationBatchNorm, "_after_feeder", "forward")
 
 
 def _unpickled(cls: type[CrossIterationBatchNorm]) -> CrossIterationBatchNorm:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
@@ -13,6 +12,7 @@ from syncbn.norm.core import compat
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.exchange import all_sum
 from syncbn.norm.core.kernels import kernels_for
+from syncbn.norm.core.leaf import keep_out_of_graphs
 from syncbn.norm.core.linear_maps import is_transposed
 from syncbn.norm.core.moments import Moments, biased_var
 from syncbn.norm.core.registry import register
@@ -122,7 +122,7 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
     @property
     def is_attached(self) -> bool:
         """Whether the preceding layer's filters are centred or needn't be."""
-        return not self.centre or self._no_feeder is not None or len(self._feeder) > 0
+        return not self.centre or self._no_feeder is not None or super().is_attached
 
     def detach(self) -> None:
         super().detach()
@@ -214,12 +214,9 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
         return text if self._no_feeder is None else f"{text}, not centred since {self._no_feeder}"
 
 
-@functools.cache
 def _keep_out_of_graphs() -> None:
-    """Leave an old torch's compiler out, at run time: the decorator would import it."""
     if not compat.COMPILED_BACKWARD_WRITES:
-        eager = torch.compiler.disable(MovingAverageBatchNorm.forward)
-        MovingAverageBatchNorm.forward = eager  # type: ignore[method-assign]
+        keep_out_of_graphs(MovingAverageBatchNorm, "forward")
 
 
 class _Normalize(torch.autograd.Function):

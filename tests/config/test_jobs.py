@@ -61,7 +61,7 @@ def test_choices_of_other_folders_are_checked_as_ours(more: Path, words: list[st
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("[/absent]", r"hydra.searchpath: there is no folder or package file:///absent"),
+        ("[/absent]", r"hydra.searchpath: there is no folder or package file:/{3}absent"),
         ("[pkg://not_installed.conf]", r"there is no folder or package pkg://not_installed.conf"),
         ("more", r"must be a list of strings. Got: more; write hydra.searchpath=\[<folder>,pkg://<package>\]"),
     ],

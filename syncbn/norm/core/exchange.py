@@ -189,15 +189,22 @@ torch.fx.node.has_side_effect(torch.ops.syncbn.all_sum.default)
 
 def communicating_group(process_group: ProcessGroup | None) -> ProcessGroup | None:
     """Group to reduce over: `process_group`, or the default group; None if there are no other ranks."""
-    if process_group is None and dist.is_available():
-        # Not dist.is_initialized(), which the compiler takes for a constant: on an attribute it puts a guard, so that a
-        # model compiled before there was a group, or with another one, is compiled anew.
-        process_group = dist.GroupMember.WORLD
-        if torch.compiler.is_compiling() and not dist.is_initialized():
-            process_group = None  # the compiler of torch 2.8 takes a WORLD of None for a group
+    if process_group is None:
+        process_group = _default_group()
     if process_group is None or torch.compiler.is_compiling():
         return process_group  # a graph asks the group's name when it runs, and then there may be more ranks
     return process_group if process_group.size() > 1 else None
+
+
+def _default_group() -> ProcessGroup | None:
+    if not dist.is_available():
+        return None
+    # Not dist.is_initialized() alone, which the compiler takes for a constant: on an attribute it puts a guard, so that
+    # a model compiled before there was a group, or with another one, is compiled anew.
+    group = dist.GroupMember.WORLD
+    if torch.compiler.is_compiling() and not dist.is_initialized():
+        return None  # the compiler of torch 2.8 takes a WORLD of None for a group
+    return group
 
 
 class OwnGroup:
@@ -225,7 +232,7 @@ class OwnGroup:
         Raises:
             ValueError: a loaded layer hasn't been told its group yet.
         """
-        if self.is_lost and dist.is_available() and dist.GroupMember.WORLD is not None:
+        if self.is_lost and _default_group() is not None:
             raise ValueError(
                 "this layer synchronized over a process group of its own, which no file holds: set layer.process_group "
                 "(None for all ranks), or syncbn.norm.core.groups.set_process_group(model, group) for all layers"

@@ -1,9 +1,13 @@
-"""What tools that read a model's code do with a layer: `torch.fx` takes it as a whole, TorchScript is refused."""
+"""What tools that read a model's code do with a layer: `torch.fx` takes it as a whole, TorchScript is refused.
+
+Where a layer can't be compiled, `torch.compile` breaks its graph there.
+"""
 
 import functools
 from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
+import torch
 from torch import Tensor
 from torch.fx import Proxy
 
@@ -32,6 +36,13 @@ class Leaf:
             "torch.jit.trace(model.eval(), example_input), or script it with torch's own layers, "
             "torch.jit.script(syncbn.convert(model, 'torch'))"
         )
+
+
+@functools.cache
+def keep_out_of_graphs(layer: type, *methods: str) -> None:
+    """Disable compilation at run time: the decorator `torch.compiler.disable` would import the slow compiler."""
+    for name in methods:
+        setattr(layer, name, torch.compiler.disable(getattr(layer, name)))
 
 
 def _whole(forward: Any) -> Any:

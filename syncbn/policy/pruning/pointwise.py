@@ -12,9 +12,19 @@ from syncbn.norm.surgery.graph import Operation, View
 from syncbn.policy.pruning.channels import Pattern
 from syncbn.policy.pruning.flow import Flow
 
-# Elementwise operators that torch, some of them before 2.9, doesn't tag as such.
-_HARD_SWISH, _LEAKY_RELU = ("hardswish", "hardswish_"), ("leaky_relu", "leaky_relu_")
-_MORE = frozenset(("_to_copy", "copy_", *_HARD_SWISH, *_LEAKY_RELU, "_prelu_kernel", "log_sigmoid_forward"))
+# Elementwise operators that torch doesn't tag as such.
+_MORE = frozenset(
+    (
+        "_prelu_kernel",
+        "_to_copy",
+        "copy_",
+        "hardswish",
+        "hardswish_",
+        "leaky_relu",  # in older torch, at least up to 2.11
+        "leaky_relu_",
+        "log_sigmoid_forward",
+    )
+)
 
 
 def is_pointwise(operation: Operation) -> bool:
