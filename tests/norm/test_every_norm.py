@@ -212,10 +212,12 @@ def test_few_norms_are_left_out_of_the_graphs() -> None:
 @pytest.mark.slow
 def test_inductor_makes_one_graph_of_all_of_them() -> None:
     """A convolution and a norm for every name, one after the other, so that Inductor starts once."""
+    # Inductor hands torch's own weight_norm a channels-last weight there, which it refuses.
+    left_out = {*NOT_IN_ONE_GRAPH, *(["weight"] if torch.__version__ < "2.11" else [])}
 
     def chain() -> nn.Sequential:
         torch.manual_seed(0)
-        parts = [build(name) for name in syncbn.available_norms() if name not in NOT_IN_ONE_GRAPH]
+        parts = [build(name) for name in syncbn.available_norms() if name not in left_out]
         return nn.Sequential(*(nn.Sequential(nn.ConvTranspose2d(C, 3, 2), part) for part in parts)).double()
 
     model, reference = chain(), chain()

@@ -28,7 +28,7 @@ COLLECTIVES = {"collective": "c10d::allreduce_", "one_shot": "syncbn::one_shot"}
 
 def collectives(action: Callable[[], object]) -> Counter[str]:
     """Messages that torch's profiler sees in an action."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         action()
     return Counter(
         event.name

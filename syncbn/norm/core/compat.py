@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup, distributed_c10d
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils import _python_dispatch, _pytree
 
@@ -28,6 +29,9 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 # Whether a compiled backward pass writes to buffers. Before torch 2.13 it may write zeros, which no name tells.
 COMPILED_BACKWARD_WRITES = torch.__version__ >= "2.13"  # which compares versions, not strings
+
+# Whether Inductor runs what has a side effect and no user. Before torch 2.11 it drops it, which no name tells.
+COMPILED_SUMS_STAY = torch.__version__ >= "2.11"
 
 # All normalization layers of torch: batch and instance normalization share a base.
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -208,9 +212,16 @@ class SpectralParametrization(parametrizations._SpectralNorm):
     torch's own iterates when activation checkpointing recomputes a forward pass, which then has different weights.
     """
 
+    @torch.no_grad()
     def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
-        if torch.compiler.is_compiling() or not in_backward():
-            super()._power_method(weight_mat, n_power_iterations)
+        if not torch.compiler.is_compiling() and in_backward():
+            return
+        weight = weight_mat.detach()  # torch.export of torch 2.8 doesn't see no_grad
+        for _ in range(n_power_iterations):
+            # The same numbers as torch's, which assigns the buffers: before torch 2.13, an export that failed leaves a
+            # hook on such assignments, and the compiler stops at it.
+            self._u.copy_(F.normalize(torch.mv(weight, self._v), dim=0, eps=self.eps))
+            self._v.copy_(F.normalize(torch.mv(weight.H, self._u), dim=0, eps=self.eps))
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -40,8 +41,10 @@ class Deferred(Tensor):
         deferred = compat.empty_shell(Deferred, normalization.x)
         deferred.__dict__.update(_normalization=normalization, _residual=residual, _value=None)
         deferred._versions = deferred._versions_now()
+        # A gradient that arrives here would be lost.
+        hook = _backward_of(deferred) if compat.in_backward() else _refuse
         with compat.plain_tensors():
-            deferred.register_hook(_refuse)  # a gradient that arrives here would be lost
+            deferred.register_hook(hook)
         return deferred
 
     @classmethod
@@ -90,6 +93,18 @@ def _refuse(gradient: Any = None) -> None:
         "the output of a SyncBatchNorm with fuse_activation=True went where Python can't follow it, such as into a "
         "torch.autograd.Function: leave this layer out of the fusion"
     )
+
+
+def _backward_of(deferred: Deferred) -> Callable[[Tensor], None]:
+    """Hook for a recomputed output: before torch 2.11, a reentrant checkpoint differentiates it unseen."""
+    reference = weakref.ref(deferred)
+
+    def hook(gradient: Tensor) -> None:
+        recomputed = reference()
+        assert recomputed is not None
+        torch.autograd.backward(recomputed.value(), gradient)
+
+    return hook
 
 
 def _fused(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

@@ -66,7 +66,7 @@ def test_messages_of_different_lengths_are_refused_on_all_ranks(ranks: Callable[
 def seen_by_profiler() -> list[str]:
     _, exchange = shared.new_one_shot()
     buffer = torch.ones(3)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         exchange.sum(buffer)
         exchange.send(buffer).wait()
     return [event.name for event in profile.events() if event.name.startswith("syncbn")]
