@@ -130,8 +130,9 @@ class CrossIterationBatchNorm(SyncBatchNorm):
         self._current: Moments | None = None
         self._carried: Moments | None = None
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return _unpickled, (type(self),), self.__dict__
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        _keep_out_of_graphs()
+        super().__setstate__(state)
 
     # --- the preceding layer ----------------------------------------------------------------------------------------
 
@@ -295,9 +296,3 @@ class CrossIterationBatchNorm(SyncBatchNorm):
 
 def _keep_out_of_graphs() -> None:
     keep_out_of_graphs(CrossIterationBatchNorm, "_after_feeder", "forward")
-
-
-def _unpickled(cls: type[CrossIterationBatchNorm]) -> CrossIterationBatchNorm:
-    """In a process that may have made none."""
-    _keep_out_of_graphs()
-    return cls.__new__(cls)
