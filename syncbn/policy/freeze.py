@@ -100,6 +100,14 @@ def has_moving_statistics(layer: nn.Module) -> bool:
     return tracks_batch(layer) and not has_frozen_statistics(layer)
 
 
+def settle_frozen(model: nn.Module) -> None:
+    """Make the buffers of frozen layers what the layers would evaluate with, and take others' sizes for theirs."""
+    for layer in model.modules():
+        hook = _find(layer)
+        if hook is not None and hook.stats:
+            hook.undo_reset(layer)
+
+
 def is_frozen_by(hook: Any) -> bool:
     """Whether a layer's hook is one that `freeze` left."""
     return isinstance(getattr(hook, "__self__", None), _Frozen)
@@ -140,7 +148,7 @@ class _Frozen(Acting):
         self._training = layer.training
         if self.stats:
             if not (torch.compiler.is_compiling() or compat.in_dispatch_mode()):  # these see every operation
-                self._undo_reset(layer)
+                self.undo_reset(layer)
             layer.training = False
 
     def after_forward(self, layer: nn.Module, args: Any, output: Any) -> None:
@@ -149,7 +157,7 @@ class _Frozen(Acting):
     def before_saving(self, layer: nn.Module, prefix: str, keep_vars: bool) -> None:
         """Before `state_dict`."""
         if self.stats:
-            self._undo_reset(layer)
+            self.undo_reset(layer)
 
     def after_loading(self, layer: nn.Module, incompatible_keys: Any) -> None:
         """After `load_state_dict`."""
@@ -159,21 +167,19 @@ class _Frozen(Acting):
     def freeze_statistics(self, layer: nn.Module) -> None:
         self.stats = True
         self._values = []
-        self._undo_reset(layer)
+        self.undo_reset(layer)
 
     @torch.no_grad()
-    def _undo_reset(self, layer: Any) -> None:
+    def undo_reset(self, layer: Any) -> None:
+        """Take the buffers for the frozen statistics, unless they were reset to 0 and 1 since the last time."""
         buffers = [layer.running_mean, layer.running_var]
         if any(buffer is None or buffer.is_meta for buffer in buffers) or self._as_seen(buffers):
             return
-        if len(self._values) == len(buffers) and all(
-            value.shape == buffer.shape and value.device == buffer.device
-            for value, buffer in zip(self._values, buffers, strict=True)
-        ):
+        if [value.shape for value in self._values] == [buffer.shape for buffer in buffers]:  # not of pruned layers
             mean, var = buffers
             was_reset = (mean == 0).all() & (var == 1).all()  # without waiting for a GPU
             for buffer, value in zip(buffers, self._values, strict=True):
-                buffer.copy_(torch.where(was_reset, value.to(buffer.dtype), buffer))
+                buffer.copy_(torch.where(was_reset, value.to(buffer), buffer))
         self._values = [buffer.detach().clone() for buffer in buffers]
         self._seen = [(buffer, compat.version_of(buffer)) for buffer in buffers]
 

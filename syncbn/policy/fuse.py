@@ -16,7 +16,7 @@ from syncbn.norm.surgery.record import record
 from syncbn.policy.acting import acting_on
 from syncbn.policy.batch_statistics import BatchStatistics
 from syncbn.policy.fold import Rest, fold, folded, remainder, replace_everywhere, takes_bias
-from syncbn.policy.freeze import is_frozen_by
+from syncbn.policy.freeze import is_frozen_by, settle_frozen
 from syncbn.policy.layers import has_statistics, is_batch_norm, refuse_wrapped
 from syncbn.policy.proof import prove_fusion
 
@@ -75,6 +75,7 @@ def fuse(model: nn.Module, example_input: Example, *, forward: Forward | None = 
             exact = all(step.exact for step in folds)
             prove_fusion(model, folds, lambda copy: _apply(copy, folds), example_input, forward, exact)
         fused = copied(model).eval()
+        settle_frozen(fused)
         _apply(fused, folds)
     left = [f"{step.layer or 'the model'}: {step.reason}" for step in plan if step.reason]
     if left:

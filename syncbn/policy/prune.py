@@ -14,6 +14,7 @@ from syncbn.norm.surgery.forward import Example, Forward, copied, copied_example
 from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.graph import Graph
 from syncbn.norm.surgery.record import record
+from syncbn.policy.freeze import settle_frozen
 from syncbn.policy.layers import is_norm, refuse_wrapped
 from syncbn.policy.pruning.flow import Axis, Flow
 from syncbn.policy.pruning.proof import PruningProof
@@ -81,7 +82,9 @@ def prune(model: nn.Module, ratio: float, example_input: Example, *, forward: Fo
     with outside_of_modes():
         removal, _ = _decided(model, ratio, example_input, forward)
         pruned = copied(model)
+        settle_frozen(pruned)
         removal.shrink(pruned)
+        settle_frozen(pruned)  # frozen statistics have shrunk, too
     return pruned
 
 

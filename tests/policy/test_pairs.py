@@ -167,6 +167,23 @@ def test_frozen_statistics_stay_what_they_are(
     assert all(not torch.equal(after[key], measured[key]) for key in after if key not in frozen)
 
 
+@pytest.mark.parametrize("smaller", [syncbn.fuse, lambda net, x: syncbn.prune(net, 0.5, x)], ids=["fuse", "prune"])
+def test_a_reset_is_undone_in_what_fuse_and_prune_copy(smaller: Callable[[nn.Module, Tensor], nn.Module]) -> None:
+    net, x = syncbn.freeze(logits_net()), images(4)
+    expected = smaller(net, x)(x)
+    modules_reset(net)
+    torch.testing.assert_close(smaller(net, x)(x), expected)
+
+
+def test_frozen_statistics_of_a_pruned_network_stay_what_they_are() -> None:
+    pruned: Any = syncbn.prune(syncbn.freeze(logits_net()), 0.5, images(4))
+    measured = pruned.norm.running_mean.clone()
+    update_bn([images(8, seed=5)], pruned)
+    pruned(images(4))
+    assert len(measured) == 2
+    assert torch.equal(pruned.norm.running_mean, measured)
+
+
 def test_a_reset_is_undone_in_what_is_saved_and_a_checkpoint_is_not_a_reset() -> None:
     net = syncbn.freeze(logits_net())
     before = statistics(net)
