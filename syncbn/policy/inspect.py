@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from syncbn.norm.core import compat
 from syncbn.norm.core.capabilities import synchronizes
 from syncbn.norm.core.exchange import all_sum, communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, biased_var, pool
@@ -234,4 +235,6 @@ def _redundant_biases(model: nn.Module, batch: Any, forward: Forward | None) -> 
 
 
 def _is_inspected(layer: Any) -> bool:
-    return has_statistics(layer) and layer.running_mean.dim() == 1 and hasattr(layer, "momentum")
+    """Whether a layer's statistics are those of its batches, and not of frozen layers or of single samples."""
+    pooled = hasattr(layer, "momentum") and not isinstance(layer, compat.INSTANCE_NORMS)
+    return has_statistics(layer) and pooled and layer.running_mean.dim() == 1

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from syncbn.norm.core import compat
 from syncbn.norm.core.capabilities import is_per_channel
 from syncbn.norm.surgery.forward import Example, Forward, copied, copied_example, modes_kept, outside_of_modes, run
 from syncbn.norm.surgery.given import check_given
@@ -164,7 +165,7 @@ def _flow(model: nn.Module, graphs: list[Graph]) -> Flow:
     whole = [
         f"{name}.{part}"
         for name, norm in norms.items()
-        if not is_per_channel(norm) and not isinstance(norm, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d)
+        if not is_per_channel(norm) and not isinstance(norm, compat.INSTANCE_NORMS)
         for part, _ in (*norm.named_parameters(), *norm.named_buffers())
     ]
     for name, module in model.named_modules():

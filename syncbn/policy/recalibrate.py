@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from syncbn.norm.core import compat
 from syncbn.norm.core.capabilities import clear_window, synchronizes
 from syncbn.norm.core.exchange import communicating_group
 from syncbn.norm.core.moments import Moments, all_reduce, batch_moments, pool, unbiased_var
@@ -53,9 +54,10 @@ def recalibrate(
     A momentum would instead weigh recent batches most and mix in statistics of earlier weights. Moments of unequal
     batches are merged by the law of total variance. Meanwhile these layers normalize by their batch (synchronized ones
     by that of all ranks) and everything else is in eval mode: statistics are those of the evaluated network, without
-    dropout. Layers frozen by `freeze` and layers that the batches don't reach aren't changed. Weights, modes and the
-    state of random generators are restored; the window of cross-iteration batch normalization is cleared. Moving
-    average batch normalization, which subtracts no mean, gets running_mean = 0 and running_var = Σx² / n.
+    dropout. Layers frozen by `freeze`, frozen norms (of this package, torchvision or others) and layers that the
+    batches don't reach aren't changed. Weights, modes and the state of random generators are restored; the window of
+    cross-iteration batch normalization is cleared. Moving average batch normalization, which subtracts no mean, gets
+    running_mean = 0 and running_var = Σx² / n; torch's instance normalization the averages of its samples' moments.
 
     Use batches as large as in training, or larger: a layer's input depends on the normalization before it.
 
@@ -88,7 +90,7 @@ def recalibrate(
     layers = _layers(model, include, exclude)
     net, device = unwrapped(model), device_of(model)
     group = communicating_group(process_group)
-    sums = {layer: _Sum(path, layer) for path, layer in layers}
+    sums = {layer: _sum(path, layer) for path, layer in layers}
     with _other_state_kept(sums), modes_kept(model), generators_kept(device), torch.no_grad():
         model.eval()
         for layer in sums:
@@ -131,12 +133,18 @@ def other_statistics(layer: nn.Module) -> list[str]:
 
 def _layers(model: nn.Module, include: Globs, exclude: Globs) -> list[tuple[str, nn.Module]]:
     layers = select_layers(model, has_statistics, include, exclude)
-    moving = [(path, layer) for path, layer in layers if not has_frozen_statistics(layer)]
+    refuse_uncalled(model, [(path, layer) for path, layer in layers if not has_frozen_statistics(layer)], "recalibrate")
+    moving = [(path, layer) for path, layer in layers if has_moving_statistics(layer)]
     if not moving:
-        frozen = f"; {len(layers)} are frozen, syncbn.unfreeze them first" if layers else ""
+        frozen = f"; {len(layers)} are frozen, {_thaw(layers)} first" if layers else ""
         raise ValueError(f"the model has no layer whose running statistics can be recalibrated{frozen}")
-    refuse_uncalled(model, moving, "recalibrate")
     return moving
+
+
+def _thaw(layers: list[tuple[str, nn.Module]]) -> str:
+    if any(has_frozen_statistics(layer) for _, layer in layers):
+        return "syncbn.unfreeze them"
+    return f'syncbn.revert(model), or syncbn.convert(model, "batch") of {type(layers[0][1]).__name__} layers,'
 
 
 def _restore(moments: dict[_Sum, Moments]) -> None:
@@ -160,15 +168,18 @@ class _Sum:
     def add(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = (args[0] if args else kwargs["input"]).detach()
         mask = args[1] if len(args) > 1 else kwargs.get("mask")
+        self.check(x)
+        if mask is not None:
+            mask = mask.unsqueeze(1)
+            x = torch.where(mask, x, 0)
+        self.moments = pool(self.moments, batch_moments(x, mask))
+
+    def check(self, x: Tensor) -> None:
         if len(self.shape) != 1 or x.dim() < 2 or x.shape[1] != self.shape[0]:
             raise ValueError(
                 f"{self.path} has running statistics of shape {tuple(self.shape)} for an input of shape "
                 f"{tuple(x.shape)}: leave it out with exclude="
             )
-        if mask is not None:
-            mask = mask.unsqueeze(1)
-            x = torch.where(mask, x, 0)
-        self.moments = pool(self.moments, batch_moments(x, mask))
 
     def total(self, group: ProcessGroup | None) -> Moments:
         return all_reduce(self.moments, group)
@@ -187,8 +198,34 @@ class _Sum:
         mean, var = layer.statistics_of(moments) if exact else (moments.mean, unbiased_var(moments))
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(var)
-        if layer.num_batches_tracked is not None:
+        if getattr(layer, "num_batches_tracked", None) is not None:
             layer.num_batches_tracked.fill_(count)
+
+
+def _sum(path: str, layer: nn.Module) -> _Sum:
+    return (_SampleSum if isinstance(layer, compat.INSTANCE_NORMS) else _Sum)(path, layer)
+
+
+class _SampleSum(_Sum):
+    """Sums of the moments of each sample, whose averages instance normalization takes for its running statistics."""
+
+    def __init__(self, path: str, layer: Any) -> None:
+        super().__init__(path, layer)
+        self.moments = _nothing(layer.running_mean.repeat(2))
+
+    def add(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = (args[0] if args else kwargs["input"]).detach()
+        dimensions = next(n for n, kind in enumerate(compat.INSTANCE_NORMS, start=3) if isinstance(layer, kind))
+        x = x.unsqueeze(0) if x.dim() == dimensions - 1 else x  # a sample without a batch
+        self.check(x)
+        var, mean = torch.var_mean(x.flatten(2).to(self.moments.mean.dtype), dim=2)
+        self.moments = pool(self.moments, batch_moments(torch.cat([mean, var], dim=1)))
+
+    def write(self, layer: Any, moments: Moments, count: int) -> None:
+        if moments.count:
+            mean, var = moments.mean.chunk(2)
+            enough = moments.count.clamp(min=2)  # one sample has a variance of its own
+            super().write(layer, Moments(enough, mean, var * (enough - 1)), count)
 
 
 def _nothing(running_mean: Tensor) -> Moments:

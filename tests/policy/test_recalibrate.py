@@ -132,6 +132,44 @@ def test_frozen_and_excluded_layers_stay() -> None:
         syncbn.recalibrate(net, [images(6)], exclude="body.*")
 
 
+class FrozenBatchNorm2d(nn.Module):
+    """torchvision's and detectron2's layer: four buffers, no counter, no momentum."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+
+
+@pytest.mark.parametrize("norm", [FrozenBatchNorm2d, syncbn.norm_layer("frozen")], ids=["torchvision's", "ours"])
+def test_norms_that_are_frozen_by_their_class_stay(norm: Callable[[int], nn.Module]) -> None:
+    net = TwoStages()
+    net.stem[1] = norm(4)
+    before = copy.deepcopy(net.stem[1].state_dict())
+    syncbn.recalibrate(net, [images(6)])
+    assert all(torch.equal(value, before[key]) for key, value in net.stem[1].state_dict().items())
+    assert_statistics(net.body[1], [net.body[0](net.stem.eval()(images(6)))])
+    with pytest.raises(ValueError, match=r"2 are frozen, syncbn\.revert\(model\), or syncbn\.convert"):
+        syncbn.recalibrate(TwoStages(norm), [images(6)])
+
+
+@pytest.mark.parametrize("sizes", [[4, 3, 1], [1]])
+def test_instance_norms_have_the_averages_of_samples(sizes: list[int]) -> None:
+    """torch's rule for one batch of all samples and momentum 1."""
+    layers = [nn.InstanceNorm2d(2, momentum=1.0, track_running_stats=True).double() for _ in range(2)]
+    x = images(sum(sizes)).double()
+    layers[0](x)
+    syncbn.recalibrate(layers[1], cut(x, sizes))
+    assert_close = torch.testing.assert_close
+    assert_close(layers[1].running_mean, layers[0].running_mean)
+    assert_close(layers[1].running_var, layers[0].running_var)
+    with pytest.raises(ValueError, match="no batch normalization layer with running statistics"):
+        syncbn.inspect(layers[1], [x])  # which compares with the moments of batches
+
+
 def test_a_layer_that_is_not_reached_stays() -> None:
     net = seeded(TwoStages)
     net.unused = nn.BatchNorm2d(3)

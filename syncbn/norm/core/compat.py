@@ -27,6 +27,9 @@ BatchNormBase = nn.modules.batchnorm._BatchNorm
 # Torch's batch norms, of which others are subclasses.
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
+# Torch's instance norms, by the number of their input's dimensions: 3, 4 and 5.
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
 # Whether a compiled backward pass writes to buffers. Before torch 2.13 it may write zeros, which no name tells.
 COMPILED_BACKWARD_WRITES = torch.__version__ >= "2.13"  # which compares versions, not strings
 

@@ -7,13 +7,11 @@ from typing import NamedTuple
 
 from torch import nn
 
+from syncbn.norm.core import compat
 from syncbn.norm.surgery.graph import Graph, Named, Operation, View, is_whole
 from syncbn.policy.pruning.channels import BLANK, Channels, Memory, Pattern
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 # Records an operation's effect on channels; False if it is unknown.
@@ -76,7 +74,7 @@ class Flow:
         self._memories: dict[int, Memory] = {}
         unseen = set(graph.unseen.values())
         counting = {
-            call.start: call for call in graph.calls if isinstance(call.module, _INSTANCE_NORMS) and call.inputs
+            call.start: call for call in graph.calls if isinstance(call.module, compat.INSTANCE_NORMS) and call.inputs
         }
         for self._operation in graph.operations:
             if self._operation.index in unseen and self._counts():
