@@ -1,6 +1,7 @@
 """Match the keys of a file of weights with those of a network, and adapt the two layers that depend on the data."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _COUNTER = "num_batches_tracked"
 
 
-def matched(state: Mapping[str, Tensor], own: Iterable[str]) -> tuple[dict[str, Tensor], list[str]]:
+def matched(state: Mapping[str, Any], own: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
     """Name a file's tensors as the network does.
 
     Prefixes that wrap a model are taken off only where more of the keys fit without them, so that a network with an
@@ -25,6 +26,9 @@ def matched(state: Mapping[str, Tensor], own: Iterable[str]) -> tuple[dict[str, 
 
     Returns:
         The tensors by the network's keys, as far as it has them, and what was done, in words.
+
+    Raises:
+        ValueError: several prefixes fit equally well, with other numbers under each.
     """
     said = []
     if (averaged := state.get("n_averaged")) is not None and averaged.numel() == 1:
@@ -32,8 +36,15 @@ def matched(state: Mapping[str, Tensor], own: Iterable[str]) -> tuple[dict[str, 
         said.append(f"an average of {int(averaged)} models")
     named = {_plain(key): key for key in own}
     plain = {_plain(key): value for key, value in state.items()}
-    prefix = max(_prefixes(plain), key=lambda each: (_fits(plain, each, named), -len(each)))
-    inside = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
+    fits = {prefix: _fits(plain, prefix, named) for prefix in _prefixes(plain)}
+    prefix, *others = sorted(fits, key=lambda each: (-fits[each], len(each)))
+    inside = _inside(plain, prefix)
+    for other in others:
+        if 0 < fits[other] == fits[prefix] and not _equal(inside, _inside(plain, other), named):
+            raise ValueError(
+                f"keys of the network are in the file under {prefix!r} and under {other!r}, with other numbers: save "
+                "one of the two alone, and load that"
+            )
     if prefix:
         said.append(f"prefix {prefix!r} taken off")
     if outside := [key for key in plain if not key.startswith(prefix)]:
@@ -55,6 +66,15 @@ def _prefixes(keys: Iterable[str]) -> list[str]:
             prefix += around
             found.add(prefix)
     return sorted(found)
+
+
+def _inside(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _equal(a: Mapping[str, Any], b: Mapping[str, Any], keys: Iterable[str]) -> bool:
+    pairs = [(a[key], b[key]) for key in keys if isinstance(a.get(key), Tensor) and isinstance(b.get(key), Tensor)]
+    return all(x.shape == y.shape and bool((x == y).all()) for x, y in pairs)
 
 
 def _fits(state: Mapping[str, Tensor], prefix: str, own: Mapping[str, str]) -> int:

@@ -1,16 +1,23 @@
 """Weights files as they are published: names, prefixes, counters, heads, stems, and invalid ones."""
 
+import argparse
 import copy
+import datetime
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+import syncbn
 from syncbn.models import load_weights
+from tests.ranks import Ranks
 
 
 class Plain(nn.Module):
@@ -305,3 +312,125 @@ def test_other_dtypes_are_converted(tmp_path: Path, dtype: torch.dtype) -> None:
     model = Plain()
     load_weights(model, saved(OrderedDict(state), tmp_path, "w.pth.tar"))
     assert has(model, {k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+
+
+def load_into_wrapped(path: Path) -> bool:
+    state = torch.load(path, weights_only=True)
+    compiled = torch.compile(DistributedDataParallel(Plain()), backend="eager")
+    load_weights(compiled, path)
+    return has(compiled._orig_mod.module, state)
+
+
+def test_a_compiled_ddp_takes_plain_files(tmp_path: Path, ranks: Callable[[int], Ranks]) -> None:
+    path = saved(randomized(Plain()).state_dict(), tmp_path)
+    assert ranks(1).run(load_into_wrapped, path) == [True]
+    parallel = torch.compile(nn.DataParallel(Plain()), backend="eager")
+    load_weights(parallel, path)
+    assert has(parallel._orig_mod.module, torch.load(path, weights_only=True))
+
+
+def test_what_checkpoints_hold_beside_tensors_is_no_hindrance(tmp_path: Path) -> None:
+    """timm, DeiT and MAE save their arguments, others scores of numpy."""
+    state = randomized(Plain()).state_dict()
+    content = {
+        "model": state,
+        "args": argparse.Namespace(lr=0.1, folder=tmp_path),
+        "best": np.float64(71.5),
+        "history": {"loss": np.ones(3, dtype=np.float32)},
+        "when": datetime.datetime(2020, 1, 1),
+    }
+    model = Plain()
+    load_weights(model, saved(content, tmp_path))
+    assert has(model, state)
+
+
+def test_tensors_in_another_form_are_tensors(tmp_path: Path) -> None:
+    state = randomized(Plain()).state_dict()
+    model = Plain()
+    load_weights(model, saved({key: value.numpy() for key, value in state.items()}, tmp_path))
+    assert has(model, state)
+    said = load_weights(model, saved({"state_dict": {**state, "epoch": 3}}, tmp_path))
+    assert ", without its epoch" in said
+    linear = nn.Linear(2, 2, bias=False)
+    load_weights(linear, saved({"weight": torch.eye(2).to_sparse()}, tmp_path))
+    assert torch.equal(linear.weight, torch.eye(2))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace(_method)?` is deprecated")
+def test_a_scripted_model_is_not_called_damaged(tmp_path: Path) -> None:
+    torch.jit.trace(Plain().eval(), torch.zeros(1, 3, 5, 5)).save(str(tmp_path / "w.pt"))
+    with pytest.raises(ValueError, match=r"is a TorchScript archive: read it with torch\.jit\.load"):
+        load_weights(Plain(), tmp_path / "w.pt")
+
+
+def test_a_network_that_is_in_the_file_twice_is_not_chosen_by_its_name(tmp_path: Path) -> None:
+    state = randomized(Plain()).state_dict()
+    other = randomized(Plain(), seed=2).state_dict()
+    model = Plain()
+    load_weights(model, saved({**prefixed(state, "model."), **prefixed(state, "net.")}, tmp_path))
+    assert has(model, state)
+    with pytest.raises(ValueError, match=r"are in the file under 'net\.' and under 'model\.', with other numbers"):
+        load_weights(model, saved({**prefixed(state, "model."), **prefixed(other, "net.")}, tmp_path))
+    assert has(model, state)
+
+
+class Scaled(nn.Linear):
+    """A layer with an extra state."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.scale = 1.0
+
+    def get_extra_state(self) -> dict[str, float]:
+        return {"scale": self.scale}
+
+    def set_extra_state(self, state: dict[str, float]) -> None:
+        self.scale = state["scale"]
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_extra_states_are_loaded(tmp_path: Path, prefix: str) -> None:
+    source, model = nn.Sequential(Scaled()), nn.Sequential(Scaled())
+    source[0].scale = 7.0
+    content = prefixed(source.state_dict(), prefix)
+    load_weights(model, saved(content, tmp_path))
+    assert model[0].scale == 7.0
+    assert "left out: 0._extra_state" in load_weights(nn.Sequential(nn.Linear(2, 2)), saved(content, tmp_path))
+    weight = model[0].weight.clone()
+    with pytest.raises(ValueError, match="doesn't fit Sequential: 'scale'"):
+        load_weights(
+            model, saved({**content, f"{prefix}0.weight": weight + 1, f"{prefix}0._extra_state": {}}, tmp_path)
+        )
+    assert torch.equal(model[0].weight, weight)
+    assert model[0].scale == 7.0
+
+
+def test_the_memory_of_our_norms_is_no_weight(tmp_path: Path) -> None:
+    def net() -> nn.Module:
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        return syncbn.convert(model, "cross_iteration", example_input=torch.zeros(2, 3, 2, 2))
+
+    source, model = net(), net()
+    source(torch.randn(4, 3, 2, 2))
+    before = model[1].get_extra_state()
+    load_weights(model, saved(source.state_dict(), tmp_path))
+    assert repr(model[1].get_extra_state()) == repr(before)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (torch.full((2, 2), 1e6), r"1 beyond the network's dtype: weight \(torch\.float32 in the file, torch\.float16"),
+        (torch.eye(2) * 1j, r"1 beyond the network's dtype: weight \(torch\.complex64"),
+        (torch.empty(2, 2, device="meta"), "1 without values, on the meta device: weight"),
+    ],
+    ids=["too large", "complex", "meta"],
+)
+def test_numbers_that_would_be_lost_are_refused(tmp_path: Path, value: Tensor, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        load_weights(nn.Linear(2, 2, bias=False).half(), saved({"weight": value}, tmp_path))
+
+
+def test_a_key_is_a_name(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="key must be a str, got 0"):
+        load_weights(Plain(), saved({"a": {}}, tmp_path), key=0)  # type: ignore[arg-type]

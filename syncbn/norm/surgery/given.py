@@ -138,6 +138,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "loss": _function,
     "process_group": _group,
     "name": _string,
+    "key": _string,
     "max_batches": _int,
     "steps": _int,
     "ranks": _int,
@@ -149,4 +150,4 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "affine": _bool,
     "episodic": _bool,
 }
-_OPTIONAL = ("batches", "reference", "forward", "loss", "process_group", "max_batches", "steps")
+_OPTIONAL = ("batches", "reference", "forward", "loss", "process_group", "max_batches", "steps", "key")
