@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from syncbn.norm.core import compat
@@ -41,9 +42,14 @@ def use_running_statistics(model: nn.Module) -> nn.Module:
 
 
 class BatchStatistics(Acting):
-    """Hooks that run a layer's forward in training mode without tracking statistics."""
+    """Hooks that run a layer's forward in training mode without tracking statistics.
+
+    Attributes:
+        ran_without_gradient: whether the layer ran with gradients disabled since this was last set to False.
+    """
 
     undone_by = "syncbn.policy.use_running_statistics(model)"
+    ran_without_gradient = False
 
     def __init__(self, layer: nn.Module) -> None:
         self._kept: dict[str, Any] = {}
@@ -51,6 +57,7 @@ class BatchStatistics(Acting):
 
     def before_forward(self, layer: nn.Module, args: Any) -> None:
         names = ("training", "running_mean", "running_var", "num_batches_tracked")
+        self.ran_without_gradient |= not torch.is_grad_enabled()
         self._kept = {name: getattr(layer, name) for name in names}
         for name in names:
             setattr(layer, name, True if name == "training" else None)

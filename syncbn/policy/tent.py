@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,9 +43,9 @@ class Tent:
         exclude: globs of module names that stay as they are.
 
     Raises:
-        ValueError: lr or steps out of range; no trainable γ or β; when called, an entropy or a gradient that isn't
-            finite, or a model that was frozen or told to use its running statistics since. γ and β are then as before
-            the call.
+        ValueError: lr or steps out of range; no trainable γ or β; when called, probabilities instead of logits, an
+            entropy or a gradient that isn't finite, or a model that was frozen or told to use its running statistics
+            since. γ and β are then as before the call.
 
     Source: Wang et al., Tent, ICLR 2021, https://arxiv.org/abs/2006.10726.
     """
@@ -73,6 +74,7 @@ class Tent:
         self.model = use_batch_statistics(model, include=include, exclude=exclude)
         self.lr, self.steps, self.episodic = lr, steps, episodic
         self.forward, self.process_group = forward, process_group
+        self._unlearned = 0
         self._original = [p.detach().clone() for p in self.parameters]
         self.reset()
 
@@ -109,16 +111,30 @@ class Tent:
                 for value, was in zip([*self.parameters, *self._masters], [*before, *masters], strict=True):
                     value.copy_(was)
             raise
+        self._tell()
         assert predicted is not None
         return predicted
 
+    def _tell(self) -> None:
+        unlearned = sum(hook.ran_without_gradient for hook in map(batch_statistics_of, self.layers) if hook is not None)
+        if unlearned > self._unlearned:
+            self._unlearned = unlearned
+            warnings.warn(
+                f"γ and β of {unlearned} of {len(self.layers)} layers aren't learned, as the model runs them without "
+                "gradients, in torch.no_grad() or a reentrant checkpoint: checkpoint with use_reentrant=False, or "
+                "exclude= them",
+                stacklevel=3,
+            )
+
     def _check(self) -> None:
         for layer in self.layers:
-            if batch_statistics_of(layer) is None or has_frozen_statistics(layer):
+            hook = batch_statistics_of(layer)
+            if hook is None or has_frozen_statistics(layer):
                 raise ValueError(
                     f"a {type(layer).__name__} of the model no longer normalizes by its batch (it was frozen, or "
                     "use_running_statistics was called): make a new Tent(model)"
                 )
+            hook.ran_without_gradient = False
         if not all(p.requires_grad for p in self.parameters):
             raise ValueError("γ and β no longer require a gradient: syncbn.unfreeze(model), or make a new Tent(model)")
 
@@ -163,8 +179,20 @@ def _entropy(logits: Tensor) -> Tensor:
             f"logits of a shape {tuple(logits.shape)} have one class, whose entropy is 0; of a binary classifier's x, "
             "give forward=lambda model, batch: nn.functional.pad(model(batch), (0, 1)), which are logits of two"
         )
+    if _are_probabilities(logits):
+        raise ValueError(
+            "the model returns probabilities, which add up to 1, instead of logits: give forward=lambda model, batch: "
+            "model(batch).clamp(min=1e-30).log()"
+        )
     log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=1)
     return -(log_p.exp() * log_p).sum(dim=1)
+
+
+@torch.no_grad()
+def _are_probabilities(logits: Tensor) -> bool:
+    sums = logits.sum(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    near = 16 * torch.finfo(logits.dtype).eps
+    return logits.numel() > 0 and bool((logits >= 0).all() & ((sums - 1).abs() <= near).all())
 
 
 def _shape(output: Any) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import syncbn
 from syncbn.policy import Tent
@@ -190,3 +191,42 @@ def test_tent_says_what_logits_are() -> None:
     with pytest.raises(ValueError, match=r"logits \(N, classes, \*\), got a dict; take them .* with forward="):
         Tent(Output())(torch.randn(4, 5))
     assert Tent(Output(), forward=lambda model, batch: model(batch)["logits"])(torch.randn(4, 5)).shape == (4, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tent_takes_no_probabilities_for_logits(dtype: torch.dtype) -> None:
+    net, x = logits(nn.BatchNorm1d(4)).to(dtype), torch.randn(6, 5, dtype=dtype)
+    ends = {"softmax": nn.Sequential(net, nn.Softmax(1)), "log_softmax": nn.Sequential(net, nn.LogSoftmax(1))}
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match=r"returns probabilities, .* give forward=lambda model, batch: model\(batch\)"):
+        syncbn.adapt(ends["softmax"], [x], method="tent")
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+    syncbn.adapt(ends["log_softmax"], [x], method="tent", lr=0.1)
+    torch.testing.assert_close(
+        syncbn.adapt(logits(nn.BatchNorm1d(4)).to(dtype), [x], method="tent", lr=0.1).state_dict(), net.state_dict()
+    )
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_tent_says_what_no_gradient_reaches(reentrant: bool) -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = logits(nn.BatchNorm1d(4))
+            self.first = nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(checkpoint(self.first, x.requires_grad_(), use_reentrant=reentrant))
+
+    net = Checkpointed()
+    syncbn.adapt(net, method="batch")
+    with torch.no_grad():
+        net(torch.randn(6, 5))  # an evaluation is no step
+    batches = [torch.randn(6, 5), torch.randn(6, 5)]
+    if reentrant:
+        with pytest.warns(UserWarning, match="γ and β of 1 of 2 layers aren't learned.*use_reentrant=False") as told:
+            syncbn.adapt(net, batches, method="tent")
+        assert len(told) == 1
+    else:
+        syncbn.adapt(net, batches, method="tent")
+    assert torch.equal(net.first[1].weight, torch.ones(5)) == reentrant
