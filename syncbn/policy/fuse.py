@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from syncbn.norm.core import compat
-from syncbn.norm.surgery.feeding import layer_before, other_use, weight_and_bias
+from syncbn.norm.surgery.feeding import Feeding, layer_before, other_use
 from syncbn.norm.surgery.forward import Example, Forward, copied, outside_of_modes
 from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.graph import Call, Graph, Operation, View, is_whole, storages
@@ -159,27 +159,26 @@ class _Search:
         found = self._before(call)
         if isinstance(found, str):
             return found
-        feeder, operation = found
-        reason = self._own_state(call) or other_use(self.graph, operation, call) or self._overflow(feeder)
+        feeder = found.call.module
+        reason = self._own_state(call) or other_use(self.graph, found, call) or self._overflow(feeder)
         return reason or (feeder, *rest)
 
-    def _before(self, call: Call) -> tuple[nn.Module, Operation] | str:
-        """Find the layer whose output is the norm's input, and its operation, if its parameters can be changed."""
+    def _before(self, call: Call) -> Feeding | str:
+        """Find the layer whose output is the norm's input, if its parameters can be changed."""
         found = layer_before(self.graph, call)
         if isinstance(found, str):
             return found
-        caller, operation = found
-        feeder: Any = caller.module
+        feeder: Any = found.call.module
         kind = type(feeder).__name__
         if parametrize.is_parametrized(feeder):
             return f"the {kind} before it is parametrized: torch.nn.utils.parametrize.remove_parametrizations"
-        for part, view in zip(("weight", "bias"), weight_and_bias(operation), strict=True):
-            reason = self._parameter(feeder, caller.name, part, view, operation)
+        for part, (view, operation) in found.parameters.items():
+            reason = self._parameter(feeder, found.call.name, part, view, operation)
             if reason is not None:
                 return f"the {part} of the {kind} before it {reason}"
-        if feeder.bias is None and compat.runs_own_code(feeder) and not takes_bias(feeder, caller.inputs):
+        if feeder.bias is None and compat.runs_own_code(feeder) and not takes_bias(feeder, found.call.inputs):
             return f"the {kind} before it has a forward of its own, which wouldn't use a bias"
-        return feeder, operation
+        return found
 
     def _parameter(self, feeder: Any, name: str, part: str, view: Any, operation: Operation) -> str | None:
         """Why a parameter of the preceding layer can't be changed."""

@@ -227,10 +227,10 @@ def _redundant_biases(model: nn.Module, batch: Any, forward: Forward | None) -> 
     for norm in graph.calls:
         if _is_inspected(norm.module) and norm.inputs:
             before = layer_before(graph, norm)
-            if not isinstance(before, str) and not other_use(graph, before[1], norm):
-                caller: Any = before[0]
-                if caller.module.bias is not None:
-                    found[norm.module] = names[caller.module]
+            if not isinstance(before, str) and not other_use(graph, before, norm):
+                layer: Any = before.call.module
+                if layer.bias is not None:
+                    found[norm.module] = names[layer]
     return found
 
 

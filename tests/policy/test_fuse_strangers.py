@@ -102,6 +102,61 @@ def test_linear_layers_over_tokens() -> None:
         check(net, fused)
 
 
+class Between(nn.Module):
+    """A linear layer over the rows of images, with its bias as torch adds it to strided inputs, and a norm after it."""
+
+    def __init__(self, between: Callable[[Any, Tensor], Tensor], bias: bool) -> None:
+        super().__init__()
+        self.fc, self.norm, self.between = nn.Linear(8, 6, bias=bias), nn.BatchNorm1d(6), between
+
+    def forward(self, x: Tensor) -> Any:
+        return self.between(self, self.fc(x[:, 0].transpose(1, 2)))
+
+
+def added_twice(net: Any, y: Tensor) -> Tensor:
+    return net.norm((y + net.fc.bias).transpose(1, 2))
+
+
+def copied_and_returned(net: Any, y: Tensor) -> list[Tensor]:
+    z = y.transpose(1, 2).contiguous()
+    return [net.norm(z), z]
+
+
+def copied_and_written(net: Any, y: Tensor) -> Tensor:
+    z = y.transpose(1, 2).contiguous()
+    z[:, :, 0] = 0
+    return net.norm(z)
+
+
+def half_of_a_copy(net: Any, y: Tensor) -> Tensor:
+    return net.norm(y.transpose(1, 2).contiguous()[:, :, ::2])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("between", "folds"),
+    [
+        (lambda net, y: net.norm(y.transpose(1, 2)), True),
+        (lambda net, y: net.norm(y.transpose(1, 2).contiguous()), True),
+        (lambda net, y: net.norm(y.transpose(1, 2).contiguous().clone().unsqueeze(-1).squeeze(-1)), True),
+        (lambda net, y: net.norm(y.reshape(-1, 6)), True),
+        (lambda net, y: [net.norm(y.transpose(1, 2).contiguous()), y], False),
+        (added_twice, False),
+        (copied_and_returned, False),
+        (copied_and_written, False),
+        (half_of_a_copy, False),
+    ],
+    ids=["transposed", "copied", "twice", "rows", "source", "added", "returned", "written", "half"],
+)
+def test_copies_and_the_layers_own_bias_are_no_hindrance(between: Any, folds: bool, bias: bool) -> None:
+    if between is added_twice and not bias:
+        return
+    net = seeded(lambda: Between(between, bias))
+    fused = fused_of(net, images())
+    assert isinstance(fused.norm, nn.Identity) == folds
+    check(net, fused)
+
+
 # --- how a model is called ------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -99,7 +99,31 @@ def _feeder(norm: nn.Module, graph: Graph) -> nn.Module | str:
     return feeder
 
 
-def layer_before(graph: Graph, call: Call) -> tuple[Call, Operation] | str:
+class Feeding(NamedTuple):
+    """The layer whose output a norm normalizes.
+
+    Attributes:
+        call: its only call.
+        operation: its convolution or product.
+        after: operations between that and the norm: the addition of its bias where that is one of its own, copies.
+    """
+
+    call: Call
+    operation: Operation
+    after: tuple[Operation, ...]
+
+    @property
+    def parameters(self) -> dict[str, tuple[Any, Operation]]:
+        """Weight and bias as the operation that reads them has them; not a tensor if there is none."""
+        weight, bias = _WEIGHTS[self.operation.kind](self.operation.args)
+        by = self.operation
+        for op in self.after:
+            if op.kind == "add":
+                bias, by = op.args[1], op
+        return {"weight": (weight, self.operation), "bias": (bias, by)}
+
+
+def layer_before(graph: Graph, call: Call) -> Feeding | str:
     """Find the convolution or linear layer whose output is a norm's input, channel by channel; or why there is none.
 
     Args:
@@ -107,43 +131,57 @@ def layer_before(graph: Graph, call: Call) -> tuple[Call, Operation] | str:
         call: call of the norm.
 
     Returns:
-        The only call of the layer, and the operation in it.
+        The layer, or the reason.
     """
-    view = call.inputs[0]
+    view, after = call.inputs[0], list[Operation]()
     makers = graph.makers(view.storage, call.start)
+    while len(makers) == 1 and (source := _source(graph, makers[0], view)) is not None:
+        view, after = source, [makers[0], *after]
+        makers = graph.makers(view.storage, makers[0].index)
     if len(makers) != 1 or makers[0].kind not in _WEIGHTS:
         what = f": {makers[-1]} made it" if makers else ""
         return f"its input isn't the output of a convolution or linear layer{what}"
     (operation,) = makers
     caller = next((c for c in reversed(operation.calls) if isinstance(c.module, FEEDERS)), None)
-    if caller is None:
+    added = [op for op in after if op.kind == "add"]
+    if caller is None or not all(operation.kind == "mm" and caller.holds(op) for op in added):
         return f"its input isn't the output of a convolution or linear layer, but of {operation}, outside of one"
     kind = type(caller.module).__name__
     if (times := len(graph.calls_of(caller.module))) != 1:
         return f"the {kind} before it is called {times} times in a forward pass"
     if not _is_along_channels(view, operation.outputs[0]):
         return f"it normalizes another dimension than the channels of the {kind} before it"
-    return caller, operation
+    return Feeding(caller, operation, tuple(after))
 
 
-def other_use(graph: Graph, operation: Operation, call: Call) -> str | None:
+def other_use(graph: Graph, feeding: Feeding, call: Call) -> str | None:
     """Find another use of the output of a norm's preceding layer; None if only the norm uses it."""
-    storage = operation.outputs[0].storage
-    others = [op for op in graph.touching(storage) if op is not operation and not call.holds(op)]
-    layer = next((c.module for c in reversed(operation.calls) if isinstance(c.module, FEEDERS)), None)
-    where = f"the output of the {type(layer).__name__} before it is used elsewhere too"
+    known = (feeding.operation, *feeding.after)
+    made = [op.outputs[0].storage for op in known]
+    others = [op for storage in made for op in graph.touching(storage) if op not in known and not call.holds(op)]
+    where = f"the output of the {type(feeding.call.module).__name__} before it is used elsewhere too"
     if others:
         return f"{where}: by {others[0]}"
-    if storage in graph.kept:
+    if graph.kept.intersection(made):
         return f"{where}: the model returns it, or keeps it"
-    if graph.has_unseen_after(operation.index):
+    if graph.has_unseen_after(feeding.operation.index):
         return f"{where}, perhaps: by what made a tensor of unknown origin"
     return None
 
 
-def weight_and_bias(operation: Operation) -> tuple[Any, Any]:
-    """Weight and bias of an operation that `layer_before` found."""
-    return _WEIGHTS[operation.kind](operation.args)
+def _source(graph: Graph, operation: Operation, view: View) -> View | None:
+    """What a view of a copy, or of a sum with a bias, has of the tensor before; None of another operation's output."""
+    if operation.kind == "add":  # torch.nn.Linear adds its bias so, where its input isn't contiguous
+        bias = operation.args[1]
+        named = graph.parameter(bias) if isinstance(bias, View) and len(bias.shape) == 1 else None
+        if named is None or set(operation.kwargs.values()) > {1} or not isinstance(operation.args[0], View):
+            return None
+    elif operation.kind != "clone":
+        return None
+    source, output = operation.reads[0], operation.outputs[0]
+    if (source.shape, source.strides) == (output.shape, output.strides):
+        return view._replace(storage=source.storage, offset=view.offset - output.offset + source.offset)
+    return source if view == output else None
 
 
 def _is_along_channels(input: View, output: View) -> bool:
