@@ -10,7 +10,7 @@ from syncbn.norm.core.capabilities import tracks_batch
 from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.select import Globs, globs, select_layers
 from syncbn.policy.acting import Acting, acting_on, others_on
-from syncbn.policy.layers import has_statistics, is_batch_norm, is_norm, refuse_uncalled
+from syncbn.policy.layers import affine_of, has_statistics, is_batch_norm, is_norm, refuse_uncalled
 
 
 def freeze(
@@ -190,7 +190,7 @@ class _Frozen(Acting):
         )
 
     def freeze_affine(self, layer: nn.Module) -> None:
-        for name, parameter in layer.named_parameters(recurse=False):
+        for name, parameter in affine_of(layer).items():
             self.requires_grad.setdefault(name, parameter.requires_grad)
             parameter.requires_grad_(False)
             parameter.grad = None  # an optimizer would still apply it
@@ -199,7 +199,7 @@ class _Frozen(Acting):
         if stats:
             self.stats = False
         if affine:
-            for name, parameter in layer.named_parameters(recurse=False):
+            for name, parameter in affine_of(layer).items():
                 if name in self.requires_grad:
                     parameter.requires_grad_(self.requires_grad.pop(name))
         if not self.stats and not self.requires_grad:

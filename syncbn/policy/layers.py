@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from syncbn.norm.core import compat
 from syncbn.norm.core.registry import registered_layers
@@ -25,6 +26,12 @@ def has_statistics(module: nn.Module) -> bool:
 def is_norm(module: nn.Module) -> bool:
     """Whether a layer is a normalization of any kind."""
     return is_batch_norm(module) or isinstance(module, (*compat.NORMS, *registered_layers()))
+
+
+def affine_of(layer: nn.Module) -> dict[str, nn.Parameter]:
+    """A layer's γ and β by name, or the parameters that a parametrization computes them from."""
+    every = layer.named_parameters() if parametrize.is_parametrized(layer) else layer.named_parameters(recurse=False)
+    return {name: value for name, value in every if "." not in name or name.startswith("parametrizations.")}
 
 
 def buffers_of(layer: nn.Module) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from syncbn.norm.surgery.select import Globs, globs
 from syncbn.policy.batch_statistics import adaptable_layers, batch_statistics_of, use_batch_statistics
 from syncbn.policy.batches import call, unwrapped
 from syncbn.policy.freeze import has_frozen_statistics
+from syncbn.policy.layers import affine_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -68,7 +69,7 @@ class Tent:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.layers = adaptable_layers(model, include, exclude)
-        self.parameters = [p for layer in self.layers for p in layer.parameters(recurse=False) if p.requires_grad]
+        self.parameters = [p for layer in self.layers for p in affine_of(layer).values() if p.requires_grad]
         if not self.parameters:
             raise ValueError("no layer has a trainable γ or β to adapt: syncbn.unfreeze them, or take method='batch'")
         self.model = use_batch_statistics(model, include=include, exclude=exclude)

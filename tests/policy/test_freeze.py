@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import syncbn
 from syncbn.norm.core import compat
@@ -157,6 +158,22 @@ def test_a_layer_that_raises_is_in_its_own_mode_afterwards() -> None:
     with pytest.raises(ValueError, match="4D"):
         layer(torch.randn(2, 3))
     assert layer.training
+
+
+def test_the_scale_of_a_parametrized_norm_is_frozen_and_learned() -> None:
+    def net() -> Any:
+        model: Any = seeded(TwoStages)
+        parametrizations.weight_norm(model.stem[1], "weight", dim=0)
+        return model
+
+    frozen = syncbn.freeze(net(), affine=True)
+    scale = frozen.stem[1].weight.clone()
+    train(frozen)
+    assert torch.equal(frozen.stem[1].weight, scale)
+    syncbn.unfreeze(frozen)
+    assert all(parameter.requires_grad for parameter in frozen.parameters())
+    adapted = syncbn.adapt(net(), [images(6)], method="tent", lr=0.1)
+    assert not torch.allclose(adapted.stem[1].weight, scale)
 
 
 def test_group_norms_have_affine_parameters_to_freeze_and_no_statistics() -> None:
