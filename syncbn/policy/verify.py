@@ -150,7 +150,7 @@ def mean_square(model: nn.Module, batch: Any, forward: Forward | None = None) ->
             "loss: give loss=, or forward= that returns features"
         )
     outputs = torch.cat(found, dim=1)
-    numbers = torch.arange(outputs.shape[1], dtype=outputs.dtype).sin()
+    numbers = torch.arange(outputs.shape[1], dtype=outputs.dtype, device=outputs.device).sin()
     return mean_over_ranks((outputs - numbers).square().mean(dim=1))
 
 

@@ -30,7 +30,7 @@ def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
 def pack(count: Tensor, mean: Tensor, m2: Tensor) -> Tensor:
     """Sums of moments to send, (2C + 1): n·mean, M2 + n·mean², n."""
     channels = mean.numel()
-    sums = torch.empty(2 * channels + 1, dtype=torch.float64)
+    sums = torch.empty(2 * channels + 1, dtype=torch.float64, device=mean.device)
     run("pack_moments", count, mean, m2, channels, sums)
     return sums
 
@@ -38,8 +38,8 @@ def pack(count: Tensor, mean: Tensor, m2: Tensor) -> Tensor:
 def unpack(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and M2 of such sums."""
     channels = sums.numel() // 2
-    count = torch.empty((), dtype=torch.float64)
-    mean, m2 = torch.empty(2, channels, dtype=torch.float64).unbind()
+    count = torch.empty((), dtype=torch.float64, device=sums.device)
+    mean, m2 = torch.empty(2, channels, dtype=torch.float64, device=sums.device).unbind()
     run("unpack_moments", sums, channels, count, mean, m2)
     return count, mean, m2
 
@@ -47,14 +47,14 @@ def unpack(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def statistics(count: Tensor, mean: Tensor, m2: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance in float32."""
     channels = mean.numel()
-    to_mean, to_var = torch.empty(2, channels, dtype=torch.float32).unbind()
+    to_mean, to_var = torch.empty(2, channels, dtype=torch.float32, device=mean.device).unbind()
     run("statistics", count, mean, m2, channels, to_mean, to_var)
     return to_mean, to_var
 
 
 def means(sums: Tensor, count: Tensor) -> Tensor:
     """sums / max(count, 1) in float32."""
-    divided = torch.empty(sums.numel(), dtype=torch.float32)
+    divided = torch.empty(sums.numel(), dtype=torch.float32, device=sums.device)
     run("means", sums, count, sums.numel(), divided)
     return divided
 

@@ -66,7 +66,7 @@ class Private:
 def _tells_a_backward_pass(graph_task_id: Callable[[], int]) -> bool:
     outside, inside = graph_task_id(), list[int]()
     with torch.inference_mode(False), torch.enable_grad():
-        x = torch.zeros((), requires_grad=True)
+        x = torch.zeros((), device="cpu", requires_grad=True)
         y = x * 1
         y.register_hook(lambda _: inside.append(graph_task_id()))
         torch.autograd.grad(y, x)
@@ -76,7 +76,7 @@ def _tells_a_backward_pass(graph_task_id: Callable[[], int]) -> bool:
 def _knows_what_runs(will_run: Callable[[Any], bool]) -> bool:
     answers = list[bool]()
     with torch.inference_mode(False), torch.enable_grad():
-        x, w = (torch.ones((), requires_grad=True) for _ in range(2))
+        x, w = (torch.ones((), device="cpu", requires_grad=True) for _ in range(2))
         left, right = x * 1, w * 1
         y = left * right
         y.register_hook(lambda _: answers.extend(will_run(z.grad_fn) for z in (left, right)))
@@ -91,7 +91,7 @@ def _lists_transforms(interpreter_stack: Callable[[], Any]) -> bool:
         seen.extend(interpreter.key().name for interpreter in interpreter_stack())
         return x
 
-    torch.func.vmap(function)(torch.zeros(1))
+    torch.func.vmap(function)(torch.zeros(1, device="cpu"))
     return seen[-1:] == ["Vmap"]
 
 
@@ -102,7 +102,7 @@ def _sees_a_transform(peek: Callable[[], Any]) -> bool:
         seen.append(peek() is not None)
         return x
 
-    torch.func.vmap(function)(torch.zeros(1))
+    torch.func.vmap(function)(torch.zeros(1, device="cpu"))
     return seen == [True]
 
 
@@ -140,7 +140,7 @@ def _makes_a_shell(make_wrapper_subclass: Callable[..., Any]) -> bool:
 
 
 def _disables_functions(context: Callable[[], Any]) -> bool:
-    x = torch.ones(2).as_subclass(_Probe)
+    x = torch.ones(2, device="cpu").as_subclass(_Probe)
     with context():
         return x.dim() == 1
 
@@ -153,7 +153,7 @@ def _hides_from_modes(context: Callable[[], Any]) -> bool:
             seen.append(func)
             return func(*args, **(kwargs or {}))
 
-    x = torch.ones(2)
+    x = torch.ones(2, device="cpu")
     with Mode(), context():
         x.stride()
     return not seen

@@ -105,23 +105,22 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
         There is no update if the moments aren't finite, if there are no samples, if activation checkpointing recomputes
         a forward pass that was counted already, or while `track_running_stats` is off, which may change at any time.
         """
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+        running = self._tracked()
+        if running is None:
             return
-        if not self.track_running_stats:
+        momentum = 1.0 if outright else self.momentum
+        if isinstance(momentum, Tensor):
+            momentum = momentum.item()  # the operator takes a number
+        usual = not second_moment and row is None and others is None and channels.serve(*moments)
+        if usual and (compat.in_backward() or channels.track(*running, moments, momentum)):
             return
-        if not second_moment and row is None and others is None and channels.serve(*moments):
-            running = self.running_mean, self.running_var, self.num_batches_tracked
-            if compat.in_backward() or channels.track(*running, moments, 1.0 if outright else self.momentum):
-                return
         update = torch.ops.syncbn.track if torch.compiler.is_compiling() else _track
         update(
-            self.running_mean,
-            self.running_var,
-            self.num_batches_tracked,
+            *running,
             moments.count.detach(),
             moments.mean.detach(),
             (biased_var(moments) if second_moment else unbiased_var(moments)).detach(),
-            1.0 if outright else self.momentum,
+            momentum,
             second_moment,
             row,
             [getattr(self, name) for name in others or {}],
@@ -130,11 +129,20 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
 
     def track_each(self, moments: Moments) -> None:
         """Update the running statistics with several batches: count (N,), mean and m2 (N, C); skip empty ones."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        if self.track_running_stats:
-            running = self.running_mean, self.running_var, self.num_batches_tracked
+        running = self._tracked()
+        if running is not None:
             torch.ops.syncbn.track_each(*running, *(part.detach() for part in moments), self.momentum)
+
+    def _tracked(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Buffers to update: the mean, the variance and the number of batches; None if there is nothing to update."""
+        mean, var, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        if mean is None or var is None or not self.track_running_stats:
+            return None
+        if batches is None:
+            if self.momentum is None:
+                return None  # as torch's layer: the mean of all batches needs their number
+            batches = torch.zeros((), dtype=torch.long, device=mean.device)
+        return mean, var, batches
 
     def statistics_of(self, moments: Moments) -> tuple[Tensor, Tensor]:
         """running_mean and running_var for evaluation of the very samples that `moments` are of."""

@@ -109,8 +109,8 @@ ATEN_CPU = AtenCpuKernels()
 
 def _sums_about_zero(x: Tensor) -> tuple[Tensor, Tensor]:
     """Σx and Σx²."""
-    dtype = statistics_dtype(x)
-    zero, one = torch.zeros(x.shape[1], dtype=dtype), torch.ones(x.shape[1], dtype=dtype)
+    zero = torch.zeros(x.shape[1], dtype=statistics_dtype(x), device=x.device)
+    one = torch.ones_like(zero)
     return _sums(x, x, zero, one, 0.0)
 
 

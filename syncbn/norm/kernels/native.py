@@ -69,7 +69,7 @@ class NativeKernels(Kernels):
         """See `Kernels`."""
         x = cpu.dense(x)
         channels = x.shape[1]
-        mean, m2 = torch.empty(2, channels, dtype=torch.float64).unbind()
+        mean, m2 = torch.empty(2, channels, dtype=torch.float64, device=x.device).unbind()
         _run("moments", x, *_sizes(x), mean, m2)
         return mean, m2, x.numel() // channels
 
@@ -90,7 +90,7 @@ class NativeKernels(Kernels):
         """See `Kernels`."""
         x = cpu.dense(x)
         dy, (mean, var) = _like(dy, x), _per_channel(affine.mean, affine.var)
-        sum_dy, sum_dy_xhat = torch.empty(2, x.shape[1], dtype=torch.float32).unbind()
+        sum_dy, sum_dy_xhat = torch.empty(2, x.shape[1], dtype=torch.float32, device=x.device).unbind()
         _run("reduce_grad", dy, x, *_sizes(x), mean, var, affine.eps, sum_dy, sum_dy_xhat)
         return sum_dy, sum_dy_xhat
 
@@ -101,7 +101,7 @@ class NativeKernels(Kernels):
         x = cpu.dense(x)
         dy, y, (mean, var) = _like(dy, x), _like(y, x), _per_channel(affine.mean, affine.var)
         dz = torch.empty_like(x)
-        sum_dz, sum_dz_xhat = torch.empty(2, x.shape[1], dtype=torch.float32).unbind()
+        sum_dz, sum_dz_xhat = torch.empty(2, x.shape[1], dtype=torch.float32, device=x.device).unbind()
         _run("reduce_grad_activate", dy, y, x, *_sizes(x), mean, var, affine.eps, slope, dz, sum_dz, sum_dz_xhat)
         return sum_dz, sum_dz_xhat, dz
 
@@ -117,7 +117,7 @@ class NativeKernels(Kernels):
     def row_dots(self, parts: Sequence[Tensor], b: Tensor) -> Tensor:
         """See `Kernels`. A row of `b` is read once for all parts."""
         b, *parts = map(_readable, (b, *parts))
-        dots = torch.empty(len(parts), len(b), dtype=torch.float32)
+        dots = torch.empty(len(parts), len(b), dtype=torch.float32, device=b.device)
         addresses = (ctypes.c_void_p * len(parts))(*(part.data_ptr() for part in parts))
         neighbours = (ctypes.c_int64 * len(parts))(*(len(b) // len(part) for part in parts))
         _run("row_dots", addresses, neighbours, len(parts), b, *b.shape, dots)
@@ -141,8 +141,14 @@ def holds_numbers(tensor: Tensor, dtype: torch.dtype) -> bool:
 
 
 def run(name: str, *arguments: Any) -> None:
-    """Call a library function with the addresses of tensors, which the caller keeps alive, and other arguments."""
-    values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
+    """Call a library function with the addresses of tensors, which the caller keeps alive, and with numbers.
+
+    Where a number is expected, a tensor is one: users set a layer's eps and momentum to tensors, too.
+    """
+    values = [
+        (argument.data_ptr() if letter == "p" else argument.item()) if isinstance(argument, Tensor) else argument
+        for letter, argument in zip(_ARGUMENTS[name], arguments, strict=True)
+    ]
     _functions()[name](*values)
 
 

@@ -53,3 +53,28 @@ def test_a_models_momentum_is_set_at_once() -> None:
     set_momentum(model, 0.02, exclude="1")
     assert (model[0].momentum, model[1].momentum) == (0.02, 0.1)
     assert set_momentum(model, None)[1].momentum is None
+
+
+@pytest.mark.parametrize("name", ["momentum", "eps"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of the compiler, where the graph breaks
+def test_a_number_may_be_a_tensor(name: str, dtype: torch.dtype, compiles: bool) -> None:
+    """As schedules and hyperparameter searches set it."""
+    layer, peer = (cls(3).to(dtype) for cls in (syncbn.SyncBatchNorm, nn.BatchNorm1d))
+    setattr(layer, name, torch.tensor(0.3))
+    setattr(peer, name, 0.3)
+    if compiles:
+        torch.compiler.reset()
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    results = []
+    for each in (torch.compile(layer, backend="aot_eager") if compiles else layer, peer):
+        leaf = x.clone().requires_grad_()
+        y = each(leaf)
+        y.pow(3).sum().backward()
+        results.append([y.detach(), leaf.grad])
+    torch.testing.assert_close(
+        *results, rtol=0.05 if dtype is torch.bfloat16 else 1e-4, atol=1e-2 if dtype is torch.bfloat16 else 1e-5
+    )
+    for key, buffer in peer.named_buffers():
+        torch.testing.assert_close(layer.get_buffer(key).to(buffer.dtype), buffer, rtol=0.02, atol=1e-3)

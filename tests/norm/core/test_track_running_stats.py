@@ -93,6 +93,21 @@ def test_buffers_that_were_taken_away(name: str) -> None:
     assert list(model.state_dict()) == keys
 
 
+@pytest.mark.parametrize("name", [name for name in TRACKING if name not in ("adaptive", "batch_renorm")])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_without_the_number_of_batches(name: str, momentum: float | None) -> None:
+    """As in models of torch 0.3, and where it is deleted: torch's layer tracks by its momentum, if it has one."""
+    model = build(name)
+    twin = copy.deepcopy(model)
+    model[1].num_batches_tracked = None
+    if name != "learnable_momentum":
+        model[1].momentum = twin[1].momentum = momentum
+    before = model[1].running_var.clone()
+    torch.testing.assert_close(model(images(0)), twin(images(0)))
+    expected = before if model[1].momentum is None else twin[1].running_var
+    torch.testing.assert_close(model[1].running_var, expected)
+
+
 def test_in_a_compiled_graph_too() -> None:
     torch.compiler.reset()
     layer, peer = syncbn.SyncBatchNorm(4), nn.BatchNorm1d(4)

@@ -106,6 +106,7 @@ MODES: dict[str, Callable[[], Any]] = {
     "both": lambda: stacked(Seeing, SeeingAll),
     "saved elsewhere": elsewhere,
     "on a device": lambda: torch.device("cpu"),
+    "by default elsewhere": lambda: torch.device("meta"),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "profiled": torch.profiler.profile,
     "one thread": lambda: torch.backends.mkldnn.flags(enabled=False),
