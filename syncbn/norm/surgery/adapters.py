@@ -93,8 +93,10 @@ def _has_known_forward(module: nn.Module) -> bool:
 
 
 def _plain_arguments(module: Any) -> dict[str, Any]:
+    per_channel = next((t for t in (module.weight, module.running_mean) if t is not None and t.dim() == 1), None)
     return {
-        "num_features": module.num_features,
+        # Torch's layers don't read the number, and who prunes them by hand may leave it as it was.
+        "num_features": module.num_features if per_channel is None else len(per_channel),
         "eps": module.eps,
         "momentum": module.momentum,
         "affine": module.affine,

@@ -18,7 +18,7 @@ from syncbn.norm.surgery.carry import ORIGINAL, RECORD, Names, carry
 from syncbn.norm.surgery.plain import dimensions_of, narrow_statistics, plain_layer
 
 # Settings that may change while a layer stands for another one, and are handed back then.
-_SETTINGS = ("eps", "momentum", "track_running_stats")
+_SETTINGS = ("num_features", "eps", "momentum", "track_running_stats")
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Conversion:
     Attributes:
         original: the layer that it stands for; not in the new layer's `__dict__` itself, which TorchScript reads.
         names: of what it had by itself.
-        settings: eps, momentum and track_running_stats, as they were then.
+        settings: num_features, eps, momentum and track_running_stats, as they were then.
         group: the process group of the old layer, a `torch.nn.SyncBatchNorm`, which can neither copy nor pickle one.
     """
 
@@ -168,7 +168,8 @@ def _hand_over(source: nn.Module, target: nn.Module) -> None:
         if buffer is None:
             continue
         mine = target._buffers.get(key)
-        if mine is not None and mine.shape == buffer.shape:  # a recurrent norm has a row for each time step
+        # A recurrent norm has a row for each time step. The number of channels may change, by pruning.
+        if mine is not None and mine.dim() == buffer.dim():
             target._buffers[key] = buffer
         elif mine is None and key == "num_batches_tracked" and key in target._buffers:
             target._buffers[key] = buffer  # the others were taken away from a layer, to switch it to its batches

@@ -365,3 +365,35 @@ def test_a_layer_without_statistics_that_gets_some_is_said() -> None:
     with pytest.warns(UserWarning, match="0 has no running statistics and evaluates by its batch, and 'batch_renorm'"):
         syncbn.convert(model, "batch_renorm")
     assert syncbn.revert(model)[0].running_mean is None
+
+
+def pruned_by_hand(layer: Any, keep: list[int], says: bool) -> None:
+    """As scripts slim a network: torch's layer doesn't read its `num_features`, which some leave as it was."""
+    for name in ("weight", "bias"):
+        setattr(layer, name, nn.Parameter(getattr(layer, name).detach()[keep]))
+    for name in ("running_mean", "running_var"):
+        setattr(layer, name, getattr(layer, name)[keep])
+    if says:
+        layer.num_features = len(keep)
+
+
+@pytest.mark.parametrize("name", ["sync", "batch", "adaptive", "batch_renorm", "frozen"])
+@pytest.mark.parametrize("says", [True, False])
+def test_a_layer_that_was_pruned_by_hand(name: str, says: bool) -> None:
+    model = nn.Sequential(norm()).eval()
+    pruned_by_hand(model[0], [0, 2, 3], says)
+    expected = model(X[:, [0, 2, 3]])
+    syncbn.convert(model, name)
+    assert model[0].num_features == 3
+    torch.testing.assert_close(model(X[:, [0, 2, 3]]), expected)
+    torch.testing.assert_close(syncbn.revert(model)(X[:, [0, 2, 3]]), expected)
+
+
+@pytest.mark.parametrize("name", ["sync", "batch"])
+def test_a_layer_that_is_pruned_by_hand_while_converted(name: str) -> None:
+    model = syncbn.convert(nn.Sequential(norm()), name).eval()
+    pruned_by_hand(model[0], [0, 2, 3], says=True)
+    expected = model(X[:, [0, 2, 3]])
+    syncbn.revert(model)
+    assert model[0].num_features == 3
+    torch.testing.assert_close(model(X[:, [0, 2, 3]]), expected)
