@@ -81,6 +81,14 @@ class AdaptiveBatchNorm(SyncBatchNorm):
         for name, rows in _ROWS.items():
             self.register_buffer(rows, torch.stack([self.get_buffer(name)] * domains))
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Reset γ to 1, β to 0, and the running statistics of all domains."""
+        super().reset_parameters()
+        for name, rows in _ROWS.items():
+            if rows in self._buffers:  # the base's constructor comes before them
+                self.get_buffer(rows).copy_(self.get_buffer(name))
+
     @property
     def domain(self) -> int:
         """The current domain."""

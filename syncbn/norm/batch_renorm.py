@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from syncbn.norm.batch_renorm_options import BatchRenormOptions as Options
 from syncbn.norm.core.arguments import check_arguments
@@ -106,6 +106,11 @@ class BatchRenorm(RunningNorm, SyncBatchNorm):
         self.start_step, self.r_max_step, self.d_max_step = start_step, r_max_step, d_max_step
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.long, device=device))
         self.register_buffer("counted", torch.full((num_features,), torch.nan, device=device))
+
+    def reset_own_state(self) -> None:
+        """Start the schedule anew."""
+        nn.init.zeros_(self.num_steps)
+        nn.init.constant_(self.counted, torch.nan)
 
     def normalize_batch(self, input: Tensor, moments: Moments, group: ProcessGroup | None) -> Tensor:
         if not self.training:

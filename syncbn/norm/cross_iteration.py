@@ -160,6 +160,12 @@ class CrossIterationBatchNorm(SyncBatchNorm):
         self.detach()
         self._no_feeder = reason
 
+    def reset_parameters(self) -> None:
+        """Reset γ to 1, β to 0, the running statistics, and the window."""
+        super().reset_parameters()
+        if hasattr(self, "_slots"):  # the base's constructor comes before it
+            self.clear_window()
+
     def clear_window(self) -> None:
         """Clear the earlier iterations, for example after the weights were replaced."""
         self._slots.clear()

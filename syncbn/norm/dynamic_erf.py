@@ -47,6 +47,12 @@ class DynamicErf(PointwiseNorm):
         self.shift_init = shift_init
         self.shift = nn.Parameter(torch.full((1,), float(shift_init)))
 
+    def reset_parameters(self) -> None:
+        """Reset α and s to their initial values, γ to 1 and β to 0."""
+        super().reset_parameters()
+        if "shift" in self._parameters:  # the base's constructor comes before it
+            nn.init.constant_(self.shift, self.shift_init)
+
     def squash(self, x: Tensor) -> Tensor:
         """Compute erf(αx + s)."""
         return torch.erf(self.alpha * x + self.shift)

@@ -58,10 +58,18 @@ class FilterResponseNorm(Leaf, nn.Module):
         super().__init__()
         self.num_features = num_features
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
-        self.threshold = nn.Parameter(torch.zeros(num_features)) if tlu else None
-        self.learned_eps = nn.Parameter(torch.full((num_features,), _LEARNED_EPS)) if learnable_eps else None
+        self.weight = nn.Parameter(torch.empty(num_features)) if affine else None
+        self.bias = nn.Parameter(torch.empty(num_features)) if affine else None
+        self.threshold = nn.Parameter(torch.empty(num_features)) if tlu else None
+        self.learned_eps = nn.Parameter(torch.empty(num_features)) if learnable_eps else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Reset γ to 1, β and τ to 0, and ε to its initial value."""
+        initial = ((self.weight, 1.0), (self.bias, 0.0), (self.threshold, 0.0), (self.learned_eps, _LEARNED_EPS))
+        for parameter, value in initial:
+            if parameter is not None:
+                nn.init.constant_(parameter, value)
 
     def forward(self, input: Tensor) -> Tensor:
         check_channels(input, self.num_features)

@@ -82,13 +82,27 @@ class LearnableMomentumBatchNorm(RunningNorm, SyncBatchNorm):
         check_arguments(Options, locals())
         super().__init__(num_features, eps, momentum, affine, True, process_group, bias, device, dtype, **shared)
         self.remember(2, device)
-        logit = math.log(momentum / (1 - momentum))
-        self.momentum_logit = nn.Parameter(torch.full((1,), logit, device=device, dtype=dtype))
+        self.momentum_logit = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+        self.reset_own_state()
+
+    def reset_own_state(self) -> None:
+        """Let m be `momentum`, or the default where that was changed to None."""
+        momentum = Options.momentum if self.momentum is None else self.momentum
+        nn.init.constant_(self.momentum_logit, math.log(momentum / (1 - momentum)))
 
     @property
     def learned_momentum(self) -> Tensor:
-        """m, (1,), in the dtype of the running statistics."""
+        """m, (1,), in the dtype of the running statistics.
+
+        While `momentum` is None, as `torch.optim.swa_utils.update_bn` sets it, the statistics become the mean of all
+        batches.
+        """
         assert self.running_mean is not None
+        if self.momentum is None:
+            if torch.is_grad_enabled():
+                raise ValueError("momentum=None has no momentum to learn: set it to a number, or call under no_grad()")
+            assert self.num_batches_tracked is not None
+            return (self.num_batches_tracked + 1).to(self.running_mean.dtype).reciprocal().view(1)
         return self.momentum_logit.to(self.running_mean.dtype).sigmoid()
 
     def widened(self, input: Tensor) -> Tensor:

@@ -193,6 +193,11 @@ class MovingAverageBatchNorm(Reparametrizing, RunningNorm, SyncBatchNorm):
 
     # --- the state --------------------------------------------------------------------------------------------------
 
+    def reset_own_state(self) -> None:
+        """Empty both windows."""
+        for name in self.own_state:
+            nn.init.zeros_(self.get_buffer(name))
+
     def adopt(self, old: nn.Module) -> None:
         self._fold_mean()
 

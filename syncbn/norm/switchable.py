@@ -79,6 +79,13 @@ class SwitchableNorm(SyncBatchNorm):
         self.mean_logits = nn.Parameter(torch.zeros(3, device=device, dtype=dtype))
         self.var_logits = nn.Parameter(torch.zeros(3, device=device, dtype=dtype))
 
+    def reset_parameters(self) -> None:
+        """Reset γ to 1, β to 0, the running statistics, and the shares to equal ones."""
+        super().reset_parameters()
+        for name in ("mean_logits", "var_logits"):
+            if name in self._parameters:  # the base's constructor comes before them
+                nn.init.zeros_(getattr(self, name))
+
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         self.check_input(input, mask)
         if mask is not None:

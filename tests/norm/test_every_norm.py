@@ -144,6 +144,32 @@ def test_a_copy_trains_alone_and_alike(name: str, copier: Callable[[nn.Module], 
 
 
 @every_norm
+def test_reset_parameters_gives_a_new_layer(name: str) -> None:
+    """After `to_empty`, which leaves what was in memory, and to train a network anew."""
+    model, new = trained(name), build(name)
+    for each in (*model[1].parameters(), *model[1].buffers()):
+        each.data.fill_(77)
+    for module in model[1].modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for kind in ("named_parameters", "named_buffers"):
+        actual, expected = (dict(getattr(each[1], kind)()) for each in (model, new))
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+    model[0].load_state_dict(new[0].state_dict())
+    torch.testing.assert_close(train(model, images(5), images(6)), train(new, images(5), images(6)))
+
+
+@every_norm
+def test_a_layer_without_memory_takes_that_of_a_checkpoint(name: str) -> None:
+    model = trained(name)
+    with torch.device("meta"):
+        empty = build(name)
+    empty.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    assert not any(buffer.is_meta for buffer in empty.buffers())
+    torch.testing.assert_close(train(empty, images(5), images(6)), train(model, images(5), images(6)))
+
+
+@every_norm
 def test_under_autocast_statistics_and_gradients_are_float32(name: str) -> None:
     model, reference = trained(name), trained(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):

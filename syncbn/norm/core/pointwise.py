@@ -16,9 +16,18 @@ class PointwiseNorm(Leaf, nn.Module):
         self.num_features = num_features
         self.alpha_init = alpha_init
         self.channel_dim = channel_dim
-        self.alpha = nn.Parameter(torch.full((1,), float(alpha_init)))
-        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
+        self.alpha = nn.Parameter(torch.empty(1))
+        self.weight = nn.Parameter(torch.empty(num_features)) if affine else None
+        self.bias = nn.Parameter(torch.empty(num_features)) if affine else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Reset α to `alpha_init`, γ to 1 and β to 0."""
+        nn.init.constant_(self.alpha, self.alpha_init)
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def squash(self, x: Tensor) -> Tensor:
         raise NotImplementedError

@@ -77,7 +77,13 @@ class Reparametrized(Leaf, Reparametrizing):
         check_num_features(num_features)
         super().__init__()
         self.num_features = num_features
-        self.bias = nn.Parameter(torch.zeros(num_features)) if bias else None
+        self.bias = nn.Parameter(torch.empty(num_features)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Reset β to 0; the weight is that of the layer before."""
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         check_channels(input, self.num_features)

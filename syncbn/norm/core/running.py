@@ -28,6 +28,17 @@ class RunningNorm(nn.Module):
         first_seen = torch.zeros(1 + count, self.num_features, device=device)
         self.register_buffer("_first_seen", first_seen, persistent=False)
 
+    def reset_parameters(self) -> None:
+        """Reset all parameters and statistics, and the layer's additional state."""
+        super().reset_parameters()  # type: ignore[misc]  # the layer's
+        if "_first_seen" in self._buffers:  # the base's constructor comes before it
+            nn.init.zeros_(self.get_buffer("_first_seen"))
+            self.reset_own_state()
+
+    def reset_own_state(self) -> None:
+        """Give `own_state` its initial values."""
+        raise NotImplementedError
+
     def as_first_seen(self, moments: Moments, values: Tensor) -> Tensor:
         """Return `values` (remembered, C) or, in a recomputed forward pass, their first values. A constant.
 
@@ -44,6 +55,9 @@ class RunningNorm(nn.Module):
         if not own.keys() & state_dict.keys():
             state_dict = {**state_dict, **own}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        first_seen, loaded = self.get_buffer("_first_seen"), self._buffers.get("running_mean")
+        if first_seen.is_meta and loaded is not None and not loaded.is_meta:  # assign=True gives it no memory
+            self._buffers["_first_seen"] = torch.zeros_like(first_seen, device=loaded.device)
 
 
 def _as_first_seen(first_seen: Tensor, mean: Tensor, values: Tensor) -> Tensor:
