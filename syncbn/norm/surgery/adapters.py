@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from syncbn.norm.core import compat
 from syncbn.norm.core.capabilities import takes_step
 from syncbn.norm.core.registry import registered_layers
 from syncbn.norm.core.shared_options import Shared
 from syncbn.norm.core.tracking import TrackingNorm
-from syncbn.norm.surgery.carry import own_behaviour
+from syncbn.norm.surgery.carry import base_of, own_behaviour
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Adapter:
         arguments: the arguments that would build the module: `num_features`, `eps`, `momentum`, ...
         finish: transfers what this kind has beyond parameters and buffers, from (new, old).
         knows_methods: whether the adapter vouches for methods that subclasses override; otherwise they are refused.
+        known_as: name of a class for whose methods it vouches, and not for those of classes derived from it.
     """
 
     matches: Callable[[nn.Module], bool]
     arguments: Callable[[nn.Module], dict[str, Any]]
     finish: Callable[[nn.Module, nn.Module], None] = lambda new, old: None
     knows_methods: bool = True
+    known_as: str = ""
 
 
 def adapter_for(module: nn.Module) -> Adapter | None:
@@ -42,7 +46,8 @@ def adapter_for(module: nn.Module) -> Adapter | None:
     """
     for adapter in _ADAPTERS:
         if adapter.matches(module):
-            own = own_behaviour(module, of_class=not adapter.knows_methods)
+            known = _class_named(module, adapter.known_as) if adapter.known_as else None
+            own = own_behaviour(module, known if adapter.knows_methods else base_of(module))
             if own:
                 raise ValueError(_refusal_of_own(module, own))
             return adapter
@@ -109,16 +114,49 @@ def _plain_arguments(module: Any) -> dict[str, Any]:
 def _is_frozen(module: nn.Module) -> bool:
     """Whether it is a FrozenBatchNorm2d of torchvision or detectron2, with only buffers."""
     buffers = {"weight", "bias", "running_mean", "running_var"}
-    return _has_class(module, "FrozenBatchNorm2d") and buffers <= set(module._buffers)
+    return _class_named(module, _FROZEN) is not None and buffers <= set(module._buffers)
 
 
 def _frozen_arguments(module: Any) -> dict[str, Any]:
-    return {"num_features": len(module.weight), "eps": module.eps}
+    return {"num_features": len(module.weight), "eps": _eps_of(module)}
+
+
+@torch.no_grad()
+def _eps_of(module: Any) -> float:
+    """The eps that a frozen layer adds to the variance; some, such as DETR's, only have it in their forward.
+
+    Raises:
+        ValueError: it computes something else than a batch norm in evaluation mode.
+    """
+    said = getattr(module, "eps", None)
+    if module.running_var.is_meta and said is not None:
+        return float(said)
+    probe = copy.copy(module)
+
+    def output(x: Tensor, **buffers: Tensor) -> Tensor:
+        vars(probe)["_buffers"] = buffers
+        return type(module).forward(probe, x.view(1, -1, 1, 1)).flatten()
+
+    numbers = torch.linspace(-1.5, 2, len(module.weight), dtype=torch.float64, device="cpu")
+    one, zero = torch.ones_like(numbers), torch.zeros_like(numbers)
+    if said is None:
+        y = output(one, weight=one, bias=zero, running_mean=zero, running_var=one * _SMALL)[0].item()
+        said = round(abs(y) ** -2 - _SMALL, 18) if y else 0.0
+    eps = float(said)
+    weight, bias, mean, var = numbers.cos(), -one, -numbers, numbers.exp()
+    expected = (numbers - mean) / (var + eps).sqrt() * weight + bias
+    found = output(numbers, weight=weight, bias=bias, running_mean=mean, running_var=var)
+    if not torch.allclose(found, expected, rtol=1e-5):
+        raise ValueError(
+            f"{type(module).__name__} computes something else than batch normalization in evaluation mode: leave it "
+            "out with exclude=, or describe it to syncbn.norm.surgery.adapters.register_adapter"
+        )
+    return eps
 
 
 def _is_activated(module: nn.Module) -> bool:
     """Whether it is timm's BatchNormAct2d: a batch normalization, then dropout, then an activation."""
-    return _has_class(module, "BatchNormAct2d") and {"act", "drop"} <= set(module._modules)
+    return _class_named(module, _ACTIVATED) is not None and {"act", "drop"} <= set(module._modules)
 
 
 def _finish_activated(new: nn.Module, old: nn.Module) -> None:
@@ -148,12 +186,14 @@ def _unpickle_activated(layer: Any) -> nn.Module:
     return cls.__new__(cls)
 
 
-def _has_class(module: nn.Module, name: str) -> bool:
-    return any(cls.__name__ == name for cls in type(module).__mro__)
+def _class_named(module: nn.Module, name: str) -> type[nn.Module] | None:
+    return next((cls for cls in type(module).__mro__ if cls.__name__ == name), None)
 
 
+_FROZEN, _ACTIVATED = "FrozenBatchNorm2d", "BatchNormAct2d"
+_SMALL = 1e-6  # a variance beside which an eps is seen to 1e-18; without any, some layers that add none give NaN
 _ADAPTERS = [
-    Adapter(_is_frozen, _frozen_arguments),
-    Adapter(_is_activated, _plain_arguments, _finish_activated),
+    Adapter(_is_frozen, _frozen_arguments, known_as=_FROZEN),
+    Adapter(_is_activated, _plain_arguments, _finish_activated, known_as=_ACTIVATED),
     Adapter(_has_known_forward, _plain_arguments, knows_methods=False),
 ]

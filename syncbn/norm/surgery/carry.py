@@ -60,12 +60,13 @@ def _names_of_class(cls: Any) -> Names:
     return Names.of(cls(1))
 
 
-def own_behaviour(layer: nn.Module, of_class: bool) -> list[str]:
+def own_behaviour(layer: nn.Module, base: type[nn.Module] | None) -> list[str]:
     """What a layer does by code of its own, which another layer wouldn't do, in words.
 
     Args:
         layer: a batch norm.
-        of_class: whether the methods of its class are looked at, beside those that were set on the layer itself.
+        base: the class whose methods are known; what classes derived from it have is looked at, beside what was set on
+            the layer itself. None for the layer's class.
     """
     found = [
         f"{name}, set on the layer"
@@ -74,8 +75,7 @@ def own_behaviour(layer: nn.Module, of_class: bool) -> list[str]:
     ]
     if compat.is_compiled_in_place(layer):
         found.append("compile(), called on the layer")
-    base = base_of(layer)
-    for cls in type(layer).__mro__[: type(layer).__mro__.index(base)] if base is not None and of_class else ():
+    for cls in type(layer).__mro__[: type(layer).__mro__.index(base)] if base is not None else ():
         found += [
             name
             for name, value in vars(cls).items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,15 +66,18 @@ def converted(module: nn.Module, name: str, options: dict[str, Any], plain: Any 
     if exact:
         arguments["eps"] = 1.0  # for the check of arguments; torch takes 0
         warned.append("has eps=0, by which a channel without variance is divided by 0, as it was before")
-    if plain is not None:
-        new = plain_layer(plain, arguments)
-    else:
-        num_features = arguments.pop("num_features")
-        if options.get("keras_momentum") is not None:
-            del arguments["momentum"]
-        known = norm_options(name)
-        shared = {key: value for key, value in arguments.items() if key in known}
-        new = norm_layer(name, **(shared | options))(num_features)
+    some_tensor = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), None)
+    # A default device may be another one: one that has no memory, say.
+    with contextlib.nullcontext() if some_tensor is None else some_tensor.device:
+        if plain is not None:
+            new = plain_layer(plain, arguments)
+        else:
+            num_features = arguments.pop("num_features")
+            if options.get("keras_momentum") is not None:
+                del arguments["momentum"]
+            known = norm_options(name)
+            shared = {key: value for key, value in arguments.items() if key in known}
+            new = norm_layer(name, **(shared | options))(num_features)
     if getattr(old, "running_mean", None) is None and isinstance(getattr(new, "running_mean", None), Tensor):
         warned.append(
             f"has no running statistics and evaluates by its batch, and {name!r} evaluates by those that it begins to "
@@ -81,7 +85,6 @@ def converted(module: nn.Module, name: str, options: dict[str, Any], plain: Any 
         )
     if exact and hasattr(new, "eps"):
         new.eps = 0.0  # type: ignore[assignment]
-    some_tensor = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), None)
     if some_tensor is not None:
         new.to(some_tensor.device, some_tensor.dtype)
     _hand_over(old, new)
@@ -121,11 +124,16 @@ def reverted(module: nn.Module) -> nn.Module:
     """The layer that a converted one stands for, brought up to date; any other module as it is.
 
     Raises:
-        ValueError: it had a process group, which was lost when the model was saved.
+        ValueError: it had a process group, which was lost when the model was saved; it was parametrized since.
     """
     old = original_of(module)
     if old is None:
         return module
+    if hasattr(module, "parametrizations"):
+        raise ValueError(
+            f"{type(module).__name__} is parametrized since it was converted: remove it with "
+            "torch.nn.utils.parametrize.remove_parametrizations first"
+        )
     record: Conversion = vars(module).get(RECORD) or Conversion(old, Names.of(module))  # of version 0.1
     if record.group is not None:
         own = record.group if not record.group.is_lost else getattr(module, "own_group", record.group)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import syncbn
 from syncbn.norm.surgery.adapters import _ADAPTERS, Adapter, register_adapter
@@ -154,3 +155,77 @@ def test_a_frozen_layer_becomes_trainable_and_frozen_again() -> None:
     assert type(model[0]) is FrozenBatchNorm2d
     assert list(model.parameters()) == []
     assert torch.equal(model[0].weight, torch.full((3,), 4.0))
+
+
+def frozen_by(eps: float, says: bool = False, relu: bool = False) -> nn.Module:
+    """A frozen layer whose forward has an eps of its own, as DETR's, or none, as maskrcnn-benchmark's."""
+
+    class FrozenBatchNorm2d(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for seed, name in enumerate(("weight", "bias", "running_mean", "running_var")):
+                self.register_buffer(name, torch.rand(3, generator=torch.Generator().manual_seed(seed)) * 1e-3)
+            if says:
+                self.eps = 1e-5
+
+        def forward(self, x: Tensor) -> Tensor:
+            scale = self.weight * (self.running_var + eps).rsqrt()
+            y = x * scale.view(1, -1, 1, 1) + (self.bias - self.running_mean * scale).view(1, -1, 1, 1)
+            return y.relu() if relu else y
+
+    return FrozenBatchNorm2d()
+
+
+@pytest.mark.parametrize("name", ["sync", "frozen", "torch"])
+@pytest.mark.parametrize("eps", [1e-5, 3e-4, 0.0])
+@pytest.mark.filterwarnings("ignore:0 has eps=0")
+def test_a_frozen_layer_that_does_not_say_its_eps(name: str, eps: float) -> None:
+    model, x = nn.Sequential(frozen_by(eps)).eval(), torch.randn(4, 3, 2, 2)
+    expected = model(x)
+    assert syncbn.convert(model, name)[0].eps == eps
+    torch.testing.assert_close(model(x), expected)
+    assert torch.equal(syncbn.revert(model)(x), expected)
+
+
+@pytest.mark.parametrize(("eps", "relu"), [(1e-3, False), (1e-5, True)])
+def test_a_frozen_layer_that_computes_something_else_is_refused(eps: float, relu: bool) -> None:
+    with pytest.raises(ValueError, match="can't convert 0 to 'sync': FrozenBatchNorm2d computes something else"):
+        syncbn.convert(nn.Sequential(frozen_by(eps, says=True, relu=relu)), "sync")
+
+
+class DoublingAct(BatchNormAct2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class DoublingFrozen(FrozenBatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("layer", [DoublingAct, DoublingFrozen])
+def test_what_is_derived_from_another_packages_layer_is_refused(layer: type[nn.Module]) -> None:
+    with pytest.raises(ValueError, match=f"can't convert 0 to 'sync': {layer.__name__} has forward, which a new layer"):
+        syncbn.convert(nn.Sequential(layer(3)), "sync")
+
+
+def test_a_converted_layer_that_is_parametrized_since() -> None:
+    model = syncbn.convert(nn.Sequential(nn.BatchNorm2d(3)), "sync")
+    parametrize.register_parametrization(model[0], "weight", nn.Softplus())
+    for undo in (syncbn.revert, lambda model: syncbn.convert(model, "batch")):
+        with pytest.raises(ValueError, match="parametrized"):
+            undo(model)
+    parametrize.remove_parametrizations(model[0], "weight")
+    assert type(syncbn.revert(model)[0]) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize("name", syncbn.available_norms())
+def test_a_default_device_changes_nothing(name: str) -> None:
+    options = {"decorrelated": {"group_size": 1}}.get(name, {})
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
+    with torch.device("meta"):
+        syncbn.convert(model, name, **options)
+        empty = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
+    syncbn.convert(empty, name, **options)
+    assert not any(each.is_meta for each in (*model.parameters(), *model.buffers()))
+    assert all(each.is_meta for each in (*empty.parameters(), *empty.buffers()))
