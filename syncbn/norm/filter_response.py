@@ -87,8 +87,10 @@ class FilterResponseNorm(Leaf, nn.Module):
         power = x.square().mean(list(range(2, x.dim())), keepdim=True) if positions else x.square()
         eps = self.eps if self.learned_eps is None else self.eps + along(self.learned_eps).abs()
         y = x * torch.rsqrt(power + eps)
-        if self.weight is not None and self.bias is not None:
-            y = y * along(self.weight) + along(self.bias)
+        if self.weight is not None:
+            y = y * along(self.weight)
+        if self.bias is not None:
+            y = y + along(self.bias)
         if self.threshold is not None:
             y = torch.maximum(y, along(self.threshold))
         return y.to(input.dtype)

@@ -170,6 +170,20 @@ def test_a_layer_without_memory_takes_that_of_a_checkpoint(name: str) -> None:
 
 
 @every_norm
+@pytest.mark.parametrize(("parameter", "neutral"), [("weight", 1.0), ("bias", 0.0)])
+def test_a_parameter_that_is_taken_away(name: str, parameter: str, neutral: float) -> None:
+    """The other one still acts."""
+    model = trained(name)
+    if getattr(model[1], parameter, None) is None:
+        return  # it has none
+    twin = copy.deepcopy(model)
+    nn.init.constant_(getattr(twin[1], parameter), neutral)
+    setattr(model[1], parameter, None)
+    for training in (True, False):
+        torch.testing.assert_close(model.train(training)(images(5)), twin.train(training)(images(5)))
+
+
+@every_norm
 def test_under_autocast_statistics_and_gradients_are_float32(name: str) -> None:
     model, reference = trained(name), trained(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):

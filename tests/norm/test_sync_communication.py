@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -304,3 +306,22 @@ def test_mean_over_ranks_with_an_empty_rank(ranks: Callable[[int], Ranks]) -> No
 def test_mean_over_ranks_of_one_process_is_the_mean() -> None:
     values = torch.tensor([1.0, 2.0, 6.0])
     assert syncbn.mean_over_ranks(values).item() == 3.0
+
+
+def with_distributed_tensors() -> tuple[str, float]:
+    mesh = init_device_mesh("cpu", (2,))
+    x = torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(0))
+    whole, layer = nn.BatchNorm1d(3), syncbn.SyncBatchNorm(3)
+    batch = distribute_tensor(x, mesh, [Shard(0)])
+    try:
+        layer(batch)
+    except TypeError as error:
+        refusal = str(error)
+    rank = dist.get_rank()
+    return refusal, (layer(batch.to_local()) - whole(x)[4 * rank : 4 * rank + 4]).abs().max().item()
+
+
+def test_a_tensor_of_all_ranks_samples_is_refused(ranks: Callable[[int], Ranks]) -> None:
+    for refusal, error in ranks(2).run(with_distributed_tensors):
+        assert refusal.endswith("got a DTensor of all ranks': call input.to_local()")
+        assert error < 1e-5

@@ -35,9 +35,11 @@ class PointwiseNorm(Leaf, nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         check_channels(input, self.num_features, self.channel_dim)
         output = self.squash(input)
-        if self.weight is not None and self.bias is not None:
-            shape = [-1] if self.channel_dim == -1 else [-1, *[1] * (input.dim() - 2)]
-            output = output * self.weight.view(shape) + self.bias.view(shape)
+        shape = [-1] if self.channel_dim == -1 else [-1, *[1] * (input.dim() - 2)]
+        if self.weight is not None:
+            output = output * self.weight.view(shape)
+        if self.bias is not None:
+            output = output + self.bias.view(shape)
         return output.to(input.dtype)
 
     def extra_repr(self) -> str:

@@ -63,6 +63,10 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
     def check_input(self, input: Tensor, mask: Tensor | None) -> None:
         """Raise `ValueError` or `TypeError` for an input that can't be normalized."""
         check_channels(input, self.num_features)
+        if self.training and type(input).__name__ == "DTensor":  # not its class, whose import takes a second
+            raise TypeError(
+                "expected this rank's samples in a plain tensor, got a DTensor of all ranks': call input.to_local()"
+            )
         if mask is None:
             return
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
