@@ -17,7 +17,7 @@ from syncbn.norm.surgery.feeding import attach_norms
 from syncbn.norm.surgery.forward import Example, Forward, has_values
 from syncbn.norm.surgery.fusible import activations_after
 from syncbn.norm.surgery.given import check_given
-from syncbn.norm.surgery.held import OF_TORCH, calls_batch_norm, held, with_new
+from syncbn.norm.surgery.held import OF_TORCH, calls_batch_norm, held, methods_that_ask, with_new
 from syncbn.norm.surgery.overlap import overlap_messages
 from syncbn.norm.surgery.plain import NAME as PLAIN_NAME
 from syncbn.norm.surgery.plain import is_plain, plain_classes
@@ -65,7 +65,8 @@ def convert(
     A reference to a layer follows it, in plain attributes, lists, dicts, tuples, methods and partials. A warning names
     what can't follow, such as a function that has the layer in its closure, and norms that are in the model but not
     registered, in plain lists, say. Other warnings say that there is nothing to convert, and name layers that
-    `example_input` doesn't reach after the conversion, layers with eps=0, and what may be batch normalization that
+    `example_input` doesn't reach after the conversion, layers with eps=0, methods of the model that ask for torch's
+    BatchNorm classes, such as a `train` that keeps them in evaluation mode, and what may be batch normalization that
     isn't converted: layers of other kinds with a running mean and variance, modules with a method that calls batch_norm
     on running statistics (unless `include` says which layers are meant), and graphs that call batch_norm by themselves,
     as exported models do.
@@ -136,6 +137,12 @@ def convert(
     result = _replace(model, new | {module: reverted(module) for module in back})
     try:
         told = _warn_of_held(result, {module: path or "the layer" for path, module in layers})
+        if new and name != PLAIN_NAME and (asking := methods_that_ask(result)):
+            warnings.warn(
+                f"{', '.join(asking)} asks for layers of torch's BatchNorm classes, which converted layers aren't, and "
+                "so passes them over: ask for torch.nn.modules.batchnorm._BatchNorm, or for what they are now",
+                stacklevel=2,
+            )
         if not layers and not said and not told:
             warnings.warn("there is no batch normalization layer to convert: the model is as it was", stacklevel=2)
         attach_norms(result, example_input, forward)

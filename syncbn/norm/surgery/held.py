@@ -7,7 +7,7 @@ import functools
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -149,6 +149,31 @@ def calls_batch_norm(module: nn.Module) -> bool:
     """Whether a module of another package has a method that names `batch_norm` and a `running_mean`."""
     own = [cls for cls in type(module).__mro__ if cls.__module__.partition(".")[0] != "torch"]
     return any(_names_batch_norm(value) for cls in own for value in vars(cls).values())
+
+
+def methods_that_ask(model: nn.Module) -> list[str]:
+    """Methods of a model that ask whether a layer is a BatchNorm1d, 2d or 3d, which no converted layer is.
+
+    Such as a `train` that leaves batch norms in evaluation mode. Those that initialize run before a conversion.
+    """
+    classes = {cls: None for module in model.modules() for cls in type(module).__mro__}
+    own = [cls for cls in classes if cls.__module__.partition(".")[0] not in ("torch", "syncbn", "builtins")]
+    return [
+        f"{cls.__name__}.{name}"
+        for cls in own
+        for name, value in vars(cls).items()
+        if isinstance(value, FunctionType) and "init" not in name and _asks(_names_in(value.__code__))
+    ]
+
+
+def _asks(names: set[str]) -> bool:
+    return bool(names & {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d"}) and bool(names & {"isinstance", "type"})
+
+
+def _names_in(code: CodeType) -> set[str]:
+    """Names that a function uses, and the functions inside of it."""
+    inner = [_names_in(part) for part in code.co_consts if isinstance(part, CodeType)]
+    return set(code.co_names).union(*inner)
 
 
 def _names_batch_norm(function: Callable[..., Any]) -> bool:

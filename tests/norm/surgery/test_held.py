@@ -174,3 +174,45 @@ def test_a_call_of_batch_norm_is_named_without_an_example() -> None:
     with pytest.warns(UserWarning, match=r"1 \(Functional\) calls batch_norm itself") as told:
         syncbn.convert(nn.Sequential(Standardized(4, 4, 1), Functional()), "sync")
     assert len(told) == 1
+
+
+class KeepsNormsInEvaluation(nn.Sequential):
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        for layer in self.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eval()
+        return self
+
+
+class ChoosesParameters(nn.Sequential):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.count = sum(isinstance(layer, nn.BatchNorm2d) for layer in self)
+
+    def parameters_of_norms(self) -> list[nn.Parameter]:
+        return [p for layer in self.modules() if type(layer) is nn.BatchNorm2d for p in layer.parameters()]
+
+
+@pytest.mark.parametrize("cls", [KeepsNormsInEvaluation, ChoosesParameters])
+def test_methods_that_ask_for_torchs_classes_are_named(cls: type[nn.Sequential]) -> None:
+    """They would pass the converted layers over: frozen ones would train, and others be left out of an optimizer."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), cls(nn.BatchNorm2d(4)))
+    with pytest.warns(
+        UserWarning, match=f"^{cls.__name__}.(train|parameters_of_norms) asks for layers of torch's Batch"
+    ):
+        syncbn.convert(model, "sync")
+    syncbn.convert(model, "torch")
+
+
+def test_nothing_is_said_of_methods_that_ask_for_their_base() -> None:
+    class Model(nn.Sequential):
+        def train(self, mode: bool = True) -> Any:
+            super().train(mode)
+            for layer in self.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
+            return self
+
+    model = syncbn.convert(Model(nn.BatchNorm2d(4)), "sync").train()
+    assert not model[0].training
