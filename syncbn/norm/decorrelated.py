@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from syncbn.norm.core.arguments import check_arguments
-from syncbn.norm.core.checks import check_divides
+from syncbn.norm.core.checks import check_divides, check_num_features
 from syncbn.norm.core.moments import Moments, all_covariance
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.shared_options import Shared
@@ -87,6 +87,7 @@ class DecorrelatedBatchNorm(SyncBatchNorm):
         dtype: torch.dtype | None = None,
         **shared: Unpack[Shared],
     ) -> None:
+        num_features = check_num_features(num_features)
         if not isinstance(group_size, int) or group_size < num_features:
             check_divides("group_size", group_size, num_features)
         check_arguments(Options, locals())

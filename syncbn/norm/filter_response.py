@@ -53,7 +53,7 @@ class FilterResponseNorm(Leaf, nn.Module):
         learnable_eps: bool = Options.learnable_eps,
         tlu: bool = Options.tlu,
     ) -> None:
-        check_num_features(num_features)
+        num_features = check_num_features(num_features)
         check_arguments(Options, locals())
         super().__init__()
         self.num_features = num_features

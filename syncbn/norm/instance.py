@@ -1,6 +1,7 @@
 """Instance normalization: moments of each sample and channel."""
 
 from syncbn.norm.core.arguments import check_arguments
+from syncbn.norm.core.checks import check_num_features
 from syncbn.norm.core.grouped import Grouped
 from syncbn.norm.core.registry import register
 from syncbn.norm.instance_options import InstanceNormOptions as Options
@@ -18,6 +19,7 @@ class InstanceNorm(Grouped):
 
     def __init__(self, num_features: int, eps: float = Options.eps, affine: bool = Options.affine) -> None:
         check_arguments(Options, locals())
+        num_features = check_num_features(num_features)
         super().__init__(num_features, num_features, eps=eps, affine=affine)
 
     def extra_repr(self) -> str:

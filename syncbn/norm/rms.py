@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from syncbn.norm.core.arguments import check_arguments
-from syncbn.norm.core.checks import check_channels
+from syncbn.norm.core.checks import check_channels, check_num_features
 from syncbn.norm.core.leaf import Leaf
 from syncbn.norm.core.registry import register
 from syncbn.norm.rms_options import RMSNormOptions as Options
@@ -29,6 +29,7 @@ class RMSNorm(Leaf, nn.RMSNorm):
 
     def __init__(self, num_features: int, eps: float = Options.eps, affine: bool = Options.affine) -> None:
         check_arguments(Options, locals())
+        num_features = check_num_features(num_features)
         super().__init__(num_features, eps=eps, elementwise_affine=affine)
         self.num_features = num_features
 

@@ -1,18 +1,24 @@
 """Checks of arguments and inputs, shared by all layers."""
 
+import operator
 import warnings
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 
 
-def check_num_features(num_features: int) -> None:
-    """Raise `TypeError` or `ValueError` unless it is a number of channels."""
-    if isinstance(num_features, bool) or not isinstance(num_features, int):
+def check_num_features(num_features: SupportsIndex) -> int:
+    """Return it as an int, which NumPy's integers aren't; raise `TypeError` or `ValueError` if it is no number."""
+    try:
+        number = None if isinstance(num_features, bool) else operator.index(num_features)
+    except TypeError:
+        number = None
+    if number is None:
         raise TypeError(f"num_features must be an int, got {num_features!r}")
-    if num_features < 1:
-        raise ValueError(f"num_features must be at least 1, got {num_features}")
+    if number < 1:
+        raise ValueError(f"num_features must be at least 1, got {number}")
+    return number
 
 
 def divisors(number: int) -> list[int]:

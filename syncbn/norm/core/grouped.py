@@ -4,7 +4,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from syncbn.norm.core.checks import check_dimensions
+from syncbn.norm.core.checks import check_dimensions, check_num_features
 
 torch.fx.wrap("check_dimensions")  # a symbolic trace records the call, and knows no number of dimensions
 
@@ -19,7 +19,7 @@ class Grouped(nn.GroupNorm):
     dimensions: list[int]
 
     def __init__(self, num_groups: int, num_features: int, eps: float, affine: bool) -> None:
-        super().__init__(num_groups, num_features, eps=eps, affine=affine)
+        super().__init__(num_groups, check_num_features(num_features), eps=eps, affine=affine)
         self.dimensions = []
 
     def forward(self, input: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ class PointwiseNorm(Leaf, nn.Module):
     """y = squash(x) · γ + β, with γ (`weight`) and β (`bias`) per channel."""
 
     def __init__(self, num_features: int, alpha_init: float, affine: bool, channel_dim: int) -> None:
-        check_num_features(num_features)
+        num_features = check_num_features(num_features)
         super().__init__()
         self.num_features = num_features
         self.alpha_init = alpha_init

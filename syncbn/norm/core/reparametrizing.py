@@ -74,7 +74,7 @@ class Reparametrized(Leaf, Reparametrizing):
     """Replacement of a norm whose preceding layer has a normalized weight: the identity plus β."""
 
     def __init__(self, num_features: int, bias: bool) -> None:
-        check_num_features(num_features)
+        num_features = check_num_features(num_features)
         super().__init__()
         self.num_features = num_features
         self.bias = nn.Parameter(torch.empty(num_features)) if bias else None

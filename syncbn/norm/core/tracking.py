@@ -37,7 +37,7 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
         dtype: torch.dtype | None = None,
         **shared: Unpack[Shared],
     ) -> None:
-        check_num_features(num_features)
+        num_features = check_num_features(num_features)
         check_arguments(Tracking, locals())
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         if not bias:  # torch has this argument only from 2.12 on

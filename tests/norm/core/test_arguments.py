@@ -165,3 +165,17 @@ def test_an_argument_that_no_layer_has_is_refused(name: str) -> None:
     layer_modules()
     with pytest.raises(TypeError, match="unexpected keyword argument 'momentun'"):
         _LAYERS[name](8, momentun=0.1)
+
+
+@pytest.mark.parametrize("name", syncbn.available_norms())
+@pytest.mark.parametrize("channels", [np.int64(8), torch.tensor(8)])
+def test_a_number_of_channels_of_another_library(name: str, channels: Any) -> None:
+    """As networks with computed widths give it to torch's layers."""
+    layer, usual = (syncbn.norm_layer(name)(each) for each in (channels, 8))
+    assert repr(layer) == repr(usual)
+    assert {key: value.shape for key, value in layer.state_dict().items()} == {
+        key: value.shape for key, value in usual.state_dict().items()
+    }
+    for attribute in ("num_features", "num_channels", "num_groups"):
+        assert type(getattr(layer, attribute, 8)) is int
+    assert type(syncbn.convert(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(channels)), name)[1]) is type(usual)
