@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from syncbn.norm.core import compat
@@ -145,7 +146,8 @@ def convert(
             )
         if not layers and not said and not told:
             warnings.warn("there is no batch normalization layer to convert: the model is as it was", stacklevel=2)
-        attach_norms(result, example_input, forward)
+        with torch.inference_mode(False):  # the filters are trained later
+            attach_norms(result, example_input, forward)
         if example_input is not None and has_values(result):
             unsaid = {layer for old, layer in new.items() if old not in told}
             _warn_of_uncalled(result, unsaid, example_input, forward)

@@ -7,6 +7,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from syncbn.norm.core import compat
@@ -45,6 +46,8 @@ def original_of(module: nn.Module) -> nn.Module | None:
     return vars(module).get(ORIGINAL) if record is None else record.original
 
 
+# What a conversion makes is trained later, also where it is called in inference mode.
+@torch.inference_mode(False)
 def converted(module: nn.Module, name: str, options: dict[str, Any], plain: Any = None) -> tuple[nn.Module, list[str]]:
     """A new layer in the place of `module`, and what to warn of. Nothing of `module` is changed but by `commit`.
 
@@ -105,6 +108,7 @@ def converted(module: nn.Module, name: str, options: dict[str, Any], plain: Any 
     return new, warned
 
 
+@torch.inference_mode(False)
 def commit(module: nn.Module, new: nn.Module) -> None:
     """Let `new`, which `converted` made of `module`, have what only one of the two can have."""
     if isinstance(module, Attachable):
@@ -120,6 +124,7 @@ def withhold_group(module: nn.Module) -> None:
         old.process_group = None  # type: ignore[assignment]
 
 
+@torch.inference_mode(False)
 def reverted(module: nn.Module) -> nn.Module:
     """The layer that a converted one stands for, brought up to date; any other module as it is.
 
@@ -155,6 +160,7 @@ def reverted(module: nn.Module) -> nn.Module:
     return old
 
 
+@torch.inference_mode(False)
 def settle(module: nn.Module) -> None:
     """Let the layer that takes the place of `module` again have what only one of the two can have."""
     if isinstance(module, Attachable):

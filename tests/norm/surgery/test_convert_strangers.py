@@ -229,3 +229,14 @@ def test_a_default_device_changes_nothing(name: str) -> None:
     syncbn.convert(empty, name, **options)
     assert not any(each.is_meta for each in (*model.parameters(), *model.buffers()))
     assert all(each.is_meta for each in (*empty.parameters(), *empty.buffers()))
+
+
+@pytest.mark.parametrize("name", syncbn.available_norms())
+def test_what_is_converted_in_inference_mode_is_trained_later(name: str) -> None:
+    options = {"decorrelated": {"group_size": 1}}.get(name, {})
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
+    for step in (lambda: syncbn.convert(model, name, **options), lambda: syncbn.revert(model)):
+        with torch.inference_mode():
+            step()
+        assert not any(each.is_inference() for each in (*model.parameters(), *model.buffers()))
+        model(torch.randn(4, 2, 3, 3)).sum().backward()
