@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -18,6 +19,10 @@ import syncbn
 from syncbn.data import DigitsDataModule
 from syncbn.models.resnet import resnet18
 from syncbn.training import AtomicCheckpointIO, ClassificationTask, SyncBatchNormPlugin, cosine_with_warmup, ddp
+
+averaging = pytest.mark.skipif(
+    not hasattr(L.callbacks, "WeightAveraging"), reason="Lightning averages weights since 2.6"
+)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
 from torch import nn
 
@@ -118,7 +118,7 @@ def fit(
             ModelCheckpoint(folder, "best", monitor=monitor, enable_version_counter=False),
             ExactResume(),
             Preemption(folder / "last.ckpt"),
-            *([EMAWeightAveraging(decay=0.9, use_buffers=False)] if ema else []),
+            *([L.callbacks.EMAWeightAveraging(decay=0.9, use_buffers=False)] if ema else []),
             *([RecalibrateNorm(max_batches=2)] if recalibrate else []),
             *([SampleGrids(every_n_epochs=1, rows=2, folder=folder)] if kind == "gan" else []),
             *([SyncGroup(1)] if kind == "alone" else []),

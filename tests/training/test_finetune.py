@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
@@ -130,6 +129,7 @@ def test_recalibration_every_n_epochs_and_in_the_last_and_without_validation() -
     assert int(module.net.bn1.num_batches_tracked) == 2
 
 
+@fits.averaging
 def test_an_average_of_weights_gets_statistics_of_its_own() -> None:
     class Weights(L.Callback):
         """Computes the exponential average of the weights after each step, by the formula."""
@@ -142,7 +142,9 @@ def test_an_average_of_weights_gets_statistics_of_its_own() -> None:
                 self.average = {name: 0.8 * value + 0.2 * now[name] for name, value in self.average.items()}
 
     weights = Weights()
-    module, diary = fit(EMAWeightAveraging(decay=0.8, use_buffers=False), RecalibrateNorm(max_batches=4), weights)
+    module, diary = fit(
+        L.callbacks.EMAWeightAveraging(decay=0.8, use_buffers=False), RecalibrateNorm(max_batches=4), weights
+    )
     got = {name: p.detach() for name, p in module.net.named_parameters()}
     torch.testing.assert_close(got, weights.average, rtol=1e-5, atol=1e-6)
     before = fits.state(module.net)

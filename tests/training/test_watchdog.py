@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from syncbn.norm.core.kernels import has_native
 from syncbn.training import Watchdog
 from syncbn.training.watch import EXIT_CODE, Rank, verdict
 from tests.lost_ranks import Ended, LostRanks
@@ -28,6 +29,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def ends() -> dict[str, list[Ended]]:
     """Run all cases at once, since they mostly wait."""
+    has_native()  # on a new machine it takes longer to compile than these ranks may take
     started = {}
     for case, norm in CASES.items():
         where = {"reduction": "forward", "slow": "loader"}.get(case, case)

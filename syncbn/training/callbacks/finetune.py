@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,7 +16,7 @@ from syncbn.policy import freeze, unfreeze
 from syncbn.policy.freeze import has_frozen_statistics
 from syncbn.policy.layers import buffers_of, has_statistics, is_norm
 from syncbn.training.callbacks.finetune_options import FreezeNormOptions, GradualUnfreezingOptions, TrainOnlyOptions
-from syncbn.training.callbacks.found import callbacks_of
+from syncbn.training.callbacks.found import averages_weights
 
 
 class FreezeNorm(L.Callback):
@@ -206,7 +205,7 @@ def matching(module: nn.Module, glob: str) -> list[nn.Parameter]:
 
 def _is_rounded(value: Tensor, exact: Tensor, trainer: L.Trainer) -> bool:
     """Whether a value differs from the exact one by no more than an average of it with itself, d·x + (1 - d)·x."""
-    if not (value.is_floating_point() and callbacks_of(trainer, WeightAveraging)):
+    if not (value.is_floating_point() and averages_weights(trainer)):
         return False
     exact = exact.to(value.device)
     return not torch.equal(value, exact) and torch.allclose(value, exact, rtol=8 * torch.finfo(value.dtype).eps, atol=0)

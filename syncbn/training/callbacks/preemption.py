@@ -7,11 +7,11 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 
 from syncbn.launch import stop
 from syncbn.launch.stop import Stopped
-from syncbn.training.callbacks.found import callbacks_of
+from syncbn.training.callbacks.found import averages_weights, callbacks_of
 from syncbn.training.callbacks.owed_validation import OwedValidation, complete_batch, start_validation_anew
 from syncbn.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 from syncbn.training.host_group import host_group
@@ -141,7 +141,7 @@ class Preemption(Checkpoint):
         """Determine the number of validation batches that all ranks have."""
         self._leave(trainer)
         self._validation_batches = self._of_all(float(sum(trainer.num_val_batches)), dist.ReduceOp.MIN)
-        if callbacks_of(trainer, WeightAveraging):
+        if averages_weights(trainer):
             self._validation_batches = 0
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:

@@ -6,13 +6,12 @@ from typing import Any
 
 import lightning.pytorch as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
 from syncbn.data.loader import BatchLoader
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.policy.recalibrate import moving_layers, other_statistics, recalibrate
-from syncbn.training.callbacks.found import callbacks_of
+from syncbn.training.callbacks.found import averages_weights
 from syncbn.training.callbacks.recalibrate_norm_options import RecalibrateNormOptions as Options
 
 
@@ -51,7 +50,7 @@ class RecalibrateNorm(L.Callback):
                     f"{path} normalizes by more than a mean and a variance ({', '.join(others)}), which can't be "
                     "recalibrated: leave RecalibrateNorm out, and averages of the weights (callbacks ema and swa)"
                 )
-        averages = bool(callbacks_of(trainer, WeightAveraging))
+        averages = averages_weights(trainer)
         if not averages and not layers:
             rank_zero_warn("RecalibrateNorm does nothing: no layer has running statistics that may change")
 
