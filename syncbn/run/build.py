@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from syncbn.launch.world import World, devices_and_nodes
 from syncbn.run.changes import Change, options_of
-from syncbn.run.construct import construct, parameters_of
+from syncbn.run.construct import asks_for, construct
 from syncbn.run.limits import seconds
 from syncbn.run.network import build_network as build_network
 from syncbn.run.network import load_pretrained as load_pretrained
@@ -72,7 +72,7 @@ def changed_options(config: DictConfig, changes: Sequence[Change], named: dict[s
     """Callbacks that apply changed options to a resumed run; empty if there are none."""
     if not changes:
         return []
-    takes_optimizer = is_ours(config) or "optimizer" in parameters_of("task", config.task)
+    takes_optimizer = is_ours(config) or asks_for("optimizer", "task", config.task)
     optimizer = options_of(changes, "optimizer") if takes_optimizer else {}
     callbacks = [
         (callback, {key: change.now for key, change in options_of(changes, f"callbacks.{name}").items()})

@@ -1,13 +1,16 @@
 """Construction of the object of a config node's `_target_`."""
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+import types
+from collections.abc import Hashable, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import hydra.utils
 from omegaconf import DictConfig, OmegaConf
 
 from syncbn.run.targets import check_made, checked_object, kind_at, targets
+
+_PLAIN = (str, bytes, bool, int, float, complex, list, tuple, dict, set, types.NoneType)  # what a config file can hold
 
 
 def construct(where: str, node: DictConfig, **objects: Any) -> Any:
@@ -40,7 +43,50 @@ def parameters_of(where: str, node: DictConfig) -> Mapping[str, inspect.Paramete
     """
     found = checked_object(where, node._target_)
     try:
-        parameters = inspect.signature(found).parameters
+        parameters = _signature(found).parameters
     except (TypeError, ValueError):  # a class written in C
         return {}
     return {name: one for name, one in parameters.items() if one.kind is not one.POSITIONAL_ONLY}
+
+
+def asks_for(name: str, where: str, node: DictConfig) -> bool:
+    """Whether a node's `_target_` asks for an object, such as the network, by a parameter that the node leaves free.
+
+    A parameter of the name that is a plain value by its annotation, else by its default, asks for none: in
+    `norm: str = "bn"` or `optimizer="adam"`, the name means another thing.
+    """
+    parameter = parameters_of(where, node).get(name)
+    if parameter is None or node.get(name) is not None:
+        return False
+    if kinds := _kinds(parameter.annotation):
+        return any(kind not in _PLAIN for kind in kinds)
+    return parameter.default is None or not isinstance(parameter.default, _PLAIN)
+
+
+def is_number(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter is one whole number, by its annotation, else by its default."""
+    kinds = _kinds(parameter.annotation) - {types.NoneType}
+    return kinds == {int} if kinds else type(parameter.default) is int
+
+
+def _signature(found: Any) -> inspect.Signature:
+    try:
+        return inspect.signature(found, eval_str=True)
+    except Exception:  # an annotation of what is imported for type checkers alone
+        return inspect.signature(found)
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Classes in an annotation, its union's members; empty if it doesn't say."""
+    if annotation in (inspect.Parameter.empty, Any, object) or isinstance(annotation, str):
+        return set()
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        members = [_kinds(part) for part in parts]
+        return set().union(*members) if all(members) else set()
+    if origin is Literal:
+        return {type(part) for part in parts}
+    if origin is Annotated:
+        return _kinds(parts[0])
+    kind = types.NoneType if annotation is None else origin or annotation
+    return {kind} if isinstance(kind, Hashable) else set()

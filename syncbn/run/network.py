@@ -19,7 +19,7 @@ from syncbn.norm.core.registry import NormFactory, known_options, unusual_option
 from syncbn.norm.surgery.adapters import looks_like_batch_norm
 from syncbn.norm.surgery.exchanged import original_of
 from syncbn.norm.surgery.forward import modes_kept
-from syncbn.run.construct import construct, parameters_of
+from syncbn.run.construct import asks_for, construct, is_number, parameters_of
 from syncbn.run.facts import DataFacts
 
 SIZES = ("num_classes", "in_channels", "image_size")
@@ -76,8 +76,8 @@ def norm_of(config: DictConfig) -> NormFactory:
 
 
 def takes_norm(config: DictConfig) -> bool:
-    """Whether the network's function takes `norm=`, and the config doesn't set it to something else."""
-    return "norm" in parameters_of("model", config.model) and config.model.get("norm") is None
+    """Whether the network's function takes our `norm=`, and the config doesn't set it to something else."""
+    return asks_for("norm", "model", config.model)
 
 
 def convert_norms(net: nn.Module, config: DictConfig, facts: DataFacts) -> nn.Module:
@@ -103,8 +103,7 @@ def name_of(config: DictConfig, net: nn.Module) -> str:
 def described_norm(config: DictConfig, net: nn.Module) -> str:
     """Describe the norm of a network, and its use in a network that doesn't take one."""
     norm = f"norm={config.norm.name}"
-    part = ("task", config.task) if isinstance(net, LightningModule) else ("model", config.model)
-    if "norm" in parameters_of(*part) and part[1].get("norm") is None:
+    if asks_for("norm", *(("task", config.task) if isinstance(net, LightningModule) else ("model", config.model))):
         return norm
     converted = sum(original_of(module) is not None for module in net.modules())
     if converted:
@@ -175,13 +174,31 @@ def _sizes(
             with open_dict(config):
                 config.model[name] = list(value) if isinstance(value, tuple) else value
         if value is not None:
-            sizes[name] = tuple(value) if name == "image_size" and not isinstance(value, int) else value
+            sizes[name] = image_size_for(asked.get(name), value) if name == "image_size" else value
         elif asked[name].default is inspect.Parameter.empty:
             raise ValueError(
                 f"{model._target_} asks for {name}, which neither {type(facts.data).__name__} nor its first batch "
                 f"says: add +model.{name}=<number>"
             )
     return sizes
+
+
+def image_size_for(parameter: inspect.Parameter | None, size: Any) -> Any:
+    """Height and width as a parameter takes them: (height, width), or one number if that is what it asks for.
+
+    Raises:
+        ValueError: it asks for one number, and the images aren't square.
+    """
+    if size is None or isinstance(size, int):
+        return size
+    if parameter is None or not is_number(parameter):
+        return tuple(size)
+    if len(set(size)) > 1:
+        raise ValueError(
+            f"image_size is one number here, and the data's images have {' x '.join(map(str, size))}: give it one, "
+            "+model.image_size=<number> say, or let it take (height, width)"
+        )
+    return size[0]
 
 
 def _takes_more(parameters: Mapping[str, inspect.Parameter]) -> bool:

@@ -12,12 +12,13 @@ from torch import nn
 from syncbn.models.dcgan import DCGAN
 from syncbn.models.fcn import FCN
 from syncbn.run import network
-from syncbn.run.construct import construct, parameters_of
+from syncbn.run.construct import asks_for, construct, parameters_of
 from syncbn.run.facts import DataFacts
 from syncbn.run.targets import checked_object
 from syncbn.training import ClassificationTask, GANTask, SegmentationTask
 
 _NETWORK = ("net", "model")  # by these names a task asks for the network
+_OBJECTS = (*_NETWORK, "optimizer", "scheduler", "norm")  # what is given under these names is no plain value
 
 
 def is_ours(config: DictConfig) -> bool:
@@ -27,7 +28,7 @@ def is_ours(config: DictConfig) -> bool:
 
 def asks_for_network(config: DictConfig) -> bool:
     """Whether the task trains the network of `config.model`, and isn't one as a whole."""
-    return any(name in parameters_of("task", config.task) for name in _NETWORK)
+    return any(asks_for(name, "task", config.task) for name in _NETWORK)
 
 
 def build_task(
@@ -56,9 +57,18 @@ def build_task(
         "num_classes": lambda: _num_classes(config, net, facts),
         "class_names": lambda: _class_names(_num_classes(config, net, facts), facts),
         "in_channels": lambda: facts.in_channels,
-        "image_size": lambda: facts.image_size,
+        "image_size": lambda: network.image_size_for(parameters["image_size"], facts.image_size),
     }
-    asked = [name for name in parameters_of("task", config.task) if name in makers and config.task.get(name) is None]
+    parameters = parameters_of("task", config.task)
+    asked = [
+        name
+        for name in parameters
+        if (
+            asks_for(name, "task", config.task)
+            if name in _OBJECTS
+            else config.task.get(name) is None and name in makers
+        )
+    ]
     given = {name: makers[name]() for name in asked}
     made: LightningModule = construct(
         "task", config.task, **{name: value for name, value in given.items() if value is not None or name in _NETWORK}

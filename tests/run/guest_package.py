@@ -57,6 +57,16 @@ class TakesNorm(nn.Module):
         return self.layers(x)
 
 
+class ChoosesByName(Net):
+    """Has its own word for each norm, and images of one size."""
+
+    def __init__(self, num_classes: int = CLASSES, norm: str = "batch", image_size: int = SIZE) -> None:
+        super().__init__(num_classes)
+        self.said = norm, image_size // 2
+        if norm != "batch":
+            self.norm = nn.Identity()
+
+
 class NoNorm(nn.Module):
     """Has no batch norm."""
 
@@ -359,6 +369,14 @@ class OwnCallbacks(Task):
             L.callbacks.ModelCheckpoint(monitor="val_loss", filename="mine"),
             L.callbacks.EarlyStopping("val_loss", patience=1),
         ]
+
+
+class ByNames(Whole):
+    """Is the network as well, and chooses its parts by name."""
+
+    def __init__(self, model: str = "net", optimizer: str = "adam", scheduler: bool = False) -> None:
+        super().__init__()
+        self.said = model, optimizer, scheduler
 
 
 class Interrupted(Task):

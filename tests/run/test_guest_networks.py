@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import syncbn
-from syncbn.run import build, start
+from syncbn.run import build, start, tasks
 from syncbn.run.compose import config_of as config_of_run
 from syncbn.run.facts import DataFacts
 from syncbn.run.network import described_norm
@@ -146,6 +146,18 @@ def test_arguments_by_our_names_with_another_meaning_are_the_networks_own() -> N
     assert build.load_pretrained(config, net) is None  # weights= isn't a file of ours
     again: Any = build.build_network(config, data, fetch_weights=False)
     assert again.said == ("layer", None, False)
+
+
+def test_plain_values_by_our_names_are_the_networks_and_the_tasks_own() -> None:
+    net = network_of("ChoosesByName", "Data", "norm=ghost")
+    assert net.said == ("batch", SIZE // 2)
+    assert norms(net) == ["GhostBatchNorm"] * 2
+    config = config_of("Net", "Data", "norm=ghost")
+    config.task = {"_target_": f"{HOME}.ByNames"}
+    assert not tasks.asks_for_network(config)
+    task: Any = build.build_task(config, None, build.build_data(config))
+    assert task.said == ("net", "adam", False)
+    assert norms(task) == ["GhostBatchNorm"] * 2
 
 
 def test_a_network_without_batch_norms_is_left_as_it_is_and_said_to_be() -> None:
