@@ -35,6 +35,8 @@ from syncbn.run.project import VARIABLE as PROJECT
 from syncbn.run.project import find_project
 from syncbn.run.sweeps import Sweep, end_of, run_on_ranks
 
+OUTPUT_ROOT = "SYNCBN_OUTPUT_ROOT"  # read by conf/train.yaml
+_READ = ("model.weights", *(f"data.{key}" for key in ("root", "folder", "data_dir", "cache_dir")))  # paths to read
 _HERE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # runs the jobs in this process
 
 
@@ -43,6 +45,8 @@ def main() -> None:
     with ends_at_once():
         stop.install()
         world = current_world()
+        if not os.environ.get(OUTPUT_ROOT):
+            os.environ.pop(OUTPUT_ROOT, None)  # an empty variable is an unset one
         try:
             line, flags = read(sys.argv[1:])
             ensure_run_id(os.environ, line.overrides)
@@ -191,6 +195,10 @@ def _job(config: DictConfig, world: World) -> float | None:
         config.output_root = str(Path(hydra.runtime.cwd, config.output_root))
         if config.resume not in (None, "auto"):
             config.resume = str(Path(hydra.runtime.cwd, config.resume))
+        for key in _READ:
+            path = OmegaConf.select(config, key)
+            if isinstance(path, str) and (there := Path(hydra.runtime.cwd, path)).exists():
+                OmegaConf.update(config, key, str(there))
     if hydra.mode is RunMode.MULTIRUN:
         config.run_id = f"{config.run_id}-{hydra.job.num}"
     try:

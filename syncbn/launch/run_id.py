@@ -35,7 +35,7 @@ def ensure_run_id(environ: MutableMapping[str, str] = os.environ, arguments: Seq
     Raises:
         ValueError: an id that isn't valid as a folder name, or torchrun with several nodes and no `--rdzv-id`.
     """
-    chosen = [argument.removeprefix("run_id=") for argument in arguments if argument.startswith("run_id=")]
+    chosen = [argument.removeprefix("run_id=").strip("'\"") for argument in arguments if argument.startswith("run_id=")]
     run_id = (chosen or [""])[-1] or environ.get(VARIABLE) or _slurm(environ) or _torchrun(environ) or _fresh()
     environ[VARIABLE] = check_run_id(run_id)
     return run_id

@@ -35,12 +35,23 @@ def config_mistakes(config: Mapping[str, Any]) -> list[str]:
     found += _path_mistakes(config)
     if isinstance(trainer := config.get("trainer"), Mapping):
         found += limit_mistakes(trainer, trains=config.get("train") is not False)
+    found += _missing_targets(config)
     for where, node in targets(config):
         if wrong := target_mistakes(where, node):
             found += wrong
         elif (options := options_of(node["_target_"])) is not None:
             found += mistakes({key: value for key, value in node.items() if key != "_target_"}, options, where)
     return found
+
+
+def _missing_targets(config: Mapping[str, Any]) -> Iterator[str]:
+    built = {group: config.get(group) for group in (*REQUIRED_GROUPS, "scheduler") if group != "norm"}
+    for group in ("callbacks", "logger"):
+        if isinstance(named := config.get(group), Mapping):
+            built |= {f"{group}.{name}": node for name, node in named.items()}
+    for where, node in built.items():
+        if isinstance(node, Mapping) and "_target_" not in node:
+            yield f"{where}._target_: missing; it names what is built, such as my_package.MyClass"
 
 
 def norm_mistakes(norm: Mapping[str, Any]) -> list[str]:

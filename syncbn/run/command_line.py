@@ -59,7 +59,7 @@ def read(words: Sequence[str], config_name: str = "train") -> tuple[CommandLine,
         raise UserError(f"--config-dir {args.config_dir}: there is no such folder")
     if args.config_path:
         args.config_path = _absolute(args.config_path)
-    args.overrides = with_quoted_paths([_at_home(word) for word in args.overrides])
+    args.overrides = with_quoted_paths([_at_home(_named(word)) for word in args.overrides])
     line = CommandLine(
         overrides=args.overrides,
         multirun=args.multirun,
@@ -87,6 +87,11 @@ def _spelt_as_hydras(words: Sequence[str], parser: ArgumentParser) -> list[str]:
         else:
             spelt.append(word)
     return spelt
+
+
+def _named(override: str) -> str:
+    """Quote a run's name that Hydra's grammar reads as a number: 42, 1e3."""
+    return re.sub(r"run_id=([\d.][\w.+-]*)", r"run_id='\1'", override) if override.startswith("run_id=") else override
 
 
 def _at_home(override: str) -> str:

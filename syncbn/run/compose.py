@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from syncbn.norm.core.options import suggest
 from syncbn.run.check import (
@@ -89,7 +90,10 @@ def choice_of(group: str, choice: str) -> DictConfig:
     """Compose one choice of a group alone; interpolations are left for a whole config."""
     with warnings.catch_warnings(), _hydra(CommandLine(())):
         warnings.filterwarnings("ignore", message=".*Defaults list is missing `_self_`")
-        return compose(f"{group}/{choice}")[group]
+        composed: DictConfig = OmegaConf.select(
+            compose(f"{group}/{choice}"), f"{group}/{choice}".rpartition("/")[0].replace("/", ".")
+        )
+        return composed
 
 
 def jobs_of(line: CommandLine) -> Jobs:
@@ -133,6 +137,14 @@ def config_groups() -> dict[str, list[str]]:
     """Config groups, without Hydra's own, and their choices."""
     with _hydra(line := CommandLine(())):
         return {group: choices for group, choices in _groups(line).items() if not group.startswith("hydra")}
+
+
+def choices_of(group: str, groups: Groups) -> list[str]:
+    """Choices of a group, those in its folders included: `ablation/wide` of `experiment`."""
+    nested = [
+        (other.removeprefix(f"{group}/"), names) for other, names in groups.items() if other.startswith(f"{group}/")
+    ]
+    return [*groups.get(group, ()), *(f"{folder}/{name}" for folder, names in nested for name in names)]
 
 
 @contextmanager
@@ -234,13 +246,15 @@ def _check_choices(overrides: Iterable[Override], groups: Groups) -> None:
             raise UserError(f"{override.input_line}: a run needs a {group}; choose one: {', '.join(groups[group])}")
         if override.is_delete():
             continue
-        if None in values(override) and not group.startswith("hydra/"):
+        none = [word for word in (None, False, "none") if word not in groups[group]]
+        if any(value in none for value in values(override)) and not group.startswith("hydra/"):
             raise UserError(f"{override.input_line}: to go without, write ~{group}")
         for value in values(override):
             for choice in value if isinstance(value, list) else [value]:
-                if choice is not None and str(choice).removesuffix(".yaml") not in groups[group]:
+                known = choices_of(group, groups)
+                if choice is not None and str(choice).removesuffix(".yaml") not in known:
                     kind = UnknownNorm if group == "norm" else UserError
-                    raise kind(unknown_choice(group, str(choice), groups[group]) + _plugin(group, str(choice)))
+                    raise kind(unknown_choice(group, str(choice), known) + _plugin(group, str(choice)))
 
 
 def _plugin(group: str, choice: str) -> str:
@@ -267,13 +281,18 @@ def _composed(overrides: Sequence[str], line: CommandLine, groups: Groups) -> Di
     """
     try:
         return compose(line.config_name, overrides=list(overrides), return_hydra_config=True)
+    except YAMLError as error:
+        raise UserError(" ".join(str(error).split())) from error
     except HydraException as error:
         if "hydra/launcher/submitit" in str(error):
             raise UserError(f"launcher=slurm and launcher=local need a package: pip install {_SUBMITIT}") from error
         _explain(overrides, line, groups)
         causes = [error, error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else [error]
         kind = UnknownNorm if str(getattr(error, "missing_cfg_file", "")).startswith("norm/") else UserError
-        raise kind(": ".join(str(cause).strip().splitlines()[0] for cause in causes)) from error
+        told = ": ".join(str(cause).strip().splitlines()[0] for cause in causes)
+        if re.search(r"'\w+@(experiment|debug)\.", told):
+            told += " The file's first line must be: # @package _global_"
+        raise kind(told) from error
 
 
 def _explain(overrides: Sequence[str], line: CommandLine, groups: Groups) -> None:
@@ -293,8 +312,15 @@ def _explain(overrides: Sequence[str], line: CommandLine, groups: Groups) -> Non
         return
     base = _composed([*places, *chosen], line, groups)
     for override in others:
+        if override.is_add() and _is_there(override.key_or_group, base):
+            raise UserError(f"{override.input_line}: leave the + out, {override.key_or_group} is there already")
         if not override.is_force_add() and not override.is_add():
             check_key(override.key_or_group, base, groups)
+
+
+def _is_there(key: str, config: DictConfig) -> bool:
+    above, _, name = key.rpartition(".")
+    return name in ((OmegaConf.select(config, above) if above else config) or ())
 
 
 def _checked(composed: DictConfig) -> dict[str, Any]:

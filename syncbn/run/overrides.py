@@ -51,8 +51,11 @@ def _unreadable(override: str, error: Exception) -> str:
         return f"can't read {override!r}: write group=choice or key=value, without spaces around the ="
     if re.match(r"\s*[\[{]", value):
         return f"can't read {override!r} as a list or a group of keys ({str(error).splitlines()[0]})"
-    quoted = shlex.quote(f"{key}={literal(value)}" if '"' in value else f'{key}="{value}"')
-    return f"can't read {override!r}: quote its value, {quoted}"
+    return f"can't read {override!r}: quote its value, {_quoted_for_a_shell(key, value)}"
+
+
+def _quoted_for_a_shell(key: str, value: str) -> str:
+    return shlex.quote(f"{key}={literal(value)}" if '"' in value else f'{key}="{value}"')
 
 
 def is_hydras(override: Override) -> bool:
@@ -75,7 +78,9 @@ def refuse_sweeps(overrides: Iterable[Override]) -> None:
     """
     for override in overrides:
         if override.is_sweep_override():
-            raise UserError(f"{override.input_line} is a sweep of several values: add -m to run them all")
+            key, _, value = (text := str(override.input_line)).partition("=")
+            hint = f"; if it is one, quote it: {_quoted_for_a_shell(key, value)}" if re.search(r"[/\s]", value) else ""
+            raise UserError(f"{text} is a sweep of several values: add -m to run them all{hint}")
 
 
 def job_lists(overrides: list[Override], *, each_alone: bool = False) -> list[list[str]]:

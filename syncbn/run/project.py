@@ -120,7 +120,7 @@ def _is_run(folder: Path) -> bool:
 def _table(file: Path) -> Mapping[str, Any] | None:
     """Table `[tool.syncbn]` of a pyproject.toml; None if it has none or isn't trusted."""
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
     if "tool.syncbn" not in text or not _is_trusted(file):

@@ -108,9 +108,10 @@ def test_flags_behind_overrides_run_and_a_runs_config_is_given_again(tmp_path: P
     assert "- x\n" in (jobs[1] / ".hydra" / "config.yaml").read_text()
 
     given = ["--config-path", "outputs/sweep/1/.hydra", "-cn", "config", "run_id=again", "hydra.job.chdir=true"]
-    done = syncbn(tmp_path, "train", *given)
+    done = syncbn(tmp_path, "train", *given, "model.weights=outputs/sweep/1/checkpoints/last.ckpt")
     assert done.code == 0, done.err
     assert "norm=group" in done.out
+    assert "weights:       " in done.out  # read from where the command was typed, too
     assert f"run folder:    {tmp_path / 'outputs' / 'again'}" in done.out  # not ".", where the job works
     assert (tmp_path / "outputs" / "again" / "checkpoints" / "last.ckpt").is_file()
     assert {path.name for path in (tmp_path / "outputs").iterdir()} == {"sweep", "again"}  # none named by the clock
@@ -156,3 +157,9 @@ def _last(metrics: Path, name: str) -> float:
 def test_the_shell_completes_commands_and_overrides(tmp_path: Path, line: str, answer: str) -> None:
     done = syncbn(tmp_path, "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
     assert (done.code, done.out.strip()) == (0, answer)
+
+
+def test_an_empty_variable_for_the_output_root_is_an_unset_one(tmp_path: Path) -> None:
+    done = syncbn(tmp_path, "train", "run_id=42", "train=false", "test=false", *TINY, SYNCBN_OUTPUT_ROOT="")
+    assert done.code == 0, done.err
+    assert (tmp_path / "outputs" / "42" / ".hydra" / "config.yaml").is_file()

@@ -27,6 +27,10 @@ from syncbn.run.errors import UserError
         ("--+trainer.max_steps=1 --~logger --run_id=a", ["+trainer.max_steps=1", "run_id=a"], None),
         ("--run -r norm=group", ["norm=group"], {"run": True}),
         ("--multi norm=group", ["norm=group"], {"multirun": True}),  # argparse's abbreviation
+        ("run_id=42 norm=group", ["run_id='42'", "norm=group"], {}),
+        ("run_id=1e3", ["run_id='1e3'"], {}),
+        ("run_id=2026-01-31", ["run_id='2026-01-31'"], {}),
+        ("run_id=first run_id='7'", ["run_id=first", "run_id='7'"], {}),
         ("norm=group -h", ["norm=group"], {"help": True}),
         ("--hydra-help", [], {"hydra_help": True}),
         ("-sc query=bash", ["query=bash"], {"shell_completion": True}),

@@ -19,6 +19,10 @@ def more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "# @package _global_\nhydra:\n  mode: MULTIRUN\n"
             "  sweeper:\n    params:\n      norm: sync,two\n      seed: 1,2\n"
         ),
+        "experiment/ablation/wide.yaml": "# @package _global_\ntags: [wide]\n",
+        "experiment/unpackaged.yaml": "defaults:\n  - override /norm: group\n",
+        "experiment/broken.yaml": "# @package _global_\ntags: [mine\n",
+        "data/small/few.yaml": "_target_: syncbn.data.DigitsDataModule\nbatch_size: 3\n",
         "experiment/tagged.yaml": "# @package _global_\ntags: [mine]\n",
         "logger/there.yaml": (
             "there:\n  _target_: syncbn.training.loggers.RunFolderCSVLogger\n  save_dir: ${hydra:runtime.output_dir}\n"
@@ -56,6 +60,28 @@ def test_choices_of_other_folders_are_checked_as_ours(more: Path, words: list[st
     assert (config["norm"]["name"], config["norm"]["groups"]) == ("group", 2)
     with pytest.raises(UserError, match=r"norm=twoo: no such choice; did you mean 'two'\? allowed: .*group.*sync"):
         jobs_of(line(*(word.replace("norm=two", "norm=twoo") for word in words)))
+
+
+def test_a_choice_may_be_in_a_folder_of_its_group(more: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (config,) = jobs_of(line("experiment=ablation/wide", "-cd", "more")).configs
+    assert config["tags"] == ["wide"]
+    with pytest.raises(UserError, match=r"experiment=ablation/wid: no such choice; did you mean 'ablation/wide'\?"):
+        jobs_of(line("experiment=ablation/wid", "-cd", "more"))
+    (more.parent / "pyproject.toml").write_text("[tool.syncbn]\n")
+    more.rename(more.parent / "conf")
+    assert choice_of("data", "small/few") == {"_target_": "syncbn.data.DigitsDataModule", "batch_size": 3}
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("unpackaged", "Could not override 'norm@experiment.norm'. The file's first line must be: # @package _global_"),
+        ("broken", r"while parsing a flow sequence in \".*broken.yaml\", line 2, column 7 expected"),
+    ],
+)
+def test_a_mistake_in_a_file_is_told_with_the_file(more: Path, choice: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        jobs_of(line(f"experiment={choice}", "-cd", "more"))
 
 
 @pytest.mark.parametrize(

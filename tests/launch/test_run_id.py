@@ -20,6 +20,11 @@ def test_the_users_choice_goes_first_and_is_left_for_child_processes() -> None:
     assert ensure_run_id(fresh) == fresh[VARIABLE] == ensure_run_id(fresh)
 
 
+@pytest.mark.parametrize("word", ["run_id=42", "run_id='42'"])
+def test_a_number_is_a_name(word: str) -> None:
+    assert ensure_run_id({}, [word]) == "42"
+
+
 @pytest.mark.parametrize("bad", ["../up", "a/b", "a b", "", ".hidden", "x" * 101])
 def test_an_id_that_could_leave_the_output_folder_is_refused(bad: str) -> None:
     environ = {VARIABLE: bad}
