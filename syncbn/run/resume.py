@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 LAST = Path("checkpoints", "last.ckpt")
-_WORDS = ("last", "best", "hpc", "yes", "true", "must", "allow")  # Lightning's and W&B's
+_WORDS = ("auto", "last", "best", "hpc", "yes", "true", "must", "allow")  # Lightning's and W&B's
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def resume_from(resume: str | None, folder: Path) -> Checkpoint | None:
         folder: folder of the run.
 
     Raises:
-        ValueError: the path isn't a checkpoint, or is damaged; or `resume` is None in the folder of an existing run,
-            which a new one would overwrite.
+        ValueError: the path isn't a checkpoint, or is damaged; or `resume` is None, or another run's checkpoint, in the
+            folder of an existing run, which a new one would overwrite.
     """
     last = folder / LAST
     if resume is None:
@@ -58,12 +58,22 @@ def resume_from(resume: str | None, folder: Path) -> Checkpoint | None:
         return None
     if resume == "auto":
         return _last_readable(last)
-    if resume in _WORDS and not Path(resume).exists():
+    if resume.lower() in _WORDS and not Path(resume).exists():
         raise ValueError(
             f"resume={resume}: resume=auto goes on with this run's last checkpoint, and any other is given by its "
             "path, resume=outputs/<run_id>/checkpoints/best.ckpt say"
         )
-    return _readable(Path(resume))
+    path = Path(resume)
+    if path.is_dir():
+        inside = path / LAST if (path / LAST).exists() else path / LAST.name
+        hint = f": give the file, {str(inside)!r}" if inside.exists() else ""
+        raise ValueError(f"resume: {str(path)!r} is a folder, not a checkpoint{hint}")
+    if last.exists() and not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"{str(folder)!r} holds a run already, and {str(path)!r} is of another: add resume=auto to go on with "
+            "the one there, or choose another run_id=..."
+        )
+    return _readable(path)
 
 
 def _last_readable(last: Path) -> Checkpoint | None:

@@ -92,7 +92,25 @@ def test_names_of_other_command_lines_are_answered_with_ours(override: str, here
         checked_configs(CommandLine([override, "run_id=a"]))
 
 
-@pytest.mark.parametrize("word", ["last", "best", "yes"])
+def test_a_checkpoint_of_another_run_does_not_take_the_place_of_a_run(tmp_path: Path) -> None:
+    for run in ("one", "two"):
+        (tmp_path / run / "checkpoints").mkdir(parents=True)
+        (tmp_path / run / "checkpoints" / "last.ckpt").write_bytes(b"")
+    other = tmp_path / "two" / "checkpoints" / "last.ckpt"
+    with pytest.raises(ValueError, match=r"one' holds a run already, and .*last.ckpt' is of another: add resume=auto"):
+        resume_from(str(other), tmp_path / "one")
+    for place in (tmp_path / "two", other.parent):
+        with pytest.raises(
+            ValueError, match=r"is a folder, not a checkpoint: give the file, '.*two/checkpoints/last.c"
+        ):
+            resume_from(str(place), tmp_path / "new")
+    with pytest.raises(ValueError, match="damaged"):
+        resume_from(str(other), tmp_path / "two")  # one of its own is read
+    with pytest.raises(ValueError, match="damaged"):
+        resume_from(str(other), tmp_path / "new")
+
+
+@pytest.mark.parametrize("word", ["last", "best", "yes", "AUTO"])
 def test_a_word_for_a_checkpoint_is_answered_with_auto(word: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"resume={word}: resume=auto goes on with this run's last checkpoint"):
         resume_from(word, tmp_path)
