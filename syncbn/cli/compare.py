@@ -53,6 +53,8 @@ def compare(arguments: list[str]) -> None:
         check_suffix("plot", options.plot, FIGURES)
         if options.table is not None:
             check_suffix("table", options.table, TABLES)
+        if missing := [folder for folder in options.folders if not Path(folder).exists()]:
+            raise UserError(f"no folder {', '.join(map(repr, missing))}: give those of runs, syncbn compare outputs/*")
         runs = find_runs(map(Path, options.folders))
         if not runs:
             raise UserError(

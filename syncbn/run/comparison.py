@@ -15,6 +15,7 @@ from syncbn.norm.core.options import suggest
 
 # Runs that differ in these alone are one setting; of these the seed alone may be a column.
 _SEED = "seed"
+_ROOM = 60  # letters of a label beside a line
 _BESIDE = ("run_id", "output_root", "paths", "resume", "tags", "task_name", "logger")
 _HIGHEST = ("val/acc", "val/miou")  # metrics of which a run's best epoch counts
 
@@ -138,9 +139,9 @@ class Comparison:
         return (group.settings if explained else dict(group.runs[0].setting)).get(column, "")
 
     def label(self, group: Group) -> str:
-        """Label that distinguishes a group from the others."""
-        words = (f"{key}={value}" for key in self.columns if (value := self.setting(group, key)))
-        return " ".join(words) or group.name
+        """Label that distinguishes a group from the others: its settings, or its name where a figure has no room."""
+        words = " ".join(f"{key}={value}" for key in self.columns if (value := self.setting(group, key)))
+        return words if 0 < len(words) <= _ROOM else group.name
 
     def header(self) -> list[str]:
         """Names of the table's columns."""

@@ -104,6 +104,11 @@ def test_mistakes(sweep: Path, argument: str, message: str) -> None:
         compare.compare([str(sweep), argument])
 
 
+def test_a_folder_that_is_not_there_is_told(sweep: Path) -> None:
+    with pytest.raises(UserError, match="no folder 'nope': give those of runs"):
+        compare.compare([str(sweep), "nope"])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_labels_are_apart_and_in_order_and_near_where_they_belong(seed: int) -> None:
     places = np.random.default_rng(seed).uniform(0, 1, 9)
@@ -172,3 +177,12 @@ def test_a_guests_metrics_are_found_by_their_names(tmp_path: Path, capsys: pytes
     (tmp_path / "a" / "metrics.csv").write_text("epoch,step\n0,5\n")
     with pytest.raises(UserError, match="no metric is logged in a"):
         compare.compare([str(tmp_path / "a")])
+
+
+def test_a_label_that_leaves_no_room_for_the_curves_is_the_runs_name(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = compared(find_runs([sweep]), ["val/loss"], average=True)
+    assert all("=" in found.label(group) for group in found.groups)
+    monkeypatch.setattr("syncbn.run.comparison._ROOM", 3)
+    assert [found.label(group) for group in found.groups] == [group.name for group in found.groups]
