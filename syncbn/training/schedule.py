@@ -1,6 +1,9 @@
 """Learning rate schedules over optimizer steps."""
 
+import inspect
 import math
+from collections.abc import Callable
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -44,3 +47,12 @@ def cosine_with_warmup(
         return final_fraction + (1 - final_fraction) * (1 + math.cos(math.pi * progress)) / 2
 
     return LambdaLR(optimizer, factor)
+
+
+def takes_total_steps(schedule: Callable[..., Any]) -> bool:
+    """Whether a function that makes a schedule asks for the steps of the training, and so counts these."""
+    try:
+        parameters = inspect.signature(schedule).parameters
+    except (TypeError, ValueError):
+        return True
+    return "total_steps" in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())

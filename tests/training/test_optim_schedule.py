@@ -1,13 +1,16 @@
 """Parameter groups and the learning-rate curve."""
 
 import math
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from syncbn.training.optim import parameter_groups
-from syncbn.training.schedule import cosine_with_warmup
+from syncbn.training.schedule import cosine_with_warmup, takes_total_steps
+from tests.training import fits
 
 
 def test_norm_parameters_and_biases_do_not_decay() -> None:
@@ -84,3 +87,22 @@ def test_a_schedule_goes_on_from_its_state() -> None:
 def test_a_wrong_argument_says_what_is_allowed(total: int, options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rates(total, **options) if total else cosine_with_warmup(torch.optim.SGD([torch.zeros(1)], lr=1.0), total)
+
+
+@pytest.mark.parametrize("name", ["StepLR", "ReduceLROnPlateau"])
+def test_a_schedule_of_torchs_counts_epochs(name: str) -> None:
+    """As in torch's own loop: a step of it after each epoch, by the validation's loss where it asks for one."""
+    options = {"StepLR": {"step_size": 2, "gamma": 0.5}, "ReduceLROnPlateau": {"patience": 0, "threshold": 10.0}}[name]
+    make = partial(getattr(torch.optim.lr_scheduler, name), **options)
+    assert not takes_total_steps(make)
+    assert takes_total_steps(torch.optim.lr_scheduler.OneCycleLR)
+    with fits.launched():
+        trainer, task = fits.trainer(max_epochs=4, limit_train_batches=3), fits.task(lr=1.0)
+        task.scheduler = make
+        trainer.fit(task, fits.digits(train=96, test=32))
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule: Any = make(optimizer)
+    for _ in range(4):
+        optimizer.step()
+        schedule.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+    assert trainer.optimizers[0].param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] < 1

@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.moments import mean_over_ranks
 from syncbn.training.optim import parameter_groups
+from syncbn.training.schedule import takes_total_steps
 from syncbn.training.tasks.classification_options import ClassificationOptions as Options
 
 
@@ -30,7 +31,8 @@ class ClassificationTask(L.LightningModule):
         optimizer: function from parameter groups to an optimizer, for example `partial(torch.optim.SGD, lr=0.1,
             weight_decay=1e-4)`; biases and norm parameters get no weight decay.
         scheduler: function from (optimizer, total_steps=...) to a schedule, stepped after each optimizer step, for
-            example `partial(cosine_with_warmup, warmup_fraction=0.1)`; None for a constant learning rate.
+            example `partial(cosine_with_warmup, warmup_fraction=0.1)`. One that takes no total_steps, as `StepLR`, is
+            stepped after each epoch, `ReduceLROnPlateau` by val/loss. None for a constant learning rate.
         num_classes: number of logits.
         label_smoothing: share of the training target that is spread over all classes, in [0, 1).
         class_names: names for tables and plots; 0, 1, 2, ... when None.
@@ -95,6 +97,12 @@ class ClassificationTask(L.LightningModule):
         """Compute this rank's part of the mean loss over the samples of all ranks."""
         images, labels = batch
         logits = self(images)
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"{type(self.net).__name__} returns a {type(logits).__name__} in training, and {type(self).__name__} "
+                "takes logits (N, classes): let it return these alone (aux_logits=False, say), or write a task of your "
+                "own (task._target_)"
+            )
         losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
         if self.label_smoothing:
             self.train_metrics["objective"].update(losses.detach().float())
@@ -127,6 +135,9 @@ class ClassificationTask(L.LightningModule):
         optimizer = self.optimizer(parameter_groups(self.net))
         if self.scheduler is None:
             return optimizer
+        if not takes_total_steps(self.scheduler):
+            schedule = {"scheduler": self.scheduler(optimizer), "interval": "epoch", "monitor": "val/loss"}
+            return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[return-value]
         total_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = self.scheduler(optimizer, total_steps=total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -17,6 +17,7 @@ from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.moments import mean_over_ranks
 from syncbn.training.connected import connected
 from syncbn.training.optim import parameter_groups
+from syncbn.training.schedule import takes_total_steps
 from syncbn.training.tasks.gan_options import GANOptions as Options
 from syncbn.training.tasks.gan_options import Loss
 from syncbn.training.tasks.gan_quality import GANQuality
@@ -55,7 +56,7 @@ class GANTask(L.LightningModule):
             over the batch; the paper uses two batches.
 
     Raises:
-        ValueError: an unknown loss, or a number out of range.
+        ValueError: an unknown loss, a number out of range, or a schedule that counts epochs.
         TypeError: a network of another type.
 
     Source: Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661; Radford et al. 2016,
@@ -79,6 +80,10 @@ class GANTask(L.LightningModule):
         if joint_batches and loss == "wgan_gp":
             raise ValueError("joint_batches=True goes with loss='bce' alone: the penalty is of images between both")
         check_arguments(Options, locals())
+        if scheduler is not None and not takes_total_steps(scheduler):
+            raise ValueError(
+                "a schedule of a GAN takes total_steps=, as cosine_with_warmup does: take that, or ~scheduler"
+            )
         if not isinstance(net, DCGAN):
             raise TypeError(f"GANTask trains a DCGAN (model=dcgan), got {type(net).__name__}")
         self.automatic_optimization = False
