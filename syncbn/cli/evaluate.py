@@ -25,7 +25,7 @@ def evaluate(arguments: list[str]) -> dict[str, float]:
         from syncbn.run import build, screen, start
         from syncbn.run.finished import open_run
 
-        finished = open_run(options.run, options.checkpoint, options.data, options.overrides)
+        finished = open_run(options.run, options.checkpoint, options.data, options.overrides, calls=False)
         task = finished.built_task()
         if not start.has_test(task, finished.data):
             raise ValueError(

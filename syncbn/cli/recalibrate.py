@@ -51,6 +51,7 @@ def recalibrate(arguments: list[str]) -> Path:
         from syncbn.policy import recalibrate as measure
         from syncbn.run import build
         from syncbn.run.finished import open_run
+        from syncbn.run.screen import described_metrics
         from syncbn.training.checkpoint import AtomicCheckpointIO, load_checkpoint
 
         finished = open_run(options.run, options.checkpoint, options.data, options.overrides, plain)
@@ -65,8 +66,10 @@ def recalibrate(arguments: list[str]) -> Path:
     checkpoint["state_dict"] = {**checkpoint["state_dict"], **task.state_dict()}
     AtomicCheckpointIO().save_checkpoint(checkpoint, output)
     for when, metrics in (("before:", before), ("after:", after)):
-        accuracy, loss = 100 * metrics["test/acc"], metrics["test/loss"]
-        print(f"{when:<14} test accuracy {accuracy:.2f} %   test loss {loss:.4f}")
+        if {"test/acc", "test/loss"} <= metrics.keys():
+            print(f"{when:<14} test accuracy {100 * metrics['test/acc']:.2f} %   test loss {metrics['test/loss']:.4f}")
+        else:  # of a user's task
+            print(f"{when:<14} {described_metrics(metrics)}")
     print(f"checkpoint:    {output}")
     return output
 

@@ -38,7 +38,7 @@ def user_mistakes() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
-        raise UserError(str(error)) from error
+        raise UserError(_told(error)) from error
     except Exception as error:
         if _is_lightnings_refusal(error) or isinstance(error.__cause__, ValueError | TypeError):
             raise UserError(_first_paragraph(error.__cause__ or error)) from error
@@ -73,6 +73,14 @@ def disk_faults() -> Iterator[None]:
         ) from error
     finally:
         threading.excepthook = before
+
+
+def _told(error: Exception) -> str:
+    """Text of an error; one from a user's package says little without the line."""
+    from syncbn.run.targets import users_line  # imports inspect, which scripts/inspect.py would hide at the start
+
+    place = users_line(error)
+    return f"{type(error).__name__}: {error}{place}" if place else str(error)
 
 
 def _without_writers(hook: Callable[[threading.ExceptHookArgs], object]) -> Callable[[threading.ExceptHookArgs], None]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from syncbn.launch.turns import in_turn
+from syncbn.run.targets import users_line
 
 
 class DataFacts:
@@ -33,7 +34,9 @@ class DataFacts:
         value = None
         with suppress(Exception):  # a property that needs `setup` first
             value = getattr(self.data, name, None)
-        return self.data.hparams.get(name) if value is None else value
+        if value is None or callable(value):  # a method of the name
+            value = self.data.hparams.get(name)
+        return _plain(value)
 
     @property
     def num_classes(self) -> int | None:
@@ -68,7 +71,7 @@ class DataFacts:
             dataset: Any = getattr(_first(self.train_loader), "dataset", None)
             while hasattr(dataset, "dataset") and not hasattr(dataset, "classes"):  # a subset
                 dataset = dataset.dataset
-            names = getattr(dataset, "classes", None)
+            names = _plain(getattr(dataset, "classes", None))
         return [str(name) for name in names] if isinstance(names, list | tuple) else None
 
     @property
@@ -93,7 +96,7 @@ class DataFacts:
                 batch = self.data.on_before_batch_transfer(batch, 0)
                 return self.data.on_after_batch_transfer(batch, 0)
         except Exception as error:
-            raise ValueError(f"{self._problem}: {type(error).__name__}: {error}") from error
+            raise ValueError(f"{self._problem}: {type(error).__name__}: {error}{users_line(error)}") from error
 
     @cached_property
     def train_loader(self) -> Any:
@@ -109,7 +112,7 @@ class DataFacts:
                 self.data.setup("fit")
                 return self.data.train_dataloader()
         except Exception as error:
-            raise ValueError(f"{self._problem}: {type(error).__name__}: {error}") from error
+            raise ValueError(f"{self._problem}: {type(error).__name__}: {error}{users_line(error)}") from error
 
     @property
     def _problem(self) -> str:
@@ -127,6 +130,11 @@ class DataFacts:
     def _shape(self) -> tuple[int, ...] | None:
         inputs = self._inputs
         return tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) and inputs.dim() > 1 else None
+
+
+def _plain(value: Any) -> Any:
+    """A number or an array of NumPy's or torch's as Python's."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _made(loader: Any) -> Any:

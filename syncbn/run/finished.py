@@ -56,6 +56,8 @@ def open_run(
     data: str | None = None,
     overrides: Sequence[str] = (),
     where_known: Mapping[str, Any] | None = None,
+    *,
+    calls: bool = True,
 ) -> FinishedRun:
     """Open a run's folder.
 
@@ -65,10 +67,14 @@ def open_run(
         data: a choice of `conf/data`, in the place of the run's own.
         overrides: of the run's config.
         where_known: values of keys that its data may have or not.
+        calls: whether the network will be called, outside of its task's steps.
 
     Raises:
-        ValueError: the folder isn't a run's, its config is invalid, or its checkpoint is damaged.
+        ValueError: the folder isn't a run's, its config is invalid, its checkpoint is damaged, or the network can't be
+            called.
     """
+    from lightning.pytorch import LightningModule
+    from lightning.pytorch.utilities.model_helpers import is_overridden
     from omegaconf import OmegaConf
 
     from syncbn.run.folder import checkpoint_of, load_config
@@ -85,14 +91,19 @@ def open_run(
 
     screen.quiet()
     trained = open_trained(config, checkpoint)
+    if calls and isinstance(trained.net, LightningModule) and not is_overridden("forward", trained.net):
+        raise ValueError(
+            f"{type(trained.net).__name__} has no forward, by which its network would be called: add forward(self, "
+            "images) to it, or let it take the network, as model"
+        )
     return FinishedRun(folder, checkpoint, config, trained.data, trained.net, trained.task)
 
 
 def _choice(group: str, choice: str) -> Any:
     """Config of `data=<choice>`, with interpolations left for the run's config."""
-    from syncbn.run.compose import choice_of, config_groups
+    from syncbn.run.compose import choice_of, choices_of, config_groups
 
-    choices = config_groups()[group]
+    choices = choices_of(group, config_groups())
     if choice not in choices:
         raise ValueError(unknown_choice(group, choice, choices))
     return choice_of(group, choice)

@@ -32,6 +32,7 @@ from syncbn.run.folder import git_commit, write_config
 from syncbn.run.lock import acquire, holder_of_run, wait_for_rank_0
 from syncbn.run.resume import Checkpoint, remove_leftovers, restore_last, resume_from
 from syncbn.run.stoppable import ends_with_its_peers, stoppable
+from syncbn.run.targets import import_targets
 from syncbn.training import ChecksFolder, owed_row
 from syncbn.training.loggers import RunFolderCSVLogger, finish, log_config
 
@@ -140,6 +141,7 @@ def prepare(
     if found := config_mistakes(plain(config)):  # for example a sweeper's values, which no earlier check has seen
         raise UserError("\n       ".join(found))
     torch.set_num_threads(threads_of_a_rank(config.threads, world))
+    import_targets(plain(config))  # before the seed, since a user's module may set one of its own
     seed_everything(config.seed, workers=True, verbose=False)
     with user_mistakes():
         checkpoint = resume_from(config.resume, Path(config.paths.output_dir))

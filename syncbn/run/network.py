@@ -21,6 +21,7 @@ from syncbn.norm.surgery.exchanged import original_of
 from syncbn.norm.surgery.forward import modes_kept
 from syncbn.run.construct import asks_for, construct, is_number, parameters_of
 from syncbn.run.facts import DataFacts
+from syncbn.run.targets import users_line
 
 SIZES = ("num_classes", "in_channels", "image_size")
 _NOT_OPTIONS = ("name", "sync_group", "include", "exclude")  # keys of a norm's config that aren't layer options
@@ -126,7 +127,7 @@ def output_width(net: nn.Module, facts: DataFacts) -> int | None:
     except Exception as error:
         raise ValueError(
             f"{type(net).__name__} can't take inputs {tuple(example.shape)}, as the data has them: "
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else error}"
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else error}{users_line(error)}"
         ) from error
     return output.shape[1] if isinstance(output, Tensor) and output.dim() > 1 else None
 

@@ -85,11 +85,11 @@ def print_results(metrics: Mapping[str, Any], folder: Path, training: str | None
     print()
     if training:
         print(f"training:      {training}")
-    if "test/acc" in metrics:
-        print(f"test accuracy: {100 * float(metrics['test/acc']):.2f} %   test loss: {float(metrics['test/loss']):.4f}")
     tested = {name.removeprefix("test/"): float(value) for name, value in metrics.items()}
-    if others := [f"{name} {value:.4g}" for name, value in tested.items() if name not in ("acc", "loss")]:
-        print(f"test:          {'   '.join(others)}")
+    if {"test/acc", "test/loss"} <= metrics.keys():
+        print(f"test accuracy: {100 * tested.pop('acc'):.2f} %   test loss: {tested.pop('loss'):.4f}")
+    if tested:
+        print(f"test:          {described_metrics(tested)}")
     print(f"run folder:    {_shown(folder)}")
     plots = sorted((folder / "plots").glob("*.png"))
     if plots:
@@ -98,6 +98,11 @@ def print_results(metrics: Mapping[str, Any], folder: Path, training: str | None
     run_id = os.environ.get("WANDB_RUN_ID") or folder.name
     if offline := sorted(wandb.glob(f"offline-run-*-{run_id}" if "WANDB_DIR" in os.environ else "offline-run-*")):
         print(f"W&B, offline:  wandb sync {' '.join(shlex.quote(_shown(run)) for run in offline)}")
+
+
+def described_metrics(metrics: Mapping[str, float]) -> str:
+    """Names and values of metrics in a line."""
+    return "   ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
 def describe_training(trainer: "Trainer", seconds: float, first_step: int) -> str:
@@ -127,10 +132,12 @@ def _ended_by(trainer: "Trainer") -> str | None:
         return f"trainer.max_epochs={trainer.max_epochs} ended it"
     if any(callback.time_is_over for callback in _preemptions(trainer)):
         return "trainer.max_time ended it"
-    callback = trainer.early_stopping_callback
-    if callback is None or not trainer.should_stop:
+    if not trainer.should_stop:
         return None
-    return f"stopped early: {callback.stopping_reason_message or f'{callback.monitor} no longer improved'}"
+    for callback in trainer.early_stopping_callbacks:
+        if callback.stopping_reason_message or callback.wait_count >= callback.patience:
+            return f"stopped early: {callback.stopping_reason_message or f'{callback.monitor} no longer improved'}"
+    return "stopped early: a callback or the task set trainer.should_stop"
 
 
 def _preemptions(trainer: "Trainer") -> "list[Preemption]":

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from syncbn.run.resume import Checkpoint
 from syncbn.training import ClassificationTask, Monitors, SegmentationTask
 from syncbn.training.callbacks.found import callbacks_of
 from syncbn.training.optim import parameter_groups
+from syncbn.training.schedule import takes_total_steps
 
 
 def fit_batches_to_ranks(
@@ -101,11 +104,14 @@ def check_start(
         )
     if isinstance(task, ClassificationTask):
         _check_monitors(config, task, data)
-        task.optimizer(parameter_groups(task.net))
+        optimizer = task.optimizer(parameter_groups(task.net))
+        if task.scheduler is not None and not takes_total_steps(task.scheduler):
+            task.scheduler(optimizer)
         if is_ours(config):
             _check_sizes(config, facts or DataFacts(data))
         else:
             _check_batch(task, facts or DataFacts(data))
+            _check_loaders(config, data)
     _check_limits(config, task, data, facts or DataFacts(data))
     if is_ours(config):
         _check_interval(config, len(data.train_dataloader()))
@@ -214,15 +220,37 @@ def _check_batch(task: ClassificationTask, facts: DataFacts) -> None:
         raise ValueError(f"{wanted}, and {name} gives {_described(batch)}: {advice}")
     _, labels = batch
     dims = 3 if isinstance(task, SegmentationTask) else 1
-    if labels.is_floating_point() or labels.dim() != dims:
+    if labels.dtype not in (torch.int64, torch.uint8) or labels.dim() != dims:
         shape = f"{str(labels.dtype).removeprefix('torch.')} {tuple(labels.shape)}"
-        raise ValueError(f"{wanted}, labels of {dims} dimension(s) and of whole numbers, and {name} gives {shape}")
+        hint = ": give labels.long()" if labels.dim() == dims and not labels.is_floating_point() else ""
+        raise ValueError(
+            f"{wanted}, labels of {dims} dimension(s) and of whole numbers, and {name} gives {shape}{hint}"
+        )
+    if labels.numel() and int(labels.min()) < 0 and not isinstance(task, SegmentationTask):
+        raise ValueError(
+            f"{wanted}, labels of 0, 1, 2, ..., and {name} gives {int(labels.min())}: leave such samples out of "
+            "the data, or write a task of your own (task._target_)"
+        )
     classes, stated = len(task.class_names), facts.num_classes
     highest = int(labels.max()) + 1 if labels.numel() else 0
     if max(highest, stated or 0) > classes:
         raise ValueError(
             f"the network returns {classes} logits, and {name} has {max(highest, stated or 0)} classes: give the "
             "network as many, +model.num_classes=<number> say"
+        )
+
+
+def _check_loaders(config: DictConfig, data: LightningDataModule) -> None:
+    """Check that a foreign DataModule, set up by now, validates by one loader."""
+    if not config.train or config.trainer.get("limit_val_batches") == 0 or not is_overridden("val_dataloader", data):
+        return
+    with isolate_rng():
+        loaders = data.val_dataloader()
+    if loaders is None or (isinstance(loaders, list | tuple | dict) and len(loaders) != 1):
+        found = f"{len(loaders)} loaders" if loaders else "no loader"
+        raise ValueError(
+            f"{type(data).__name__}.val_dataloader() returns {found}, and the task takes one: join data sets by "
+            "torch.utils.data.ConcatDataset; without validation, add callbacks=none trainer.limit_val_batches=0"
         )
 
 

@@ -10,6 +10,7 @@ import os
 import traceback
 import types
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -178,6 +179,13 @@ def resolve(target: str) -> Any:
     return found
 
 
+def import_targets(config: Mapping[str, Any]) -> None:
+    """Import the modules of all targets of a config. What can't be imported is told where it is built."""
+    for _, part in targets(config):
+        with suppress(ValueError):
+            resolve(part["_target_"])
+
+
 def imported(module: str, target: str) -> Any:
     """A module, which `target` is in or is.
 
@@ -186,7 +194,7 @@ def imported(module: str, target: str) -> Any:
     """
     try:
         return importlib.import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a module that reads the command line exits
         above, _, last = module.rpartition(".")
         if not (isinstance(error, ModuleNotFoundError) and error.name == module):
             raise ValueError(f"{target!r}: {module} can't be imported: {_told(error)}") from error
@@ -201,7 +209,18 @@ def _no_such_name(target: str, above: str, name: str, found: Any) -> str:
     return f"{target!r}: {above} has no {name!r}; {suggest(name, (close or names)[:12])}"
 
 
-def _told(error: Exception) -> str:
+def users_line(error: BaseException) -> str:
+    """Last line of a user's package that an error came through, as " (file, line n)"; empty if there is none."""
+    place, packages = "", tuple[str, ...]()
+    with suppress(ValueError):  # the project's file is what is wrong
+        packages = users_packages()
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if _is_in(str(frame.f_globals.get("__name__")), packages):
+            place = f" ({frame.f_code.co_filename}, line {line})"
+    return place
+
+
+def _told(error: BaseException) -> str:
     """Describe an import error with the line that raised it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = "" if isinstance(error, SyntaxError) else f" ({last.filename}, line {last.lineno})"

@@ -70,9 +70,15 @@ def build_task(
         )
     ]
     given = {name: makers[name]() for name in asked}
-    made: LightningModule = construct(
-        "task", config.task, **{name: value for name, value in given.items() if value is not None or name in _NETWORK}
-    )
+    for name, value in tuple(given.items()):
+        if value is None and parameters[name].default is not parameters[name].empty:
+            del given[name]  # the task's own default
+        elif value is None and name not in _OBJECTS:
+            raise ValueError(
+                f"{config.task._target_} asks for {name}, which neither {type(data).__name__} nor its first batch "
+                f"says: add +task.{name}=<value>"
+            )
+    made: LightningModule = construct("task", config.task, **given)
     if not asks_for_network(config):
         if is_overridden("configure_model", made):
             made.configure_model()  # the layers are there before they are converted
@@ -89,7 +95,7 @@ def _num_classes(config: DictConfig, net: nn.Module | None, facts: DataFacts) ->
         return facts.num_classes
     if (width := network.output_width(net, facts)) is not None:
         return width
-    if facts.num_classes is None and is_ours(config):
+    if is_ours(config) and (facts.num_classes is None or facts.example is not None):
         raise ValueError(
             f"{type(net).__name__} returns no logits (N, classes) for the first of a pair (images, labels) of "
             f"{config.data._target_}: let it return such a tensor, or write a task of your own (task._target_)"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import CombinedLoader
@@ -101,6 +102,21 @@ class ReturnsDict(Net):
 
     def forward(self, x: Tensor) -> Any:
         return {"logits": super().forward(x)}
+
+
+class ReturnsMoreInTraining(Net):
+    """Returns a second head's logits too, while it trains."""
+
+    def forward(self, x: Tensor) -> Any:
+        logits = super().forward(x)
+        return (logits, logits) if self.training else logits
+
+
+class Fails(Net):
+    """Has a fault of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(width=len(3))  # type: ignore[arg-type]
 
 
 class OwnForward(nn.BatchNorm2d):
@@ -271,6 +287,40 @@ class WithoutEvaluation(L.LightningDataModule):
         return DataLoader(TensorDataset(*images()), 4)
 
 
+class OfInt32(Data):
+    def train_dataloader(self) -> Any:
+        x, y = images()
+        return DataLoader(TensorDataset(x, y.int()), 4)
+
+
+class OfIgnored(Data):
+    def train_dataloader(self) -> Any:
+        x, y = images()
+        return DataLoader(TensorDataset(x, y.where(y > 0, -100)), 4)
+
+
+class WithTwoValidations(Data):
+    def val_dataloader(self) -> Any:
+        return [super().val_dataloader(), super().val_dataloader()]
+
+
+class WithNoValidation(Data):
+    def val_dataloader(self) -> Any:
+        return []
+
+
+class ByMethod(Data):
+    def num_classes(self) -> int:
+        return CLASSES
+
+
+class ByArrays(Data):
+    num_classes = np.int64(CLASSES)
+    in_channels = torch.tensor(CHANNELS)
+    image_size = np.array([SIZE, SIZE])
+    class_names = np.array(["a", "b", "c"])
+
+
 class Broken(Data):
     def setup(self, stage: str) -> None:
         raise FileNotFoundError("no such file: images.tar")
@@ -336,6 +386,18 @@ class Later(Whole):
     def configure_model(self) -> None:
         if self.net is None:
             self.net = Net()
+
+
+class Uncalled(Whole):
+    """Has no forward: its steps call its layers."""
+
+    forward = L.LightningModule.forward
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test/acc", (self.net(batch[0]).argmax(1) == batch[1]).float().mean(), sync_dist=True)
 
 
 class ByHand(Whole):

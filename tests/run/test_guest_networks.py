@@ -8,12 +8,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import syncbn
-from syncbn.run import build, start, tasks
+from syncbn.run import build, fit, start, tasks
 from syncbn.run.compose import config_of as config_of_run
+from syncbn.run.errors import UserError, user_mistakes
 from syncbn.run.facts import DataFacts
 from syncbn.run.network import described_norm
 from tests.run import guest_package
 from tests.run.guest_package import CHANNELS, CLASSES, SIZE
+from tests.run.here import ALONE
 
 HOME = "tests.run.guest_package"
 
@@ -23,6 +25,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("SYNCBN_ALLOWED_PACKAGES", HOME)
     monkeypatch.setenv("SYNCBN_RUN_ID", "test")
     monkeypatch.setenv("SYNCBN_OUTPUT_ROOT", str(tmp_path))
+    torch.manual_seed(0)  # of the first batch
 
 
 def config_of(model: str = "Net", data: str = "Data", *overrides: str, **arguments: Any) -> DictConfig:
@@ -82,7 +85,9 @@ def test_a_network_that_takes_a_norm_is_given_it() -> None:
     assert norms(net) == []
 
 
-@pytest.mark.parametrize("data", ["ByAttribute", "ByDataset", "ByHyperParameter", "ByProperty", "NeedsSetupFirst"])
+@pytest.mark.parametrize(
+    "data", ["ByArrays", "ByAttribute", "ByDataset", "ByHyperParameter", "ByProperty", "NeedsSetupFirst"]
+)
 def test_sizes_are_those_of_the_data_in_whatever_way_it_says_them(data: str) -> None:
     config = config_of("Asks", data)
     net: Any = build.build_network(config, build.build_data(config))
@@ -98,6 +103,38 @@ def test_sizes_are_those_of_the_data_in_whatever_way_it_says_them(data: str) -> 
 
 def test_the_config_goes_before_the_data() -> None:
     assert network_of("Net", "ByAttribute", num_classes=7).head[-1].out_features == 7
+
+
+def test_a_method_of_the_name_says_nothing() -> None:
+    data = build.build_data(config_of("Net", "ByMethod"))
+    assert DataFacts(data).num_classes is None
+    assert DataFacts(build.build_data(config_of("Net", "ByArrays"))).class_names == ["a", "b", "c"]
+
+
+def test_a_guests_own_error_is_told_with_its_line() -> None:
+    told = r"^TypeError: object of type 'int' has no len\(\) \(.*guest_package.py, line"
+    with pytest.raises(UserError, match=told), user_mistakes():
+        network_of("Fails", "Data")
+
+
+def test_a_network_that_returns_more_in_training_is_told() -> None:
+    task, *_ = task_of("ReturnsMoreInTraining", "Data")
+    with pytest.raises(
+        TypeError, match=r"ReturnsMoreInTraining returns a tuple in training, and ClassificationTask tak"
+    ):
+        task.train().training_step(guest_package.images(), 0)
+
+
+def test_a_module_that_sets_a_seed_of_its_own_leaves_the_runs(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does so when it is imported, which is once; the second network is built without that."""
+    (tmp_path / "seeding.py").write_text(
+        "import torch\nfrom tests.run.guest_package import Net as Net\ntorch.manual_seed(1)\n"
+        "class Mine(Net):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SYNCBN_ALLOWED_PACKAGES", f"{HOME},seeding")
+    first, second = (fit.prepare(config_of("seeding.Mine"), ALONE).net.state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_size_that_nobody_says_is_told() -> None:
@@ -269,6 +306,7 @@ def test_the_number_of_classes_is_that_of_the_logits(data: str, classes: int, na
     [
         ("Net", "OfDicts", {}, "Net returns no logits .* of a pair"),
         ("ReturnsDict", "Data", {}, "ReturnsDict returns no logits"),
+        ("ReturnsDict", "ByArrays", {}, "ReturnsDict returns no logits"),
         (
             "Net",
             "Data",
@@ -291,6 +329,10 @@ def test_what_does_not_go_together_is_told_before_training(
         ("OfFloats", {}, r"labels of 1 dimension\(s\) and of whole numbers, and OfFloats gives float32 \(4,\)"),
         ("FourClasses", {"num_classes": 3}, "the network returns 3 logits, and FourClasses has 4 classes"),
         ("Data", {"num_classes": 2}, "the network returns 2 logits, and Data has 3 classes: give the network as many"),
+        ("OfInt32", {}, r"of whole numbers, and OfInt32 gives int32 \(4,\): give labels.long\(\)"),
+        ("OfIgnored", {}, r"labels of 0, 1, 2, ..., and OfIgnored gives -100: leave such samples out of the data"),
+        ("WithTwoValidations", {}, r"WithTwoValidations.val_dataloader\(\) returns 2 loaders, and the task takes one"),
+        ("WithNoValidation", {}, r"WithNoValidation.val_dataloader\(\) returns no loader, and the task takes one"),
         (
             "WithoutEvaluation",
             {},

@@ -15,7 +15,7 @@ SHORT = ("trainer.accelerator=cpu", "trainer.log_every_n_steps=3", "trainer.max_
 CHOICES = {
     "model": ("Net",),
     "data": ("Data", "OfDicts", "WithoutEvaluation"),
-    "task": ("Task", "Whole", "Later", "ByHand", "OwnCallbacks", "Interrupted"),
+    "task": ("Task", "Whole", "Later", "Uncalled", "ByHand", "OwnCallbacks", "Interrupted"),
 }
 
 
@@ -126,6 +126,17 @@ def test_a_task_with_callbacks_of_its_own_keeps_the_checkpoint_to_go_on_from(pro
     again = run_script(project, "train", *arguments, *SHORT[:2], "trainer.max_epochs=3", "resume=auto")
     assert again.code == 0, again.err
     assert "resumed:       after step 12" in again.out
+
+
+def test_a_task_without_a_forward_is_evaluated_and_not_called(project: Path) -> None:
+    done = run_script(project, "train", "task=Uncalled", "data=Data", "run_id=uncalled", *SHORT)
+    assert done.code == 0, done.err
+    assert "test:          acc 0." in done.out
+    again = run_script(project, "evaluate", "run=outputs/uncalled")
+    assert again.code == 0, again.err
+    refused = run_script(project, "export", "run=outputs/uncalled")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "Uncalled has no forward, by which its network would be called: add forward(self, images)" in refused.err
 
 
 def test_layers_that_are_made_late_are_converted(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

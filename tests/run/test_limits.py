@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 
+from syncbn.run import screen
 from syncbn.run.errors import UserError
 from syncbn.run.limits import batch_mistakes, limit_mistakes, seconds
 from tests.run.here import train
@@ -195,3 +198,21 @@ def test_started_again_a_finished_run_tests_under_the_same_numbers(end: list[str
         with (run.folder / "metrics.csv").open(newline="") as file:
             rows.append([(row["epoch"], row["step"]) for row in csv.DictReader(file) if row.get("test/acc")])
     assert rows[1:] == rows[:1] * 2
+
+
+def test_what_ended_a_training_early_is_true() -> None:
+    """A task or a callback may stop the trainer, too."""
+    trainer = Trainer(accelerator="cpu", logger=False, callbacks=[EarlyStopping("val/loss", patience=2)])
+    trainer.should_stop = True
+    assert screen._ended_by(trainer) == "stopped early: a callback or the task set trainer.should_stop"
+    trainer.early_stopping_callbacks[0].wait_count = 2
+    assert screen._ended_by(trainer) == "stopped early: val/loss no longer improved"
+
+
+def test_the_metrics_of_any_task_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    screen.print_results({"test/acc": 0.5, "test/loss": 1.25}, tmp_path)
+    assert "test accuracy: 50.00 %   test loss: 1.2500\n" in capsys.readouterr().out
+    screen.print_results({"test/acc": 0.5, "test/f1": 0.25}, tmp_path)
+    assert "test:          acc 0.5   f1 0.25\n" in capsys.readouterr().out
+    screen.print_results({"test/loss": 1.25}, tmp_path)
+    assert "test:          loss 1.25\n" in capsys.readouterr().out
