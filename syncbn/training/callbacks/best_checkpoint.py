@@ -1,6 +1,7 @@
 """The best checkpoint of a run, under one name for every `save_top_k`."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 from torch import Tensor
@@ -22,14 +23,14 @@ class BestCheckpoint(RunCheckpoint):
         return self.save_top_k not in (0, 1) or "{" in (self.filename or "{epoch}")
 
     def format_checkpoint_name(
-        self, metrics: dict[str, Tensor], filename: str | None = None, ver: int | None = None, prefix: str | None = None
+        self, metrics: dict[str, Tensor], filename: str | None = None, ver: int | None = None, *prefix: Any
     ) -> str:
-        """Path of a checkpoint."""
+        """Path of a checkpoint; Lightning has a prefix since 2.6."""
         filename = filename or self.filename
         if filename is not None and "{" not in filename and self._has_names:
             marks = ("{epoch}", "{step}") if self.auto_insert_metric_name else ("epoch{epoch}", "step{step}")
             filename = "-".join((filename, *marks))
-        return super().format_checkpoint_name(metrics, filename, ver, prefix)
+        return super().format_checkpoint_name(metrics, filename, ver, *prefix)
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)

@@ -1,9 +1,11 @@
 """Checkpoint callback for run folders that may be copied, moved and renamed."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
@@ -17,6 +19,12 @@ class RunCheckpoint(ModelCheckpoint):
     scores. Subclasses have the state key of `ModelCheckpoint`, so that older checkpoints work, too. The arguments are
     those of `ModelCheckpoint`.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        new = "save_on_exception"  # of Lightning 2.6
+        if new not in signature(ModelCheckpoint).parameters and kwargs.pop(new, False):
+            raise MisconfigurationException(f"{new}=True needs Lightning 2.6")
+        super().__init__(*args, **kwargs)
 
     @property
     def state_key(self) -> str:
