@@ -1,5 +1,6 @@
 """Checkpoint callback for run folders that may be copied, moved and renamed."""
 
+from functools import wraps
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ class RunCheckpoint(ModelCheckpoint):
     those of `ModelCheckpoint`.
     """
 
+    @wraps(ModelCheckpoint.__init__)  # type: ignore[misc]  # a constructor: for those who read its arguments
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         new = "save_on_exception"  # of Lightning 2.6
         if new not in signature(ModelCheckpoint).parameters and kwargs.pop(new, False):
