@@ -1,5 +1,7 @@
 """`launcher=slurm` and `launcher=local`: jobs that run outside the sweep's process."""
 
+import os
+import random
 import signal
 import sys
 import traceback
@@ -81,9 +83,12 @@ def submitted_job() -> Iterator[None]:
     guard_the_screen()
     log = Path(HydraConfig.get().launcher.submitit_folder).parent
     if current_world().launcher == "submitit":
+        from submitit import JobEnvironment
         from submitit.helpers import TorchDistributedEnvironment
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)  # rendezvous of the ranks
+        # Below those that systems give to connections, of which submitit's own choice may be one in use.
+        os.environ["MASTER_PORT"] = str(random.Random(JobEnvironment().job_id).randint(20_000, 29_999))
     try:
         with ends_at_once(), noted(log):
             stop.install()
