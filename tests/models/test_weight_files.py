@@ -344,6 +344,7 @@ def test_what_checkpoints_hold_beside_tensors_is_no_hindrance(tmp_path: Path) ->
     assert has(model, state)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 def test_tensors_in_another_form_are_tensors(tmp_path: Path) -> None:
     state = randomized(Plain()).state_dict()
     model = Plain()

@@ -89,7 +89,10 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
         assert self.running_mean is not None
         assert self.running_var is not None
         mean, var = as_constants(input, self.running_mean, self.running_var)
-        return F.batch_norm(input, mean, var, *self.affine_parameters(input), eps=self.eps)
+        weight, bias = self.affine_parameters(input)
+        if self.eps == 0:  # which the function of torch 2.11 refuses, and its operation takes
+            return torch.batch_norm(input, weight, bias, mean, var, False, 0.0, 0.0, torch.backends.cudnn.enabled)
+        return F.batch_norm(input, mean, var, weight, bias, eps=self.eps)
 
     def track(
         self,
