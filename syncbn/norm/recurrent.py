@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from syncbn.norm.core import compat
 from syncbn.norm.core.arguments import check_arguments
 from syncbn.norm.core.registry import register
 from syncbn.norm.core.shared_options import Shared
@@ -123,7 +123,7 @@ class RecurrentBatchNorm(SyncBatchNorm):
             row = self._trained_row(step)
             running = self.running_mean, self.running_var
             mean, var = (b.index_select(0, row).squeeze(0).to(statistics_dtype(input)) for b in running)
-            output = F.batch_norm(input, mean, var, weight, bias, eps=self.eps)
+            output = compat.batch_norm(input, mean, var, weight, bias, self.eps)
         return output if mask is None else torch.where(mask, output, 0)
 
     def _trained_row(self, step: int) -> Tensor:

@@ -209,6 +209,15 @@ def is_profiling() -> bool:
     return getattr(torch.autograd.profiler, "_is_profiler_enabled", True)
 
 
+def batch_norm(
+    input: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Normalize by given statistics, as in evaluation."""
+    if eps == 0:  # which the function of torch 2.11 refuses, and its operation takes
+        return torch.batch_norm(input, weight, bias, mean, var, False, 0.0, 0.0, torch.backends.cudnn.enabled)
+    return F.batch_norm(input, mean, var, weight, bias, eps=eps)
+
+
 class SpectralParametrization(parametrizations._SpectralNorm):
     """Parametrization of torch's `spectral_norm`, without a power iteration in recomputed forward passes.
 

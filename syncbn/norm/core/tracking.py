@@ -5,7 +5,6 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from syncbn.norm.core import channels, compat
 from syncbn.norm.core.arguments import check_arguments
@@ -90,9 +89,7 @@ class TrackingNorm(Capabilities, compat.BatchNormBase):
         assert self.running_var is not None
         mean, var = as_constants(input, self.running_mean, self.running_var)
         weight, bias = self.affine_parameters(input)
-        if self.eps == 0:  # which the function of torch 2.11 refuses, and its operation takes
-            return torch.batch_norm(input, weight, bias, mean, var, False, 0.0, 0.0, torch.backends.cudnn.enabled)
-        return F.batch_norm(input, mean, var, weight, bias, eps=self.eps)
+        return compat.batch_norm(input, mean, var, weight, bias, self.eps)
 
     def track(
         self,

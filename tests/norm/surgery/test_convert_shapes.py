@@ -66,7 +66,7 @@ def test_layers_of_any_dimensions_stay_so() -> None:
         chained(torch.randn(4, 4, 3))
 
 
-@pytest.mark.parametrize("name", ["sync", "batch", "adaptive", "group"])
+@pytest.mark.parametrize("name", ["sync", "batch", "adaptive", "recurrent", "group"])
 def test_an_eps_of_0_is_kept_and_said(name: str) -> None:
     model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4, eps=0))
     with pytest.warns(UserWarning, match="1 has eps=0"):
