@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from syncbn.policy.pruning.flow import Axis, Flow
 from syncbn.policy.pruning.proof import PruningProof
 from syncbn.policy.pruning.rules import rule_for
 from syncbn.policy.pruning.shrink import Removal
+from syncbn.policy.pruning.unreached import unreached
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def prune(model: nn.Module, ratio: float, example_input: Example, *, forward: Fo
 
     The result is proved, on a float64 copy with other γ, β and statistics, on the example and on random numbers: it
     equals the original with a 0/1 mask right before each weight that loses columns, and the original in which only γ
-    and β of the removed channels are set to 0.
+    and β of the removed channels are set to 0. Modules that the example doesn't reach keep their sizes; a warning names
+    them.
 
     Train with `syncbn.training.NormL1` first, so that scales of unneeded channels go to 0.
 
@@ -86,6 +89,12 @@ def prune(model: nn.Module, ratio: float, example_input: Example, *, forward: Fo
         settle_frozen(pruned)
         removal.shrink(pruned)
         settle_frozen(pruned)  # frozen statistics have shrunk, too
+    if left := unreached(model, removal.flow.graphs):
+        warnings.warn(
+            f"example_input doesn't reach {', '.join(left)}: their sizes stay, and they fail later if they take channels "
+            "that are gone. Give an example that reaches them, or remove them",
+            stacklevel=2,
+        )
     return pruned
 
 

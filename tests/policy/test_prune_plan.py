@@ -135,3 +135,30 @@ def test_rounding_that_a_network_magnifies_is_no_difference() -> None:
     rehearsal.compare_with(net, torch.sin(1e8 * halves), x, "in another order")
     with pytest.raises(Difference, match="off by a bias"):
         rehearsal.compare_with(net, torch.sin(1e8 * (halves + 1e-12)), x, "off by a bias")
+
+
+class _WithMore(nn.Module):
+    """A network with a branch for inputs of another kind, and a layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Net()
+        self.other = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()))
+        self.spare = nn.Parameter(torch.ones(4))
+        self.again = self.body
+
+    def forward(self, x: Tensor, other: bool = False) -> Tensor:
+        return self.other(x) if other else self.again(x)
+
+
+def test_modules_that_the_example_does_not_reach_are_named() -> None:
+    net = seeded(_WithMore)
+    with pytest.warns(UserWarning, match="doesn't reach other: their sizes stay"):
+        pruned = syncbn.prune(net, 0.5, images())
+    assert len(pruned.body.norm.weight) < len(net.body.norm.weight) and pruned.again is pruned.body
+    torch.testing.assert_close(pruned(images(), other=True), net(images(), other=True))
+
+    def both(model: nn.Module, x: Tensor) -> Any:
+        return model(x), model(x, other=True)
+
+    syncbn.prune(net, 0.5, images(), forward=both)

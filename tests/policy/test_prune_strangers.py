@@ -228,6 +228,7 @@ LINEARS: dict[str, tuple[Callable[[Any, Tensor], Any], int | str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:example_input doesn't reach")  # the layers of the other cases
 @pytest.mark.parametrize("name", LINEARS)
 def test_linear_layers(name: str) -> None:
     body, expected = LINEARS[name]

@@ -36,6 +36,7 @@ class Flow:
         counted: channels of instance norms that store their number but have no parameters for them.
         taken: channels that each operation took, by graph and index.
         returned: patterns of the results of each operation; blank for a constant.
+        graphs: graphs followed so far.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Flow:
         self.returned: dict[tuple[int, int], list[Pattern | None]] = {}
         self._zeros = set(zeros)
         self._whole = set(whole)
-        self._graphs: list[Graph] = []
+        self.graphs: list[Graph] = []
         self._only: set[str] | None = None
 
     def follow(self, graph: Graph, only: set[str] | None = None) -> None:
@@ -69,7 +70,7 @@ class Flow:
             only: names of the modules in which to hold channels: for a pass in training mode, after one in evaluation
                 has covered the rest.
         """
-        self._graphs.append(graph)
+        self.graphs.append(graph)
         self._graph, self._only = graph, only
         self._memories: dict[int, Memory] = {}
         unseen = set(graph.unseen.values())
@@ -89,7 +90,7 @@ class Flow:
     def _step(self, operation: Operation) -> None:
         self._understood: set[str] = set()
         patterns = [self._seen(view) for view in operation.reads]
-        key = (len(self._graphs) - 1, operation.index)
+        key = (len(self.graphs) - 1, operation.index)
         rule = None if operation.op is None else self._rule_for(operation)
         understood = operation.op is None and not operation.writes  # a function that only passes tensors on
         if not understood and (rule is None or not rule(self, operation)):
