@@ -29,8 +29,9 @@ endif
 demo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)torchrun --nproc-per-node 2 scripts/train.py norm=sync trainer=ddp
 
+# Files in order, not those with few tests last: these are the long ones, and one process would wait for the other's.
 test: $(READY)
-	$(BIN)python -m pytest -q -n $(WORKERS) --dist loadfile $(ROW) $(TESTS); status=$$?; \
+	$(BIN)python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ROW) $(TESTS); status=$$?; \
 	$(if $(ROW),$(BIN)python -m tests.plugins.versions;) exit $$status
 
 lint: $(READY)
