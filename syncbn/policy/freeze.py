@@ -1,5 +1,6 @@
 """Freezing of batch normalization layers while the rest of a network trains."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ def freeze(
     doesn't communicate: y = γ·(x - running_mean) / sqrt(running_var + eps) + β, and dx = γ·dy / sqrt(running_var +
     eps). This also holds after `model.train()`, in copies of the model, and after `syncbn.convert` or `revert`. Frozen
     γ and β have no gradient, so optimizers don't change them, weight decay included. Checkpoints have the same keys as
-    before and don't store whether a layer is frozen.
+    before and don't store whether a layer is frozen. Hooks do it, so a call of `layer.forward(x)`, which no hook sees,
+    still trains the statistics; `state_dict` then warns of it.
 
     Args:
         model: any model with batch normalization layers of torch or of this package, in 1d to 3d. Freeze γ and β before
@@ -129,6 +131,7 @@ class _Frozen(Acting):
         self._training = layer.training
         self._values: list[Tensor] = []  # frozen statistics
         self._seen: list[tuple[Tensor, int]] = []  # buffers with these values, and their versions
+        self._trained: int | None = None  # number of batches when the statistics were frozen
         super().__init__(layer)
         self._handles += [
             layer.register_state_dict_pre_hook(self.before_saving),
@@ -141,7 +144,7 @@ class _Frozen(Acting):
         return {**vars(self), "_seen": seen}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({"_values": [], "_seen": []} | state)  # a model pickled by version 0.1 has neither
+        vars(self).update({"_values": [], "_seen": [], "_trained": None} | state)  # of version 0.1, it has none of them
         self._seen = [(buffer, compat.version_of(buffer)) for buffer, _ in self._seen]
 
     def before_forward(self, layer: nn.Module, args: Any) -> None:
@@ -158,6 +161,13 @@ class _Frozen(Acting):
         """Before `state_dict`."""
         if self.stats:
             self.undo_reset(layer)
+            before, self._trained = self._trained, _batches_of(layer)
+            if before is not None and self._trained is not None and self._trained > before:
+                warnings.warn(
+                    f"{prefix.removesuffix('.') or 'the layer'} is frozen, but its running statistics were trained: "
+                    "something calls its forward method, which no hook sees. Call the layer, layer(x)",
+                    stacklevel=2,
+                )
 
     def after_loading(self, layer: nn.Module, incompatible_keys: Any) -> None:
         """After `load_state_dict`."""
@@ -167,6 +177,7 @@ class _Frozen(Acting):
     def freeze_statistics(self, layer: nn.Module) -> None:
         self.stats = True
         self._values = []
+        self._trained = _batches_of(layer)
         self.undo_reset(layer)
 
     @torch.no_grad()
@@ -204,6 +215,11 @@ class _Frozen(Acting):
                     parameter.requires_grad_(self.requires_grad.pop(name))
         if not self.stats and not self.requires_grad:
             self.remove()
+
+
+def _batches_of(layer: nn.Module) -> int | None:
+    count = getattr(layer, "num_batches_tracked", None)
+    return None if not isinstance(count, Tensor) or count.is_meta else int(count)
 
 
 def _frozen(layer: nn.Module) -> _Frozen:

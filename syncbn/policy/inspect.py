@@ -229,7 +229,7 @@ def _redundant_biases(model: nn.Module, batch: Any, forward: Forward | None) -> 
             before = layer_before(graph, norm)
             if not isinstance(before, str) and not other_use(graph, before, norm):
                 layer: Any = before.call.module
-                if layer.bias is not None:
+                if layer.bias is not None and layer in names:  # one in a plain list has no name
                     found[norm.module] = names[layer]
     return found
 

@@ -91,8 +91,8 @@ def prune(model: nn.Module, ratio: float, example_input: Example, *, forward: Fo
         settle_frozen(pruned)  # frozen statistics have shrunk, too
     if left := unreached(model, removal.flow.graphs):
         warnings.warn(
-            f"example_input doesn't reach {', '.join(left)}: their sizes stay, and they fail later if they take channels "
-            "that are gone. Give an example that reaches them, or remove them",
+            f"example_input doesn't reach {', '.join(left)}: their sizes stay, and they fail later if they take "
+            "channels that are gone. Give an example that reaches them, or remove them",
             stacklevel=2,
         )
     return pruned

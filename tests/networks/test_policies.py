@@ -29,3 +29,10 @@ def test_overlap_has_the_same_bits(first: int) -> None:
     assert not tally.failed, reproduction(tally)
     assert counts["right"] >= 0.85 * AT_ONCE  # the others can't be converted
     assert counts["done"] >= 0.2 * counts["possible"] > 0  # of the messages forward and backward
+
+
+@pytest.mark.parametrize("policy", ["sync", "frozen", "cross_iteration", "group", "recalibrate", "inspect", "freeze"])
+def test_conversions_and_statistics_are_right_or_refused(policy: str) -> None:
+    (tally,) = examine([policy], AT_ONCE, 4000, shrinking=2)
+    assert not tally.failed, reproduction(tally)
+    assert tally.count()["right"] >= 0.7 * AT_ONCE  # the others are wrapped or scripted

@@ -1,5 +1,6 @@
 """Which convolution a cross-iteration BN is attached to, and why some layers go without."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -57,6 +58,29 @@ def test_convert_attaches_what_it_can_and_lists_the_rest_with_the_reason(by_forw
         model(torch.randn(2, 3, 4, 4)).sum().backward()
     assert slots_of(model.good_norm) == 2
     assert slots_of(model.after_sum) == 0
+
+
+class _OtherInTraining(nn.Module):
+    """Has a dropout between a convolution and its norm, and a norm that evaluation skips before one that it doesn't."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.dropout, self.dropped = nn.Conv2d(3, 4, 1), nn.Dropout2d(0.2), nn.BatchNorm2d(4)
+        self.second, self.skipped, self.after = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.third, self.last = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.dropped(self.dropout(self.first(x))))
+        return self.last(self.third(self.after(self.skipped(x) if self.training else x)))
+
+
+def test_layers_are_attached_as_training_calls_them() -> None:
+    with pytest.warns(UserWarning, match="go without a convolution|doesn't reach skipped") as caught:
+        model = syncbn.convert(_OtherInTraining(), "cross_iteration", window=4, example_input=torch.randn(2, 3, 4, 4))
+    assert re.search(r"^2 of 4 .*: dropped: its input comes .*; after: its input comes from a", str(caught[0].message))
+    for _ in range(2):
+        model(torch.randn(2, 3, 4, 4)).sum().backward()
+    assert [slots_of(layer) for layer in (model.skipped, model.last, model.dropped)] == [2, 2, 0]
 
 
 def test_a_model_that_cannot_be_traced_needs_an_example() -> None:

@@ -160,6 +160,28 @@ def test_a_layer_that_raises_is_in_its_own_mode_afterwards() -> None:
     assert layer.training
 
 
+class _Past(nn.Module):
+    """A network that passes by the hooks of its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm.forward(x)
+
+
+def test_calls_that_no_hook_sees_are_told_when_the_model_is_saved() -> None:
+    net = syncbn.freeze(_Past())
+    net.eval()(torch.randn(2, 3, 4, 4))
+    net.state_dict()
+    net.train()(torch.randn(2, 3, 4, 4))
+    with pytest.warns(UserWarning, match="norm is frozen, but its running statistics were trained"):
+        saved = copy.deepcopy(net).state_dict()
+    net.load_state_dict(saved)
+    net.state_dict()
+
+
 def test_the_scale_of_a_parametrized_norm_is_frozen_and_learned() -> None:
     def net() -> Any:
         model: Any = seeded(TwoStages)

@@ -154,6 +154,18 @@ def test_a_frozen_layer_in_training_mode_is_no_mistake() -> None:
     assert not syncbn.inspect(net).warnings
 
 
+def test_a_convolution_in_a_plain_list_has_no_name_to_warn_of() -> None:
+    class Hidden(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.BatchNorm2d(4))
+            self.plain = [nn.Conv2d(3, 4, 1)]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self[0](self.plain[0](x))
+
+    assert "bias-before-norm" not in fired(syncbn.inspect(Hidden().eval(), [torch.randn(4, 3, 5, 5)]))
+
+
 def inspect_on_ranks(state: dict[str, Tensor], norm: str, spoil: bool) -> tuple[list[Any], set[str]]:
     net = TwoStages()
     net.stem[0].bias = None

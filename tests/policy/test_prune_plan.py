@@ -155,7 +155,8 @@ def test_modules_that_the_example_does_not_reach_are_named() -> None:
     net = seeded(_WithMore)
     with pytest.warns(UserWarning, match="doesn't reach other: their sizes stay"):
         pruned = syncbn.prune(net, 0.5, images())
-    assert len(pruned.body.norm.weight) < len(net.body.norm.weight) and pruned.again is pruned.body
+    assert len(pruned.body.norm.weight) < len(net.body.norm.weight)
+    assert pruned.again is pruned.body
     torch.testing.assert_close(pruned(images(), other=True), net(images(), other=True))
 
     def both(model: nn.Module, x: Tensor) -> Any:

@@ -23,15 +23,16 @@ def attach_norms(
 ) -> dict[str, str]:
     """Attach to each layer of `model` that needs it the preceding convolution, by `layer.attach(conv)`.
 
-    The feeders are found in a symbolic trace (`torch.fx`) or, given `example_input`, in one forward pass in evaluation
-    mode, which also works for models that can't be traced. A layer is attached if its input is the output of one
-    convolution or linear module, and both are called once in a forward pass.
+    The feeders are found in a symbolic trace (`torch.fx`) or, given `example_input`, in a forward pass, which also
+    works for models that can't be traced: one in training mode, since they are needed there, and in evaluation for what
+    training doesn't call or can't run. A layer is attached if its input is the output of one convolution or linear
+    module, and both are called once in a forward pass.
 
     Norms with `overlap=True` get to know the layers after them (`syncbn.norm.surgery.overlap.overlap_messages`).
 
     Args:
         model: a model; layers without an `attach` method, layers already attached, and `model` itself are skipped.
-        example_input: for one forward pass; a tuple is the model's positional arguments, a dict its keywords.
+        example_input: for forward passes; a tuple is the model's positional arguments, a dict its keywords.
         forward: how to call the model instead, `forward(model, example_input)`.
 
     Returns:
@@ -49,8 +50,13 @@ def attach_norms(
     }
     if not waiting:
         return {}
-    graph = _by_trace(model) if example_input is None else record(model, example_input, forward)
-    feeders = {name: _feeder(module, graph) for name, module in waiting.items()}
+    graphs = (
+        [_by_trace(model)] if example_input is None else _passes(model, list(waiting.values()), example_input, forward)
+    )
+    feeders = {
+        name: _feeder(module, next((graph for graph in graphs if graph.calls_of(module)), graphs[-1]))
+        for name, module in waiting.items()
+    }
     reasons = {name: feeder for name, feeder in feeders.items() if isinstance(feeder, str)}
     for name, reason in reasons.items():
         if not hasattr(waiting[name], "without_feeder"):
@@ -71,6 +77,17 @@ def _by_trace(model: nn.Module) -> Graph:
         return symbolic(model)
     except ValueError as error:
         raise ValueError(f"{error}; or call layer.attach(conv) yourself") from error
+
+
+def _passes(model: nn.Module, norms: list[nn.Module], example_input: Example, forward: Forward | None) -> list[Graph]:
+    """Record a pass in training mode if possible, and one in evaluation unless that called all of `norms`."""
+    try:
+        training = [record(model, example_input, forward, training=True)]
+    except Exception:  # training mode needs targets, or more than one sample
+        training = []
+    if training and all(training[0].calls_of(norm) for norm in norms):
+        return training
+    return [*training, record(model, example_input, forward)]
 
 
 def _feeder(norm: nn.Module, graph: Graph) -> nn.Module | str:

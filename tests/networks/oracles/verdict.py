@@ -44,7 +44,7 @@ class Outcome:
 
 
 class RefusedError(Exception):
-    """A policy refused a network by its own one-line ValueError or TypeError."""
+    """A policy refused a network by its own one-line ValueError, TypeError or NotImplementedError."""
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def policy() -> Iterator[None]:
     with quiet():
         try:
             yield
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, NotImplementedError) as error:
             if _is_refusal(error):
                 raise RefusedError(str(error)) from error
             raise
