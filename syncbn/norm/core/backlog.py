@@ -17,12 +17,16 @@ class Work:
     """A computation that is done once, when it is convenient or when its result is needed."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = _stream(device)
         self._device = device
+        self._surroundings = _surroundings(device)
 
     def fits_now(self) -> bool:
-        """Whether the current stream is the one of the tensors that are computed with."""
-        return self._stream == _stream(self._device)
+        """Whether it would be computed as where it was put off.
+
+        The current stream may be another one than that of its tensors. A message may also be that of a forward pass
+        which checkpointing repeats, with its autocast, and with modes that record operations or answer for them.
+        """
+        return self._surroundings == _surroundings(self._device)
 
     def do(self) -> None:
         """Compute, unless that has been done."""
@@ -60,7 +64,14 @@ def work_off() -> None:
         work = reference()
         if work is not None and work.fits_now():
             work.do()
+        elif work is not None:
+            _backlog.waiting.append(reference)
 
 
-def _stream(device: torch.device) -> torch.cuda.Stream | None:
-    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+def _surroundings(device: torch.device) -> tuple[object, ...]:
+    kind = device.type
+    return (
+        torch.cuda.current_stream(device) if kind == "cuda" else None,
+        torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
+        compat.dispatch_modes(),
+    )

@@ -6,6 +6,7 @@
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -177,6 +178,16 @@ def in_dispatch_mode() -> bool:
     If unknown, True: ATen's kernels are correct everywhere.
     """
     return not private.dispatch_stack_length.is_usable() or private.dispatch_stack_length() > 0
+
+
+def dispatch_modes() -> int:
+    """How many dispatch modes see every operation; 0 if unknown."""
+    return int(private.dispatch_stack_length()) if private.dispatch_stack_length.is_usable() else 0
+
+
+def no_dispatch_modes() -> AbstractContextManager[object]:
+    """Context in which no dispatch mode sees operations."""
+    return _python_dispatch._disable_current_modes() if in_dispatch_mode() else nullcontext()
 
 
 def group_by_name(name: str) -> ProcessGroup:

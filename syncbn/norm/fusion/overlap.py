@@ -188,8 +188,13 @@ def _may_wait() -> bool:
 
 
 def _owed(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """NaN in the place of a gradient that isn't computed yet: whoever reads it can't miss that."""
-    return _nan(dtype, device).expand(shape)
+    """NaN in the place of a gradient that isn't computed yet: whoever reads it can't miss that.
+
+    Modes don't see it: one may look for NaN in all results, and another one, of tensors without memory, would stay with
+    what is kept here.
+    """
+    with compat.no_dispatch_modes():
+        return _nan(dtype, device).expand(shape)
 
 
 @cache

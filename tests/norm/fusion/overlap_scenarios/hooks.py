@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from syncbn.norm.core import compat
 from tests.norm.fusion.overlap_scenarios.registry import scenario
 from tests.norm.fusion.overlap_steps import Make, several_steps
 
@@ -44,3 +45,20 @@ def hooks_on_nodes(make: Make) -> list[Tensor]:
     result += several_steps(model, 2)
     assert not any(tensor.isnan().any() for tensor in found)
     return [*result, *found[:count]]
+
+
+class NoNaN(compat.TorchDispatchMode):
+    """Looks for NaN in what expands or copies a gradient."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in ("expand", "full", "clone", "detach"):
+            assert not result.isnan().any()
+        return result
+
+
+@scenario()
+def a_mode_that_looks_for_nan(make: Make) -> list[Tensor]:
+    model = make()
+    with NoNaN():
+        return several_steps(model, 2)
