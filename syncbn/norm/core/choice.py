@@ -117,16 +117,20 @@ def _join(segment: Segment | None, invitation: Invitation, group: ProcessGroup) 
 def _check_choices(choices: list[str], group: ProcessGroup) -> None:
     ranks = dist.get_process_group_ranks(group)
     for rank, choice in zip(ranks, choices, strict=True):
-        if choice not in ("", *CHOICES):
-            raise ValueError(
-                f"{VARIABLE} must be {' or '.join(CHOICES)}, or unset for the fastest that works; "
-                f"rank {rank} has {choice!r}"
-            )
+        _check_choice(choice, f"rank {rank} has")
     if len(set(choices)) > 1:
         raise ValueError(f"{VARIABLE} must be the same on all ranks; in the order of ranks {ranks} it is {choices}")
 
 
+def _check_choice(choice: str, who: str) -> None:
+    if choice not in ("", *CHOICES):
+        raise ValueError(
+            f"{VARIABLE} must be {' or '.join(CHOICES)}, or unset for the fastest that works; {who} {choice!r}"
+        )
+
+
 def _refused(choice: str, why: str) -> str:
+    _check_choice(choice, "got")
     if choice == "one_shot":
         raise RuntimeError(f"{VARIABLE}=one_shot, but the ranks can't share memory: {why}")
     _LOG.debug("sums over ranks go by the process group's all-reduce: %s", why)

@@ -138,12 +138,13 @@ def destroyed_group() -> str:
     return describe(group, torch.ones(1))
 
 
-def fake_backend() -> str:
+def fake_backend(asked: str | None = None) -> str:
     """A backend that only simulates communication, on one process."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
     try:
-        return describe(dist.group.WORLD, torch.ones(1))
+        with asked_for(asked):
+            return describe(dist.group.WORLD, torch.ones(1))
     finally:
         dist.destroy_process_group()
