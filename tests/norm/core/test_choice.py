@@ -67,7 +67,7 @@ def test_a_destroyed_group_and_one_that_pretends_are_left_to_torch(ranks: Callab
         ranks(2).run(choices.destroyed_group) == ["collective: the process group was destroyed, or isn't torch's"] * 2
     )
     assert choices.fake_backend().startswith("collective: the group's backend is cpu:fake")
-    with pytest.raises(ValueError, match="must be collective or one_shot, or unset .*; got 'oneshot'"):
+    with pytest.raises(ValueError, match=r"must be collective or one_shot, or unset .*; got 'oneshot'"):
         choices.fake_backend("oneshot")
 
 
