@@ -24,7 +24,8 @@ class Work:
         """Whether it would be computed as where it was put off.
 
         The current stream may be another one than that of its tensors. A message may also be that of a forward pass
-        which checkpointing repeats, with its autocast, and with modes that record operations or answer for them.
+        which a hook makes or checkpointing repeats, with an autocast or inference mode of its own, or with modes that
+        answer for operations.
         """
         return self._surroundings == _surroundings(self._device)
 
@@ -73,5 +74,6 @@ def _surroundings(device: torch.device) -> tuple[object, ...]:
     return (
         torch.cuda.current_stream(device) if kind == "cuda" else None,
         torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
+        torch.is_inference_mode_enabled(),  # whose tensors stay apart
         compat.dispatch_modes(),
     )

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from syncbn.norm.core import compat
 from tests.norm.fusion.overlap_scenarios.registry import scenario
-from tests.norm.fusion.overlap_steps import Make, several_steps
+from tests.norm.fusion.overlap_steps import Make, images, several_steps
 
 
 @scenario()
@@ -62,3 +63,18 @@ def a_mode_that_looks_for_nan(make: Make) -> list[Tensor]:
     model = make()
     with NoNaN():
         return several_steps(model, 2)
+
+
+@scenario()
+def a_hook_that_runs_a_model_in_inference_mode(make: Make) -> list[Tensor]:
+    model: Any = make()
+    other = make(lambda norm: nn.Sequential(nn.Conv2d(3, 4, 3), norm(4)))
+
+    def look(grad: Tensor) -> None:
+        with torch.inference_mode():
+            other(images(9))
+
+    model.blocks.register_forward_hook(lambda module, args, output: output.register_hook(look) and None)
+    found = several_steps(model, 2)
+    assert not any(p.grad.is_inference() for p in model.parameters())
+    return found
