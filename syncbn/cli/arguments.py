@@ -29,14 +29,14 @@ class Parser(Generic[Options]):
 
     Attributes:
         program: command as typed, such as `syncbn evaluate`.
-        about: description: a summary line, then details.
+        about: description: a summary line, then details; None under `python -OO`, which takes docstrings out.
         options: dataclass of the options.
         words: name of the option that takes words without `=`, a list or a string.
         overrides: name of the option that takes dotted keys of a run's config, a list.
     """
 
     program: str
-    about: str
+    about: str | None
     options: type[Options]
     words: str = ""
     overrides: str = ""
@@ -44,7 +44,8 @@ class Parser(Generic[Options]):
     def main(self, command: Callable[[list[str]], Any]) -> None:
         """Run `command` on the command line, or print the usage.
 
-        A user's mistake ends in exit code 2 and one line, printed by the first rank only.
+        A user's mistake ends in exit code 2 and one line, printed by the first rank only. So does a file that can't be
+        read or written.
         """
         words, world = sys.argv[1:], current_world()
         if {"-h", "--help"} & set(words):
@@ -52,8 +53,11 @@ class Parser(Generic[Options]):
             return
         try:
             command(words)
-        except UserError as error:
-            fail(str(error), prints=world.rank == 0, after_others=world.rank > 0)
+        except (UserError, OSError) as error:
+            if isinstance(error, OSError) and error.filename is None:  # no file's: of a socket, say
+                raise
+            said = f"{error.strerror}: {error.filename!r}" if isinstance(error, OSError) else str(error)
+            fail(said, prints=world.rank == 0, after_others=world.rank > 0)
 
     def read(self, words: Sequence[str]) -> Options:
         """Parse a command line into options.
@@ -68,6 +72,8 @@ class Parser(Generic[Options]):
                 self._take_word(word, given)
             elif self.overrides and "." in key:
                 given[self.overrides].append(word)
+            elif self.words and key == self.words:  # <name>, as help writes it
+                self._take_word(text, given)
             elif key in self._named():
                 given[key] = _value(text, self._kinds()[key])
             else:
@@ -84,12 +90,18 @@ class Parser(Generic[Options]):
 
     def usage(self) -> str:
         """Text of `--help`."""
-        summary, _, more = self.about.strip().partition("\n")
+        summary, _, more = (self.about or "").strip().partition("\n")
         rows = [(self._shown(each), _help(each)) for each in fields(self.options)]
         width = max((len(shown) for shown, _ in rows), default=0)
         lines = [f"  {shown:<{width}}  {text}" for shown, text in rows]
         return "\n".join(
-            [summary, "", self._usage_line(), "", *lines, *([textwrap.dedent(more).rstrip()] if more else [])]
+            [
+                *([summary, ""] if summary else []),
+                self._usage_line(),
+                "",
+                *lines,
+                *([textwrap.dedent(more).rstrip()] if more else []),
+            ]
         )
 
     def _usage_line(self) -> str:
@@ -125,7 +137,7 @@ class Parser(Generic[Options]):
             if not equals and self._kinds().get(key) is bool:
                 value = "true"
             elif not equals:
-                if key not in self._named() or not left:
+                if key not in self._kinds() or key == self.overrides or not left:
                     raise UserError(f"{word}: no such flag, or one without its value; usage: {self._usage_line()}")
                 value = left.pop(0)
             yield f"{key}={value}"

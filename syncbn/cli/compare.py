@@ -63,7 +63,7 @@ def compare(arguments: list[str]) -> None:
         present = list(dict.fromkeys(name for run in runs for name in run.metrics))
         if not present:
             raise UserError(f"no metric is logged in {', '.join(run.name for run in runs)}")
-        named = [name.strip() for name in options.metric.split(",")] if options.metric else None
+        named = [name.strip() for name in (options.metric or "").split(",") if name.strip()]
         own = [name for name in present if name.startswith(("val", "test"))]  # a guest's task's
         chosen = [named or [n for n in names if n in present] or own or present for names in (_IN_THE_TABLE, _DRAWN)]
         average = options.seeds == "average"
@@ -82,10 +82,13 @@ def print_table(comparison: Comparison) -> None:
     """Print a row for each group of runs: the overrides in which they differ, and metrics."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*comparison.header())
+    table = Table()
+    for name in comparison.header():
+        table.add_column(Text(name))
     for row in comparison.rows():
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # in a plain string, rich takes [a,b] for markup
     # Files and pipes get a width that truncates nothing.
     console = Console()
     (console if console.is_terminal else Console(width=400)).print(table)

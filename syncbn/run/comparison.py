@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,9 +71,14 @@ class Finished:
         return [name for name in names if name not in ("epoch", "step") and self.curve(name)]
 
     def final(self, metric: str) -> float | None:
-        """Best value of a validation accuracy, last value of another metric; None if the run has none."""
+        """Best value of a validation accuracy, last value of another metric; None if the run has none.
+
+        A NaN is no best value, unless there is no other, and a last value as any other.
+        """
         values = list(self.curve(metric).values())
-        return (max(values) if metric in _HIGHEST else values[-1]) if values else None
+        if metric in _HIGHEST:
+            return max((value for value in values if not math.isnan(value)), default=values[-1] if values else None)
+        return values[-1] if values else None
 
 
 @dataclass(frozen=True)
@@ -245,7 +251,17 @@ def _quoted(cell: str) -> str:
 def _markdown(comparison: Comparison) -> str:
     header = comparison.header()
     lines = [header, ["---"] * len(header), *comparison.rows()]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(map(_literal, line)) + " |\n" for line in lines)
+
+
+def _literal(cell: str) -> str:
+    """Keep Markdown from reading anything into a cell; an underscore within a word says nothing there."""
+    return re.sub(r"[\\|*`<$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", _in_a_line(cell)) if cell != "---" else cell
+
+
+def _in_a_line(cell: str) -> str:
+    """A line break would end the row of a table."""
+    return re.sub(r"\s*[\r\n]+\s*", " ", cell)
 
 
 def _latex(comparison: Comparison) -> str:
@@ -260,8 +276,10 @@ def _latex(comparison: Comparison) -> str:
 
 def _escaped(cell: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}  # other letters in LaTeX's old fonts
+    special |= {"[": "{[}"}  # after the end of a row it would begin an argument
     special |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
-    return "".join(special.get(sign, sign) for sign in cell).replace(" PLUSMINUS ", r" $\pm$ ")
+    return "".join(special.get(sign, sign) for sign in _in_a_line(cell)).replace(" PLUSMINUS ", r" $\pm$ ")
 
 
 _WRITERS = {".csv": _csv, ".md": _markdown, ".tex": _latex}

@@ -10,7 +10,8 @@ from syncbn.run.comparison import Comparison
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 FIGURES = (".png", ".pdf", ".svg")
 _DASHES = ("-", "--", ":", "-.")
-_LINE = 0.062  # height of a label, as a part of the axes'
+_LINE = 0.062  # height of a label, as a part of the axes', where they are as high as usual
+_HEIGHT, _TALLEST = 4.0, 100.0  # inches
 
 
 def draw_curves(comparison: Comparison, path: Path) -> None:
@@ -19,15 +20,16 @@ def draw_curves(comparison: Comparison, path: Path) -> None:
     from matplotlib.figure import Figure
 
     count = len(comparison.metrics)
-    figure = Figure(figsize=(5.5 * count, 4), layout="constrained")
+    height = min(max(_HEIGHT, 1.15 * _HEIGHT * _LINE * len(comparison.groups)), _TALLEST)  # so that all labels fit
+    figure = Figure(figsize=(5.5 * count, height), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, metric in zip(figure.subplots(1, count, squeeze=False).flat, comparison.metrics, strict=True):
-        _panel(axes, comparison, metric)
+        _panel(axes, comparison, metric, _LINE * _HEIGHT / height)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
-def _panel(axes: Any, comparison: Comparison, metric: str) -> None:
+def _panel(axes: Any, comparison: Comparison, metric: str, line: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
     ends = []
@@ -44,24 +46,28 @@ def _panel(axes: Any, comparison: Comparison, metric: str) -> None:
             low, high = ([mean + side * half for mean, half in zip(means, halves, strict=True)] for side in (-1, 1))
             axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
         ends.append((epochs[-1], means[-1], colour, comparison.label(group)))
-    axes.set(xlabel="epoch", ylabel=metric)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(metric, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    label_ends(axes, ends)
+    label_ends(axes, ends, line=line)
 
 
-def label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]], heading: str = "") -> None:
+def label_ends(
+    axes: Any, ends: Sequence[tuple[float, float, str, str]], heading: str = "", line: float = _LINE
+) -> None:
     """Write labels beside the axes, each level with the end of its line where the others leave room.
 
     Args:
         axes: with all lines drawn.
         ends: x, y, colour and label of each line's end.
         heading: written above the labels.
+        line: height of a label, as a part of the axes'.
     """
     axes.set_ylim(axes.get_ylim())  # what follows moves nothing
     to_part = axes.transData + axes.transAxes.inverted()
-    heights = spread([to_part.transform((x, y))[1] for x, y, _, _ in ends], _LINE)
+    heights = spread([to_part.transform((x, y))[1] for x, y, _, _ in ends], line)
     for (x, y, colour, label), height in zip(ends, heights, strict=True):
         axes.annotate(
             label,
@@ -71,10 +77,11 @@ def label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]], heading
             color=colour,
             fontsize="small",
             va="center",
+            parse_math=False,  # a name with dollar signs is no formula
             arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.4, "linewidth": 0.6},
         )
     if heading and ends:
-        above = max(heights) + _LINE
+        above = max(heights) + line
         axes.text(1.03, above, heading, transform=axes.transAxes, fontsize="small", style="italic", va="center")
 
 

@@ -1,17 +1,22 @@
 """Finished runs side by side: seeds averaged, tables for pages and papers, curves."""
 
 import csv
+import html
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
+from PIL import Image
 from scipy import stats
 
 from syncbn.cli import compare
 from syncbn.run.comparison import Mean, compared, find_runs, write_table
-from syncbn.run.curves import spread
+from syncbn.run.curves import draw_curves, spread
 from syncbn.run.errors import UserError
 
 ACCURACIES = {"batch": [0.5, 0.625, 0.75], "sync": [0.9375, 0.96875, 1.0]}
@@ -79,6 +84,93 @@ def test_latex_escapes_what_settings_hold(sweep: Path, tmp_path: Path) -> None:
     (sweep / "0" / ".hydra" / "overrides.yaml").write_text("[norm=a_b&c%, seed=0]\n")
     write_table(compared(find_runs([sweep]), ["test/acc"], average=True), tmp_path / "t.tex")
     assert r"a\_b\&c\%" in (tmp_path / "t.tex").read_text()
+
+
+NAMES = ["[a,b]", "[/b]", "$x_$", "_final_", "a|b\\\\c", "'two\nlines'", "<b>", "{a: 1}"]
+
+
+@pytest.fixture
+def oddly_named(tmp_path: Path) -> Path:
+    """Runs with a setting that rich, matplotlib, Markdown and LaTeX have meanings for."""
+    for number, name in enumerate(NAMES):
+        place = tmp_path / "odd" / str(number)
+        (place / ".hydra").mkdir(parents=True)
+        (place / ".hydra" / "overrides.yaml").write_text(json.dumps([f"t={name}", f"seed={number}"]))
+        (place / "metrics.csv").write_text(f"epoch,val/acc\n0,0.{number}\n1,0.{number}5\n")
+    return tmp_path / "odd"
+
+
+def test_settings_are_shown_as_they_are(oddly_named: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = oddly_named / "p.svg"
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        compare.compare([str(oddly_named), f"plot={plot}"])
+    screen, drawn = capsys.readouterr().out, html.unescape(plot.read_text())
+    for name in NAMES:
+        assert all(line in screen for line in name.splitlines())
+        assert all(line in drawn for line in f"t={name}".splitlines())
+
+
+def test_a_table_in_markdown_says_them_to_its_readers(oddly_named: Path) -> None:
+    write_table(compared(find_runs([oddly_named]), ["val/acc"], average=True), oddly_named / "t.md")
+    parsed = MarkdownIt("commonmark").enable("table").parse((oddly_named / "t.md").read_text())
+    cells = [token.children or [] for token in parsed if token.type == "inline"]
+    assert {child.type for cell in cells for child in cell} <= {"text", "text_special"}
+    texts = ["".join(child.content for child in cell) for cell in cells]
+    assert texts == ["run", "t", "val/acc", *(text for row in enumerate(NAMES) for text in _cells(*row))]
+
+
+def _cells(number: int, name: str) -> list[str]:
+    return [f"odd/{number}", name.replace("\n", " "), f"0.{number}500"]
+
+
+def test_a_table_in_latex_has_a_row_a_run(oddly_named: Path) -> None:
+    write_table(compared(find_runs([oddly_named]), ["val/acc"], average=True), oddly_named / "t.tex")
+    *_, body = (oddly_named / "t.tex").read_text().partition("\\midrule\n")
+    rows = body.splitlines()[: len(NAMES)]
+    assert all(row.startswith("odd/") and row.endswith(r" \\") for row in rows)
+    assert [row.split(" & ")[1] for row in rows] == [
+        "{[}a,b]",
+        "{[}/b]",
+        r"\$x\_\$",
+        r"\_final\_",
+        r"a\textbar{}b\textbackslash{}\textbackslash{}c",
+        "'two lines'",
+        r"\textless{}b\textgreater{}",
+        r"\{a: 1\}",
+    ]
+
+
+def test_a_nan_is_no_best_accuracy(sweep: Path) -> None:
+    for values, best in ((["nan", 0.5, 0.25], 0.5), ([0.5, "nan", 0.25], 0.5), ([0.25, "nan"], 0.25)):
+        lines = ["epoch,val/acc,val/loss", *(f"{epoch},{value},{value}" for epoch, value in enumerate(values))]
+        (sweep / "0" / "metrics.csv").write_text("\n".join(lines))
+        (run,) = find_runs([sweep / "0"])
+        assert run.final("val/acc") == best
+    assert math.isnan(run.final("val/loss") or 0)  # a last value is what it is
+    (sweep / "0" / "metrics.csv").write_text("epoch,val/acc\n0,nan\n")
+    (run,) = find_runs([sweep / "0"])
+    assert math.isnan(run.final("val/acc") or 0)
+
+
+def test_a_hundred_runs_have_room_for_their_labels(tmp_path: Path) -> None:
+    for number in range(100):
+        write_run(tmp_path / str(number), f"lr={number}", f"lr: {number}", number / 100)
+    found = compared(find_runs([tmp_path]), ["test/acc"], average=True)
+    draw_curves(found, tmp_path / "p.png")  # matplotlib warns where they have none, and warnings are errors
+    few = compared(find_runs([tmp_path / str(number) for number in range(14)]), ["test/acc"], average=True)
+    draw_curves(few, tmp_path / "few.png")
+    with Image.open(tmp_path / "p.png") as many, Image.open(tmp_path / "few.png") as usual:
+        assert (usual.size[1], many.size[1] > 20 * 100) == (600, True)
+
+
+@pytest.mark.parametrize("option", ["table=file/t.md", "plot=file/p.png"])
+def test_a_file_in_the_way_is_told(sweep: Path, option: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(sweep)
+    (sweep / "file").touch()
+    monkeypatch.setattr("sys.argv", ["syncbn", str(sweep), option])
+    with pytest.raises(SystemExit, match="2"):
+        compare.main()
+    assert capsys.readouterr().err == "error: File exists: 'file'\n"
 
 
 def test_the_command(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
