@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from syncbn.launch.pipes import can_say_everything, reader_may_leave
 from syncbn.launch.secrets import guard_the_screen
 from syncbn.run.errors import fail
 
@@ -26,6 +27,11 @@ syncbn <command> --help says what a command takes. `python -m syncbn` is the sam
 
 def main() -> None:
     """Run the command that the first word of the command line names."""
+    with reader_may_leave():
+        _main()
+
+
+def _main() -> None:
     name, *rest = sys.argv[1:] or [""]
     if name in ("-h", "--help", "help"):
         print(overview())
@@ -65,6 +71,7 @@ def overview() -> str:
 
 def run(command: str, package: str = __name__) -> None:
     """Call `main()` of `<package>.<command>`, which reads `sys.argv[1:]`, or name the packages that are missing."""
+    can_say_everything()
     guard_the_screen()
     sys.path[:] = [place for place in sys.path if not _is_scripts(place)]
     try:

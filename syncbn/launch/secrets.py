@@ -56,7 +56,8 @@ def guard_the_screen() -> None:
     learn(dict(os.environ))
     learn(sys.argv[1:])
     for name in ("stdout", "stderr"):
-        if not isinstance(stream := getattr(sys, name), _Redacting):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, _Redacting):  # None where the file is closed
             setattr(sys, name, _Redacting(stream))
 
 

@@ -1,5 +1,6 @@
 """Descriptions of declared options as tables, for a terminal or in Markdown."""
 
+import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import MISSING
@@ -28,8 +29,8 @@ def rows_of(options: type) -> list[Row]:
 
 
 def summary_of(options: type) -> str:
-    """Summary line of a dataclass of options."""
-    return (options.__doc__ or "").partition("\n")[0]
+    """Summary line of a dataclass of options; empty under `python -OO`, where a dataclass has its signature there."""
+    return "" if sys.flags.optimize > 1 else (options.__doc__ or "").partition("\n")[0]
 
 
 def as_text(options: type, values: Mapping[str, Any]) -> str:

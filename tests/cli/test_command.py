@@ -1,5 +1,6 @@
 """`syncbn` and `python -m syncbn`: overview, commands, and messages for unknown ones."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +83,33 @@ def test_a_module_takes_the_words_of_the_command(module: str, tmp_path: Path) ->
     done = syncbn(*words, "norm=snyc", module=module)
     assert done.returncode == 2
     assert "did you mean 'sync'?" in done.stderr
+
+
+def piped(words: str, after: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = f"{sys.executable} -m syncbn {words} {after}"
+    environment = {**os.environ, **environ}
+    return subprocess.run(
+        ["bash", "-c", command], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.mark.parametrize("words", ["--help", "options", "options norm=sync"])
+@pytest.mark.parametrize("reader", ["| true", "| head -1", ">&-"])
+def test_a_reader_may_leave(words: str, reader: str) -> None:
+    assert piped(words, reader).stderr == ""
+
+
+def test_a_locale_without_our_letters_is_given_escapes() -> None:
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = piped("options norm=sync", "", **ascii_alone)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u03b3 (`weight`)" in done.stdout
+
+
+@pytest.mark.parametrize("words", ["compare --help", "options norm=group"])
+def test_without_docstrings_the_options_are_listed_all_the_same(words: str) -> None:
+    whole, without = piped(words, ""), piped(words, "", PYTHONOPTIMIZE="2")
+    assert (without.returncode, without.stderr) == (0, "")
+    rows = [[line for line in done.stdout.splitlines() if line.startswith("  ")] for done in (whole, without)]
+    assert rows[1] == rows[0][: len(rows[1])]
+    assert rows[1]
