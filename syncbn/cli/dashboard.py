@@ -63,7 +63,8 @@ def dashboard(arguments: list[str]) -> "Workspace":
         print(f"{section.name + ':':<10} {', '.join(titles)}")
     if offline:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(view._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1) + "\n")
+        spec = view._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1)
+        options.output.write_text(f"{spec}\n", encoding="utf-8")
         print(
             f"not sent, since W&B is offline: {options.output}; to send it: wandb login, syncbn dashboard entity=<name>"
         )

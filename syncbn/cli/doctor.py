@@ -48,12 +48,17 @@ def examine(arguments: list[str]) -> None:
     """
     with user_mistakes():
         options = PARSER.read(arguments)
+        if options.output.is_dir():
+            raise ValueError(
+                f"output={options.output}: that is a folder; give a file's name, {options.output}/doctor.json"
+            )
+        options.output.parent.mkdir(parents=True, exist_ok=True)  # before a minute is spent on what can't be written
 
         from syncbn.machine import doctor
 
         report = doctor(model=options.model, images=options.images, ranks=options.ranks, seconds=options.seconds)
     if current_world().rank == 0:
-        options.output.write_text(report.to_json())
+        options.output.write_text(report.to_json(), encoding="utf-8")
         print(report.to_markdown())
         print(f"report: {options.output}")
     if not report.ok:

@@ -49,7 +49,10 @@ def init(arguments: list[str]) -> Path:
             for file in sorted(template.rglob("*"))
             if file.is_file() and "__pycache__" not in file.parts
         }
-        if existing := [str(place) for place in places.values() if place.exists()]:
+        in_the_way = {
+            path for place in places.values() for path in place.parents if path.exists() and not path.is_dir()
+        }
+        if existing := [*map(str, in_the_way), *(str(place) for place in places.values() if place.exists())]:
             raise ValueError(f"{', '.join(existing)} would be overwritten: take another name, or another folder")
     for file, place in places.items():
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -71,9 +74,17 @@ def _checked(name: str) -> str:
         )
     if name in _TAKEN:
         raise ValueError(f"{name!r} is a folder of the project beside its package: take another name")
-    if name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
+    if name in sys.stdlib_module_names or _is_installed(name):
         raise ValueError(f"there is a package {name!r} already, which the project's would hide: take another name")
     return name
+
+
+def _is_installed(name: str) -> bool:
+    """Whether a package of that name can be imported; the folder that the project goes to is none by itself."""
+    found = importlib.util.find_spec(name)
+    if found is not None and found.origin is None:
+        return {Path(place).resolve() for place in found.submodule_search_locations or ()} != {Path(name).resolve()}
+    return found is not None
 
 
 def _templates() -> Path:

@@ -55,7 +55,7 @@ def inspect(arguments: list[str]) -> "NormReport":
         )
     folder = finished.folder / "norm_report"
     report.plot(folder / "norms.png")
-    (folder / "report.md").write_text(report.to_markdown())
+    (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
     _print(report)
     print(f"report:        {folder}/{{report.md,norms.png}}")
     return report

@@ -81,6 +81,12 @@ def open_run(
 
     groups = {} if data is None else {"data": _choice("data", data)}
     config = load_config(folder, [*_ONE_PROCESS, *overrides], groups)
+    for setting in _ONE_PROCESS:
+        key, _, one = setting.partition("=")
+        if str(OmegaConf.select(config, key)) != one:
+            raise ValueError(
+                f"{key}={OmegaConf.select(config, key)}: a finished run is opened in one process; leave it out"
+            )
     for key, value in (where_known or {}).items():
         if OmegaConf.select(config, key) is not None:
             OmegaConf.update(config, key, value)

@@ -91,7 +91,8 @@ def test_what_is_missing_is_asked_for() -> None:
 
 def test_one_name_is_one() -> None:
     parser = Parser("try", "Try.", OneName, words="name")
-    assert parser.read(["steps"]) == OneName("steps")
+    for words in (["steps"], ["name=steps"], ["--name=steps"], ["--name", "steps"]):
+        assert parser.read(words) == OneName("steps")
     for words in ([], ["a", "b"]):
         with pytest.raises(UserError, match=rf"give one name, got {len(words)}; usage: try <name>"):
             parser.read(words)

@@ -137,6 +137,26 @@ def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         init([NAME])
 
 
+def test_a_file_in_the_way_of_a_folder_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NAME).mkdir()
+    (tmp_path / NAME / "conf").touch()
+    (tmp_path / "other").touch()
+    for name, file in ((NAME, f"{NAME}/conf"), ("other", "other")):
+        with pytest.raises(UserError, match=rf"^{file} would be overwritten"):
+            init([name])
+    assert [path.name for path in (tmp_path / NAME).iterdir()] == ["conf"]
+
+
+def test_a_folder_that_waits_for_the_project_is_no_package(tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()  # a fresh clone, say; python -m searches the current folder, too
+    succeeded(f"python -m syncbn init {NAME}", tmp_path)
+    done = typed(f"python -m syncbn init {NAME}", tmp_path)
+    assert (done.returncode, "would be overwritten" in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
