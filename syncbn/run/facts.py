@@ -109,7 +109,7 @@ class DataFacts:
             with isolate_rng():
                 if is_overridden("prepare_data", self.data):
                     in_turn(self.data.prepare_data)
-                self.data.setup("fit")
+                self.data.setup(stage="fit")  # by its keyword, as Lightning does
                 return self.data.train_dataloader()
         except Exception as error:
             raise ValueError(f"{self._problem}: {type(error).__name__}: {error}{users_line(error)}") from error

@@ -110,8 +110,10 @@ def check_start(
         if is_ours(config):
             _check_sizes(config, facts or DataFacts(data))
         else:
-            _check_batch(task, facts or DataFacts(data))
-            _check_loaders(config, data)
+            facts = facts or DataFacts(data)
+            _check_loaders(config, facts)
+            _check_batch(task, facts)
+            _check_length(config, task, facts)
     _check_limits(config, task, data, facts or DataFacts(data))
     if is_ours(config):
         _check_interval(config, len(data.train_dataloader()))
@@ -240,8 +242,14 @@ def _check_batch(task: ClassificationTask, facts: DataFacts) -> None:
         )
 
 
-def _check_loaders(config: DictConfig, data: LightningDataModule) -> None:
-    """Check that a foreign DataModule, set up by now, validates by one loader."""
+def _check_loaders(config: DictConfig, facts: DataFacts) -> None:
+    """Check that a foreign DataModule, set up by now, trains and validates by one loader."""
+    data, trains = facts.data, facts.train_loader
+    if isinstance(trains, list | tuple | dict) and trains:
+        raise ValueError(
+            f"{type(data).__name__}.train_dataloader() returns {len(trains)} loader(s) together, and the task takes one: "
+            "join data sets by torch.utils.data.ConcatDataset, or write a task of your own (task._target_)"
+        )
     if not config.train or config.trainer.get("limit_val_batches") == 0 or not is_overridden("val_dataloader", data):
         return
     with isolate_rng():
@@ -252,6 +260,20 @@ def _check_loaders(config: DictConfig, data: LightningDataModule) -> None:
             f"{type(data).__name__}.val_dataloader() returns {found}, and the task takes one: join data sets by "
             "torch.utils.data.ConcatDataset; without validation, add callbacks=none trainer.limit_val_batches=0"
         )
+
+
+def _check_length(config: DictConfig, task: ClassificationTask, facts: DataFacts) -> None:
+    """Check that a schedule over all steps can know them, whose loader may not say how many batches it has."""
+    if not (config.train and task.scheduler is not None and takes_total_steps(task.scheduler)):
+        return
+    if config.trainer.get("max_steps", -1) == -1 and not isinstance(config.trainer.get("limit_train_batches"), int):
+        try:
+            len(facts.train_loader)
+        except TypeError:  # of an IterableDataset
+            raise ValueError(
+                f"scheduler: a schedule needs to know its steps, and {type(facts.data).__name__}.train_dataloader() has "
+                "no length: set trainer.max_steps or trainer.limit_train_batches, or ~scheduler"
+            ) from None
 
 
 def _described(batch: Any) -> str:

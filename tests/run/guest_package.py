@@ -199,6 +199,11 @@ class ByProperty(Data):
         return CLASSES
 
 
+class ByKeyword(Data):
+    def setup(self, *, stage: str) -> None:  # type: ignore[override]
+        super().setup(stage)
+
+
 class NeedsSetupFirst(Data):
     @property
     def num_classes(self) -> int:

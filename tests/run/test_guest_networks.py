@@ -265,6 +265,17 @@ def test_to_look_leaves_random_numbers_alone_and_prepares_the_data_first() -> No
     assert data.prepared == 1
 
 
+def test_data_is_set_up_by_keyword_as_lightning_does() -> None:
+    assert DataFacts(guest_package.ByKeyword()).in_channels == CHANNELS
+
+
+@pytest.mark.parametrize("override", ["trainer.max_steps=5", "+trainer.limit_train_batches=5", "~scheduler"])
+def test_data_without_a_length_is_taken_where_the_steps_are_known(override: str) -> None:
+    task, config, module = task_of("Net", "OfStream", override)
+    trainer: Any = type("Trainer", (), {"world_size": 1})()
+    start.check_start(config, task, module, trainer)
+
+
 def test_data_that_says_all_is_not_looked_at() -> None:
     facts = DataFacts(build.build_data(config_of("Net", "ByAttribute")))  # its setup fails
     assert (facts.num_classes, facts.in_channels, facts.image_size) == (CLASSES, CHANNELS, (SIZE, SIZE))
@@ -333,6 +344,12 @@ def test_what_does_not_go_together_is_told_before_training(
         ("OfIgnored", {}, r"labels of 0, 1, 2, ..., and OfIgnored gives -100: leave such samples out of the data"),
         ("WithTwoValidations", {}, r"WithTwoValidations.val_dataloader\(\) returns 2 loaders, and the task takes one"),
         ("WithNoValidation", {}, r"WithNoValidation.val_dataloader\(\) returns no loader, and the task takes one"),
+        (
+            "OfSeveral",
+            {},
+            r"OfSeveral.train_dataloader\(\) returns 2 loader\(s\) together, and the task takes one: join",
+        ),
+        ("OfStream", {}, r"OfStream.train_dataloader\(\) has no length: set trainer.max_steps or trainer.limit_train"),
         (
             "WithoutEvaluation",
             {},
