@@ -11,6 +11,7 @@ from typing import Any
 from syncbn import cli
 from syncbn.cli.arguments import Parser
 from syncbn.norm.core.options import option, suggest
+from syncbn.norm.core.registry import known_options
 from syncbn.run.errors import user_mistakes
 
 NEEDS = ("hydra",)
@@ -39,12 +40,29 @@ def listing(words: list[str]) -> str:
         words: any number of `group=choice`.
     """
     with user_mistakes():
-        from syncbn.run.compose import config_groups
-
-        groups = {group: names for group, names in config_groups().items() if group not in _BESIDE}
+        groups = _groups()
+        norms = {word.removeprefix("norm=") for word in words if word.startswith("norm=")}
+        if not words or norms - set(known_options()):
+            groups = _with_guests()  # may need torch
         if not words:
             return _all(groups)
         return "\n\n".join(_one(word, groups) for word in words)
+
+
+def _groups() -> dict[str, list[str]]:
+    from syncbn.run.compose import config_groups
+
+    return {group: names for group, names in config_groups().items() if group not in _BESIDE}
+
+
+def _with_guests() -> dict[str, list[str]]:
+    """Groups with the norms of the project's packages."""
+    from syncbn.run.check import import_guests
+    from syncbn.run.store import store_options
+
+    import_guests()
+    store_options()
+    return _groups()
 
 
 def _all(groups: Mapping[str, list[str]]) -> str:

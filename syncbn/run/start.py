@@ -247,8 +247,8 @@ def _check_loaders(config: DictConfig, facts: DataFacts) -> None:
     data, trains = facts.data, facts.train_loader
     if isinstance(trains, list | tuple | dict) and trains:
         raise ValueError(
-            f"{type(data).__name__}.train_dataloader() returns {len(trains)} loader(s) together, and the task takes one: "
-            "join data sets by torch.utils.data.ConcatDataset, or write a task of your own (task._target_)"
+            f"{type(data).__name__}.train_dataloader() returns {len(trains)} loader(s) together, and the task takes "
+            "one: join data sets by torch.utils.data.ConcatDataset, or write a task of your own (task._target_)"
         )
     if not config.train or config.trainer.get("limit_val_batches") == 0 or not is_overridden("val_dataloader", data):
         return
@@ -271,8 +271,8 @@ def _check_length(config: DictConfig, task: ClassificationTask, facts: DataFacts
             len(facts.train_loader)
         except TypeError:  # of an IterableDataset
             raise ValueError(
-                f"scheduler: a schedule needs to know its steps, and {type(facts.data).__name__}.train_dataloader() has "
-                "no length: set trainer.max_steps or trainer.limit_train_batches, or ~scheduler"
+                f"scheduler: a schedule needs to know its steps, and {type(facts.data).__name__}.train_dataloader() "
+                "has no length: set trainer.max_steps or trainer.limit_train_batches, or ~scheduler"
             ) from None
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from syncbn.cli.options import listing
 from syncbn.norm.core.registry import _LAYERS, _OPTIONS
 from syncbn.run.check import import_guests, norm_mistakes
 from syncbn.run.command_line import CommandLine
@@ -77,6 +78,14 @@ def test_its_norms_are_choices_with_their_options_checked() -> None:
         checked_configs(CommandLine(["norm=plain", "norm.fctor=0"]))
     with pytest.raises(UserError, match=r"norm=declard: no such choice; did you mean 'declared'"):
         checked_configs(CommandLine(["norm=declard"]))
+
+
+def test_they_are_listed_with_their_options() -> None:
+    assert "factor=0.5" in listing(["norm=plain"])
+    (norms,) = [line for line in listing([]).splitlines() if line.startswith("norm ")]
+    assert {"declared,", "plain,", "group,"} <= set(norms.split())
+    with pytest.raises(UserError, match=r"norm=plian: no such choice; did you mean 'plain'"):
+        listing(["norm=plian"])
 
 
 def test_an_experiment_may_choose_its_norm() -> None:

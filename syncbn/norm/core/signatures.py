@@ -51,7 +51,7 @@ def options_from_signature(layer: Callable[..., Any]) -> type:
             declared.append((name, kinds(of)[name], redeclared(of, name, getattr(of, name))))
     name = getattr(layer, "__name__", type(layer).__name__)
     made = make_dataclass(f"{name}Options", declared, kw_only=True)
-    made.__doc__ = (inspect.getdoc(layer) or name).partition("\n")[0]
+    made.__doc__ = (layer.__doc__ or name).strip().partition("\n")[0]  # not its base's
     return made
 
 
