@@ -17,7 +17,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, UnsupportedInterpolationType
 from yaml import YAMLError
 
 from syncbn.norm.core.options import suggest
@@ -43,8 +43,8 @@ Plugins.instance().register(ProjectConf)
 store_options()
 
 
-class UnknownNorm(UserError):
-    """An unknown choice of `norm=`."""
+class PerhapsAGuests(UserError):
+    """An unknown choice of `norm=`, or an unknown resolver, which a user's package may register."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def jobs_of(line: CommandLine) -> Jobs:
     """
     try:
         return _jobs_of(line)
-    except UnknownNorm:  # it may be a user's norm; users' packages are imported only then, since they may need torch
+    except PerhapsAGuests:  # users' packages are imported only then, since they may need torch
         import_guests()
         store_options()
     return _jobs_of(line)
@@ -253,7 +253,7 @@ def _check_choices(overrides: Iterable[Override], groups: Groups) -> None:
             for choice in value if isinstance(value, list) else [value]:
                 known = choices_of(group, groups)
                 if choice is not None and str(choice).removesuffix(".yaml") not in known:
-                    kind = UnknownNorm if group == "norm" else UserError
+                    kind = PerhapsAGuests if group == "norm" else UserError
                     raise kind(unknown_choice(group, str(choice), known) + _plugin(group, str(choice)))
 
 
@@ -288,7 +288,7 @@ def _composed(overrides: Sequence[str], line: CommandLine, groups: Groups) -> Di
             raise UserError(f"launcher=slurm and launcher=local need a package: pip install {_SUBMITIT}") from error
         _explain(overrides, line, groups)
         causes = [error, error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else [error]
-        kind = UnknownNorm if str(getattr(error, "missing_cfg_file", "")).startswith("norm/") else UserError
+        kind = PerhapsAGuests if str(getattr(error, "missing_cfg_file", "")).startswith("norm/") else UserError
         told = ": ".join(str(cause).strip().splitlines()[0] for cause in causes)
         if re.search(r"'\w+@(experiment|debug)\.", told):
             told += " The file's first line must be: # @package _global_"
@@ -356,7 +356,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
     try:
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {str(error.msg or error).splitlines()[0]}") from error
+        kind = PerhapsAGuests if isinstance(error, UnsupportedInterpolationType) else UserError
+        raise kind(f"{error.full_key}: {str(error.msg or error).splitlines()[0]}") from error
     if not isinstance(container, dict):
         raise UserError("the config is a list, not keys and values")
     return {str(key): value for key, value in container.items()}

@@ -70,10 +70,10 @@ def load_config(
         ValueError: there is no config, or it is invalid.
     """
     from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import OmegaConfBaseException, UnsupportedInterpolationType
     from yaml import YAMLError
 
-    from syncbn.run.check import config_mistakes
+    from syncbn.run.check import config_mistakes, import_guests
 
     if not folder.is_dir():
         raise ValueError(f"no folder {str(folder)!r}; give a run folder, for example outputs/<run_id>{_others(folder)}")
@@ -95,7 +95,11 @@ def load_config(
     for group, node in (groups or {}).items():
         config[group] = node
     config.merge_with_dotlist(overrides or [])
-    plain = OmegaConf.to_container(config, resolve=True)
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except UnsupportedInterpolationType:  # a resolver that a user's package registers
+        import_guests()
+        plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     if found := config_mistakes({str(key): value for key, value in plain.items()}):
         raise ValueError("\n".join(found))

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from syncbn.cli.options import listing
 from syncbn.norm.core.registry import _LAYERS, _OPTIONS
 from syncbn.run.check import import_guests, norm_mistakes
 from syncbn.run.command_line import CommandLine
-from syncbn.run.compose import checked_configs
+from syncbn.run.compose import checked_configs, config_of
 from syncbn.run.errors import UserError
+from syncbn.run.folder import load_config
 
 OF_ALL = {"include": None, "exclude": None}  # what every norm's config has beside its options
 NORMS = '''
@@ -164,3 +166,23 @@ def test_a_module_that_the_package_does_not_import_registers_its_norms(
     assert checked_configs(CommandLine(["norm=plain"]))[0]["norm"]["factor"] == 0.5
     for name in [name for name in sys.modules if name.startswith("with_norms.")]:
         monkeypatch.delitem(sys.modules, name)
+
+
+def test_a_resolver_of_the_package_is_known(package: Path, tmp_path: Path) -> None:
+    register = "\nfrom omegaconf import OmegaConf\nOmegaConf.register_new_resolver('doubled', lambda x: 2 * x)\n"
+    package.write_text(NORMS + register)
+    word = "data.batch_size=${doubled:8}"
+    try:
+        assert checked_configs(CommandLine([word]))[0]["data"]["batch_size"] == 16
+        with pytest.raises(UserError, match=r"^data.batch_size: Unsupported interpolation type tripled$"):
+            checked_configs(CommandLine([word.replace("doubled", "tripled")]))
+        OmegaConf.clear_resolver("doubled")  # a run's folder, opened by another process
+        import_guests.cache_clear()
+        sys.modules.pop("with_norms")
+        (tmp_path / "run" / ".hydra").mkdir(parents=True)
+        for name in ("declared", "plain"):
+            _LAYERS.pop(name), _OPTIONS.pop(name)
+        (tmp_path / "run" / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(config_of([word])))
+        assert load_config(tmp_path / "run").data.batch_size == 16
+    finally:
+        OmegaConf.clear_resolver("doubled")
