@@ -120,6 +120,8 @@ def test_verify_passes_a_synchronized_run_and_fails_another(run: Path, tmp_path:
         (recalibrate.recalibrate, ["data.batchsize=3"], "data.batchsize: no such key; did you mean 'batch_size'"),
         (export.export, ["format=onxx"], "format: got 'onxx'; did you mean 'onnx'"),
         (evaluate.evaluate, ["norm=batch"], "norm: no such key"),
+        (evaluate.evaluate, ["trainer.devices=2"], "trainer.devices=2: a finished run is opened in one process"),
+        (recalibrate.recalibrate, ["trainer.strategy=ddp"], "trainer.strategy=ddp: a finished run is opened in one"),
     ],
 )
 def test_a_mistake_is_named(run: Path, command: object, arguments: list[str], message: str) -> None:

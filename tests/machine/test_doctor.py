@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import syncbn
+from syncbn.cli import doctor as command
 from syncbn.machine import proof
 from syncbn.machine.doctor import _first_node, doctor
 from syncbn.machine.forecast import network
@@ -169,3 +170,15 @@ def test_a_mistake_is_told_before_anything_runs() -> None:
     with pytest.raises(ValueError, match="ranks must be at least 1, got 0"):
         doctor(ranks=0)
     assert network("resnet50") is not None
+
+
+def test_a_report_that_can_not_be_written_is_told_before_the_proof(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    for output, message in ((".", "output=.: that is a folder; give a file's name"), ("file/r.json", "File exists:")):
+        monkeypatch.setattr(sys, "argv", ["syncbn", f"output={output}"])
+        with pytest.raises(SystemExit, match="2"):
+            command.PARSER.main(command.examine)
+        assert capsys.readouterr().err.startswith(f"error: {message}")
