@@ -27,11 +27,24 @@ class FinishedRun:
     task: "LightningModule | None" = None
 
     def built_task(self) -> "LightningModule":
-        """The LightningModule around the network."""
+        """The LightningModule around the network.
+
+        Raises:
+            ValueError: the data has more classes than the network.
+        """
         from syncbn.run import build
+        from syncbn.run.facts import DataFacts
+        from syncbn.training import ClassificationTask
 
         if self.task is None:
             self.task = build.build_task(self.config, self.net, self.data)
+        if isinstance(self.task, ClassificationTask):
+            classes, stated = len(self.task.class_names), DataFacts(self.data).stated("num_classes")
+            if stated is not None and stated > classes:
+                raise ValueError(
+                    f"{type(self.data).__name__} has {stated} classes, and the network was trained for {classes}: take "
+                    "data of the same classes"
+                )
         return self.task
 
     def images(self) -> Any:

@@ -8,11 +8,14 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import syncbn
 from syncbn.cli import evaluate, export, inspect, recalibrate
 from syncbn.data import DigitsDataModule
+from syncbn.run.compose import config_of
 from syncbn.run.errors import UserError
+from syncbn.run.finished import FinishedRun
 from syncbn.training.checkpoint import load_checkpoint
 from tests.cli.conftest import Finished, run_script
 
@@ -127,3 +130,15 @@ def test_verify_passes_a_synchronized_run_and_fails_another(run: Path, tmp_path:
 def test_a_mistake_is_named(run: Path, command: object, arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         command([f"run={run}", *arguments])
+
+
+def test_data_of_more_classes_than_the_network_has_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNCBN_RUN_ID", "test")
+    config = config_of(["data=digits", f"paths.output_dir={tmp_path}"])
+    config.model = {"_target_": "torch.nn.Sequential"}
+    net = nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten())
+    finished = FinishedRun(tmp_path, tmp_path / "best.ckpt", config, DigitsDataModule(), net)
+    with pytest.raises(
+        ValueError, match="DigitsDataModule has 10 classes, and the network was trained for 3: take data"
+    ):
+        finished.built_task()
