@@ -103,7 +103,7 @@ class ClassificationTask(L.LightningModule):
                 "takes logits (N, classes): let it return these alone (aux_logits=False, say), or write a task of your "
                 "own (task._target_)"
             )
-        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
+        losses = _cross_entropy(logits, labels, self.label_smoothing)
         if self.label_smoothing:
             self.train_metrics["objective"].update(losses.detach().float())
         self._update(self.train_metrics, logits, labels)
@@ -144,13 +144,28 @@ class ClassificationTask(L.LightningModule):
 
     def _update(self, metrics: MetricCollection, logits: Tensor, labels: Tensor) -> None:
         logits = logits.detach()
-        metrics["loss"].update(F.cross_entropy(logits, labels, reduction="none").float())
+        metrics["loss"].update(_cross_entropy(logits, labels).float())
         metrics["acc"].update((logits.argmax(dim=1) == labels).float())
         # Once per epoch is enough, since Lightning logs the metric's value at its end. Each log takes 0.3 ms.
         if metrics.prefix not in self._logged:
             self._logged.add(metrics.prefix)
             for name, metric in metrics.items():
                 self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name in ("train/loss", "val/acc"))
+
+
+_NONE = -(2**31)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of each sample. No label is left out: torch's -100 would count as a loss of 0, and as an error."""
+    try:
+        return F.cross_entropy(logits, labels, reduction="none", ignore_index=_NONE, label_smoothing=label_smoothing)
+    except IndexError:  # on a GPU, a failed assertion
+        raise ValueError(
+            f"labels must be 0 to {logits.shape[1] - 1}, since the network returns {logits.shape[1]} logits, got "
+            f"{int(labels.min())} to {int(labels.max())}: leave other samples out of the data, or write a task of your "
+            "own (task._target_)"
+        ) from None
 
 
 def _metrics(stage: str, *names: str) -> MetricCollection:
