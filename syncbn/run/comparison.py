@@ -60,9 +60,16 @@ class Finished:
         return (self.config or self.settings).get(_SEED, "")
 
     def curve(self, metric: str) -> dict[float, float]:
-        """Values of a metric by epoch."""
+        """Values of a metric by epoch.
+
+        Raises:
+            ValueError: one that is no number.
+        """
         rows = [row for row in self.rows if row.get(metric) and row.get("epoch")]
-        return {float(row["epoch"]): float(row[metric]) for row in rows}
+        try:
+            return {float(row["epoch"]): float(row[metric]) for row in rows}
+        except ValueError as error:
+            raise ValueError(f"metrics.csv of run {self.name}, {metric}: {error}") from error
 
     @cached_property
     def metrics(self) -> list[str]:

@@ -196,6 +196,13 @@ def test_mistakes(sweep: Path, argument: str, message: str) -> None:
         compare.compare([str(sweep), argument])
 
 
+def test_a_metric_that_is_no_number_names_its_run(sweep: Path) -> None:
+    with (sweep / "2" / "metrics.csv").open("a") as file:
+        file.write("3,high,,\n")
+    with pytest.raises(UserError, match=r"metrics.csv of run .*2, val/acc: could not convert string to float: 'high'"):
+        compare.compare([str(sweep)])
+
+
 def test_a_folder_that_is_not_there_is_told(sweep: Path) -> None:
     with pytest.raises(UserError, match="no folder 'nope': give those of runs"):
         compare.compare([str(sweep), "nope"])
