@@ -15,7 +15,7 @@ from syncbn.norm.core.capabilities import is_per_channel
 from syncbn.norm.surgery.forward import Example, Forward, copied, copied_example, modes_kept, outside_of_modes, run
 from syncbn.norm.surgery.given import check_given
 from syncbn.norm.surgery.graph import Graph
-from syncbn.norm.surgery.record import record
+from syncbn.norm.surgery.record import record, training_pass
 from syncbn.policy.freeze import settle_frozen
 from syncbn.policy.layers import is_norm, refuse_wrapped
 from syncbn.policy.pruning.flow import Axis, Flow
@@ -162,10 +162,7 @@ def _graphs(model: nn.Module, example_input: Example, forward: Forward | None) -
     called = {call.module for call in graph.calls}
     if all(module in called for module in model.modules() if module._parameters or module._buffers):
         return [graph]
-    try:
-        return [graph, record(model, example_input, forward, training=True)]
-    except Exception:  # training mode needs targets, or more than one sample
-        return [graph]
+    return [graph, *training_pass(model, example_input, forward)]
 
 
 def _flow(model: nn.Module, graphs: list[Graph]) -> Flow:

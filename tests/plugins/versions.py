@@ -60,7 +60,7 @@ def write_row(path: Path, row: dict[str, str]) -> None:
     rows = [old for old in read_rows(path) if any(old[key] != row[key] for key in KEY)]
     rows = sorted([*rows, row], key=lambda row: ([int(part) for part in row["torch"].split(".")], row["lightning"]))
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

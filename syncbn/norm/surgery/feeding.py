@@ -14,7 +14,7 @@ from syncbn.norm.core.attachable import FEEDERS, Attachable
 from syncbn.norm.surgery.forward import Example, Forward
 from syncbn.norm.surgery.graph import Call, Graph, Operation, View
 from syncbn.norm.surgery.overlap import overlap_messages
-from syncbn.norm.surgery.record import record
+from syncbn.norm.surgery.record import record, training_pass
 from syncbn.norm.surgery.symbolic import symbolic
 
 
@@ -81,10 +81,7 @@ def _by_trace(model: nn.Module) -> Graph:
 
 def _passes(model: nn.Module, norms: list[nn.Module], example_input: Example, forward: Forward | None) -> list[Graph]:
     """Record a pass in training mode if possible, and one in evaluation unless that called all of `norms`."""
-    try:
-        training = [record(model, example_input, forward, training=True)]
-    except Exception:  # training mode needs targets, or more than one sample
-        training = []
+    training = training_pass(model, example_input, forward)
     if training and all(training[0].calls_of(norm) for norm in norms):
         return training
     return [*training, record(model, example_input, forward)]

@@ -99,6 +99,14 @@ def record(
     return recorder.graph
 
 
+def training_pass(model: nn.Module, example_input: Example, forward: Forward | None = None) -> list[Graph]:
+    """Record a pass in training mode; none where it can't run: it may need targets, or more than one sample."""
+    try:
+        return [record(model, example_input, forward, training=True)]
+    except Exception:
+        return []
+
+
 @contextmanager
 def _watched_by(recorder: Recorder) -> Iterator[None]:
     handles = [

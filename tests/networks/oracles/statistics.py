@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 import syncbn
 from tests.networks.generate import Network, build
@@ -13,8 +14,6 @@ from tests.networks.oracles.compare import WrongError, check_unchanged, run, sam
 from tests.networks.oracles.convert import is_norm, same_step
 from tests.networks.oracles.verdict import Facts, policy
 from tests.networks.spec import Spec
-
-_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def judge_recalibrate(spec: Spec) -> Facts:
@@ -30,7 +29,7 @@ def judge_recalibrate(spec: Spec) -> Facts:
     for name, values in seen.items():
         layer = network.model.get_submodule(name)
         if values and hasattr(layer, "momentum"):
-            mean, variance = _moments_of_samples(values) if isinstance(layer, _INSTANCE_NORMS) else _moments(values)
+            mean, variance = _moments_of_samples(values) if isinstance(layer, _InstanceNorm) else _moments(values)
             _close(layer.running_mean, mean, f"running_mean of {name}")
             _close(layer.running_var, variance, f"running_var of {name}")
             reference.model.get_submodule(name).running_mean.copy_(mean)
@@ -52,7 +51,7 @@ def judge_inspect(spec: Spec) -> Facts:
     rows = {row.layer: row for row in report.rows}
     for name, values in _inputs(reference, batches, train=False).items():
         row, layer = rows.get(name), reference.model.get_submodule(name)
-        if row is None and hasattr(layer, "momentum") and not isinstance(layer, _INSTANCE_NORMS):
+        if row is None and hasattr(layer, "momentum") and not isinstance(layer, _InstanceNorm):
             raise WrongError(f"{name} isn't in the report")
         if not values or row is None:  # a norm that never updates its statistics has none
             continue
@@ -104,7 +103,7 @@ def _inputs(network: Network, batches: list[Tensor], train: bool) -> dict[str, l
     seen: dict[str, list[Tensor]] = {}
     handles = []
     for name, layer in network.model.named_modules():
-        if (is_norm(layer) or isinstance(layer, _INSTANCE_NORMS)) and isinstance(layer.running_mean, Tensor):
+        if (is_norm(layer) or isinstance(layer, _InstanceNorm)) and isinstance(layer.running_mean, Tensor):
             seen[name] = []
             layer.training = train
 
