@@ -13,6 +13,7 @@ from pathlib import Path
 
 from syncbn.launch.pipes import can_say_everything, reader_may_leave
 from syncbn.launch.secrets import guard_the_screen
+from syncbn.launch.world import current_world
 from syncbn.run.errors import fail
 
 TRAINER = ("hydra", "lightning", "torchmetrics", "sklearn", "matplotlib", "rich")
@@ -84,6 +85,10 @@ def run(command: str, package: str = __name__) -> None:
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         fail(f'{command} needs the trainer\'s packages ({", ".join(missing)} not found): pip install "syncbn[train]"')
+    try:
+        current_world()
+    except ValueError as error:
+        fail(str(error))
     module.main()
 
 

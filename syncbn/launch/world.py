@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from syncbn.launch.run_id import is_srun_step
 
+# Numbers of processes by launchers that aren't known here. MPI: Open MPI, MPICH and Intel, MVAPICH. The last is torch's
+# `env://`, which DeepSpeed and people set by hand; without RANK it is Lightning's, in processes that it starts itself.
+_OTHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
+
 
 @dataclass(frozen=True)
 class World:
@@ -30,25 +34,38 @@ class World:
 
 
 def current_world(environ: Mapping[str, str] = os.environ) -> World:
-    """World from the launcher's variables in `environ`. torchrun precedes SLURM, since it may run in a SLURM step."""
+    """World from the launcher's variables in `environ`. torchrun precedes SLURM, since it may run in a SLURM step.
+
+    Raises:
+        ValueError: a launcher's variables are there in part, as in a container that was given some of them.
+    """
+
+    def number(name: str) -> int:
+        if environ.get(name, "").isdigit():
+            return int(environ[name])
+        raise ValueError(
+            f"a launcher's variables are incomplete here, {name} is {environ.get(name)!r}: pass the launcher's whole "
+            "environment on, into a container too, or none of it"
+        )
+
     if "TORCHELASTIC_RUN_ID" in environ:
         return World(
             "torchrun",
-            rank=int(environ["RANK"]),
-            local_rank=int(environ["LOCAL_RANK"]),
-            world_size=int(environ["WORLD_SIZE"]),
-            local_world_size=int(environ["LOCAL_WORLD_SIZE"]),
-            num_nodes=int(environ["GROUP_WORLD_SIZE"]),  # of this rendezvous: it changes in elastic jobs
+            rank=number("RANK"),
+            local_rank=number("LOCAL_RANK"),
+            world_size=number("WORLD_SIZE"),
+            local_world_size=number("LOCAL_WORLD_SIZE"),
+            num_nodes=number("GROUP_WORLD_SIZE"),  # of this rendezvous: it changes in elastic jobs
         )
     if environ.get("SUBMITIT_EXECUTOR") == "local":  # launcher=local, started from anywhere
-        rank, tasks = int(environ["SUBMITIT_LOCAL_GLOBALID"]), int(environ["SUBMITIT_LOCAL_NTASKS"])
+        rank, tasks = number("SUBMITIT_LOCAL_GLOBALID"), number("SUBMITIT_LOCAL_NTASKS")
         return World("submitit", rank, local_rank=rank, world_size=tasks, local_world_size=tasks, num_nodes=1)
     if is_srun_step(dict(environ)):
-        tasks, nodes = int(environ["SLURM_STEP_NUM_TASKS"]), int(environ["SLURM_STEP_NUM_NODES"])
+        tasks, nodes = number("SLURM_STEP_NUM_TASKS"), number("SLURM_STEP_NUM_NODES")
         return World(
             "srun",
-            rank=int(environ["SLURM_PROCID"]),
-            local_rank=int(environ["SLURM_LOCALID"]),
+            rank=number("SLURM_PROCID"),
+            local_rank=number("SLURM_LOCALID"),
             world_size=tasks,
             local_world_size=tasks // nodes,
             num_nodes=nodes,
@@ -56,15 +73,19 @@ def current_world(environ: Mapping[str, str] = os.environ) -> World:
     return World("python", rank=0, local_rank=0, world_size=1, local_world_size=1, num_nodes=1)
 
 
-def devices_and_nodes(devices: int | str, num_nodes: int | str, world: World) -> tuple[int | str, int]:
+def devices_and_nodes(
+    devices: int | str, num_nodes: int | str, world: World, environ: Mapping[str, str] = os.environ
+) -> tuple[int | str, int]:
     """Values of `trainer.devices` and `trainer.num_nodes` with "auto" replaced by the launcher's.
 
     Without a launcher, "auto" devices stay "auto", on one node.
 
     Raises:
-        ValueError: the trainer's numbers differ from the launcher's; each rank would train alone or wait forever.
+        ValueError: the trainer's numbers differ from the launcher's, or another launcher started several processes;
+            each rank would train alone or wait forever.
     """
     if world.launcher == "python":
+        _check_no_other_launcher(environ)
         return devices, 1 if num_nodes == "auto" else int(num_nodes)
     got = (
         world.local_world_size if devices == "auto" else int(devices),
@@ -97,6 +118,19 @@ def check_tasks(devices: int | str, world: World, environ: Mapping[str, str] = o
         f"for {int(wanted) * world.num_nodes}: start as many, srun --ntasks={int(wanted) * world.num_nodes}, or say "
         f"that {world.world_size} is meant, trainer.devices={world.local_world_size}"
     )
+
+
+def _check_no_other_launcher(environ: Mapping[str, str]) -> None:
+    for name in _OTHERS:
+        processes = environ.get(name, "")
+        if not processes.isdigit() or int(processes) < 2 or (name == "WORLD_SIZE" and "RANK" not in environ):
+            continue
+        raise ValueError(
+            f"{name}={processes}: another launcher than torchrun or srun started {processes} processes, and each would "
+            "train alone; let it start one process a node, each torchrun --nnodes <nodes> --nproc-per-node <ranks> "
+            "--node-rank <number> --master-addr <first node> --rdzv-id <name> -m syncbn train trainer=ddp; where that "
+            f"is a variable left over, unset {name}"
+        )
 
 
 def _flags(launcher: str, devices: int, nodes: int) -> str:

@@ -36,6 +36,44 @@ def test_the_world_is_torchruns_or_sruns_or_one_process() -> None:
     assert current_world({**SRUN, "SLURM_STEP_ID": str(0xFFFFFFFA)}) == ALONE
 
 
+@pytest.mark.parametrize(
+    ("world", "missing"), [(SRUN, "SLURM_STEP_NUM_NODES"), (SRUN, "SLURM_PROCID"), (TORCHRUN, "LOCAL_WORLD_SIZE")]
+)
+def test_a_part_of_a_launchers_variables_is_refused_by_name(world: dict[str, str], missing: str) -> None:
+    with pytest.raises(ValueError, match=rf"incomplete here, {missing} is None: pass the launcher's whole environment"):
+        current_world({name: value for name, value in world.items() if name != missing})
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
+        {"PMI_SIZE": "4", "PMI_RANK": "1"},
+        {"MV2_COMM_WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"},
+    ],
+    ids=["Open MPI", "MPICH", "MVAPICH", "by hand"],
+)
+def test_processes_of_another_launcher_do_not_train_each_alone(others: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"SIZE=[24]: another launcher .* each would train alone.*torchrun --nnodes"):
+        devices_and_nodes("auto", "auto", current_world(others), others)
+    for ours in (TORCHRUN, SRUN):  # started by that launcher in turn
+        devices_and_nodes("auto", "auto", current_world({**others, **ours}), {**others, **ours})
+
+
+@pytest.mark.parametrize(
+    "alone",
+    [
+        {"OMPI_COMM_WORLD_SIZE": "1"},
+        {"WORLD_SIZE": "1", "RANK": "0"},
+        {"WORLD_SIZE": "2", "LOCAL_RANK": "1"},  # Lightning's own second process
+        {"WORLD_SIZE": "", "RANK": ""},
+    ],
+)
+def test_one_process_of_another_launcher_trains(alone: dict[str, str]) -> None:
+    assert devices_and_nodes("auto", "auto", current_world(alone), alone) == ("auto", 1)
+
+
 def test_auto_takes_devices_and_nodes_from_the_launcher() -> None:
     assert devices_and_nodes("auto", "auto", current_world(TORCHRUN)) == (2, 3)
     assert devices_and_nodes(2, 3, current_world(TORCHRUN)) == (2, 3)
