@@ -17,18 +17,26 @@ def reader_may_leave() -> Iterator[None]:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        if not _reader_left():  # a pipe to a worker, say
+        if hasattr(select, "poll") and not reader_left(1):  # a pipe to a worker, say
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left when it ends
+        discard(1)  # Python writes what is left when it ends
         raise SystemExit(_LIKE_SIGPIPE) from None
 
 
-def _reader_left() -> bool:
+def reader_left(output: int) -> bool:
+    """Whether the program or the terminal that reads file descriptor `output` is gone; False where it can't be told."""
     if not hasattr(select, "poll"):
-        return True
-    output = select.poll()
-    output.register(1, 0)
-    return bool(output.poll(0))
+        return False
+    state = select.poll()
+    state.register(output, 0)
+    return bool(state.poll(0))
+
+
+def discard(output: int) -> None:
+    """Have file descriptor `output` written to nowhere from now on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output)
+    os.close(nowhere)
 
 
 def can_say_everything() -> None:

@@ -56,7 +56,9 @@ def run_under_torchrun(ranks: int, words: Sequence[str]) -> NoReturn:
     from torch.distributed.run import parse_args, run
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_cores() // ranks)))
-    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    passed_on = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1"]
+    names = [name for name in passed_on if name not in {signum.name for signum in stop.ignored()}]
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(names))
     os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", "110")  # seconds to save; torchrun's 30 may interrupt a large save
     try:
         with stop.held():

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: they end a run that is starting, and ask a training run to stop where it can resume.
+"""SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C: they end a run that is starting, and ask one that trains to stop and save.
 
 A handler that saves or communicates would run at any point of the training, possibly inside a collective, and ranks at
 different points would then wait for each other. So a signal only sets a flag here, which `syncbn.training.Preemption`
@@ -17,14 +17,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from syncbn.launch import pipes
 from syncbn.launch.faults import another_failed, note_end
 from syncbn.launch.run_id import VARIABLE
 from syncbn.launch.slurm import requeue
 from syncbn.launch.world import current_world
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _SAME_KEYSTROKE_S = 1.0  # Ctrl-C reaches a rank twice if a launcher forwards it
+_TEE_ENDS_S = 0.2  # by the same signal, a moment later
 
 
 class Stopped(SystemExit):
@@ -33,6 +35,11 @@ class Stopped(SystemExit):
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
         self.signum = signum
+
+
+def ignored() -> set[signal.Signals]:
+    """Signals that stay ignored: under `nohup`, a closed terminal is to end nothing."""
+    return {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
 
 
 class _Signals:
@@ -47,7 +54,8 @@ class _Signals:
         self.forward: Callable[[int], None] | None = None
         read, self.pipe = os.pipe()
         os.set_blocking(self.pipe, False)
-        self.before = {signum: signal.signal(signum, _leave_it_to_the_thread) for signum in SIGNALS}
+        taken = set(SIGNALS) - ignored()
+        self.before = {signum: signal.signal(signum, _leave_it_to_the_thread) for signum in taken}
         signal.set_wakeup_fd(self.pipe, warn_on_full_buffer=False)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked by `held` in the parent process
         threading.Thread(target=self.listen, args=(read,), name="syncbn-stop", daemon=True).start()
@@ -59,6 +67,8 @@ class _Signals:
         os.close(read)
 
     def take(self, signum: int) -> None:
+        if signum == signal.SIGHUP:
+            _write_to_nobody_who_left()
         if self.forward is not None:
             self.forward(signum)
         if not self.deferred:
@@ -178,6 +188,15 @@ def say(where: str, signum: int) -> None:
         print(answer, file=sys.stderr, flush=True)
 
 
+def _write_to_nobody_who_left() -> None:
+    """Discard output to a closed terminal, or to a `| tee` in it: an error there would end the run before it saves."""
+    end = time.monotonic() + _TEE_ENDS_S
+    while time.monotonic() < end:
+        for output in filter(pipes.reader_left, (1, 2)):
+            pipes.discard(output)
+        time.sleep(0.01)
+
+
 def _leave_it_to_the_thread(signum: int, frame: object) -> None:
     """Do nothing; without a Python handler the pipe isn't written to."""
 
@@ -202,6 +221,7 @@ def _let_go_in_a_worker() -> None:
     os.setpgid(0, 0)
     for signum, handler in {
         signal.SIGINT: signal.SIG_IGN,
+        signal.SIGHUP: signal.SIG_IGN,
         signal.SIGUSR1: signal.SIG_IGN,
         signal.SIGTERM: signal.SIG_DFL,
     }.items():

@@ -13,6 +13,7 @@ from syncbn.launch import stop
 SETUP = """
 import os, signal, subprocess, sys, time
 from syncbn.launch import stop
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # should the tests run under nohup
 stop.install()
 def noted(seconds=10):
     end = time.monotonic() + seconds
@@ -95,6 +96,13 @@ process.terminate()
 print(process.communicate()[1].count("resume=auto"), process.returncode)
 """
     assert run(code).stdout.split() == ["1", str(128 + signal.SIGTERM)]
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing() -> None:
+    code = "import os, signal\nfrom syncbn.launch import stop\nstop.install()\nos.kill(os.getpid(), signal.SIGHUP)\n"
+    code += "import time; time.sleep(0.5)\nprint('goes on', stop.requested())"
+    command = ["nohup", sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "goes on 0\n"
 
 
 def test_what_was_there_before_is_given_back() -> None:

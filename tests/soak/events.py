@@ -382,6 +382,7 @@ def _wait_for_all(place: Place) -> None:
 _HAPPENS: dict[str, Callable[[Event, Start, Place, Story], tuple[int, ...]]] = {
     "SIGTERM": _signalled,
     "SIGINT": _signalled,
+    "SIGHUP": _signalled,
     "SIGUSR1": _signalled,
     "kill": _killed,
     "kill a rank": _rank_killed,

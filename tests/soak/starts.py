@@ -129,6 +129,7 @@ def _become(words: tuple[str, ...], folder: Path, log: Path) -> NoReturn:
     code = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # should the soak run under nohup
         os.chdir(folder)
         handle = os.open(log, os.O_APPEND | os.O_WRONLY)
         for stream in (1, 2):

@@ -6,9 +6,9 @@ from typing import Literal
 
 Moment = Literal["progress", "seconds", "saving"]
 KINDS = (
-    *("SIGTERM", "SIGINT", "SIGUSR1", "kill", "kill a rank", "kill a worker", "suspend", "second start"),
+    *("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "kill", "kill a rank", "kill a worker", "suspend"),
     *("max_epochs", "max_steps", "max_time", "full disk", "remove", "rename", "move", "flip a bit", "truncate"),
-    *("change", "other ranks", "again"),
+    *("second start", "change", "other ranks", "again"),
 )
 _ON_RANKS = ("kill a rank", "other ranks")
 _OF_LIMITS = ("max_epochs", "max_steps", "max_time")
@@ -69,7 +69,7 @@ SHORT = (
     (16, ("max_steps", "kill a worker", "max_epochs")),
     (16, ("max_time", "change")),
     (16, ("suspend",)),
-    (8, ("kill a rank", "SIGTERM")),
+    (8, ("kill a rank", "SIGHUP")),
 )
 
 
