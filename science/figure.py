@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import LogFormatter
+
 from science.plan import Grid, Metric, Plan
 from science.verdict import Values, interval
 from syncbn.run.curves import COLOURS, label_ends
@@ -159,6 +161,8 @@ def _panel(axes: Any, name: str, grid: Grid, metric: str, values: Values, titles
     axes.set(xlabel=last, ylabel=textwrap.fill(label, 36), title=_filled(title))
     if metric in grid.log:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())  # 20 instead of 2 × 10¹
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     if others:
         label_ends(axes, ends, ", ".join(others))
 

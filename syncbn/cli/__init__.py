@@ -13,7 +13,6 @@ from pathlib import Path
 
 from syncbn.launch.pipes import can_say_everything, reader_may_leave
 from syncbn.launch.secrets import guard_the_screen
-from syncbn.launch.world import current_world
 from syncbn.run.errors import fail
 
 TRAINER = ("hydra", "lightning", "torchmetrics", "sklearn", "matplotlib", "rich")
@@ -75,6 +74,8 @@ def run(command: str, package: str = __name__) -> None:
     can_say_everything()
     guard_the_screen()
     sys.path[:] = [place for place in sys.path if not _is_scripts(place)]
+    from syncbn.launch.world import current_world  # imports inspect, as commands do
+
     try:
         module = importlib.import_module(f"{package}.{command}")
         needed = getattr(module, "NEEDS", TRAINER)
@@ -89,7 +90,8 @@ def run(command: str, package: str = __name__) -> None:
         current_world()
     except ValueError as error:
         fail(str(error))
-    module.main()
+    with reader_may_leave():  # scripts/ call `run` themselves
+        module.main()
 
 
 def _complete(words: list[str]) -> None:

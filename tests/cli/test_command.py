@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from syncbn.cli import commands
+from tests.cli.conftest import REPOSITORY
 
 NAMES = ("compare", "dashboard", "evaluate", "export", "inspect", "recalibrate", "train", "verify")
 # Runs `syncbn` with a command line and prints on the last line what it has imported.
@@ -97,6 +98,13 @@ def piped(words: str, after: str, **environ: str) -> subprocess.CompletedProcess
 @pytest.mark.parametrize("reader", ["| true", "| head -1", ">&-"])
 def test_a_reader_may_leave(words: str, reader: str) -> None:
     assert piped(words, reader).stderr == ""
+
+
+def test_so_may_one_of_a_script() -> None:
+    command = f"{sys.executable} scripts/train.py --help | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.startswith("Train a network")
 
 
 def test_a_locale_without_our_letters_is_given_escapes() -> None:
