@@ -61,7 +61,7 @@ def test_the_figures_of_the_chooser_are_those_of_the_pages() -> None:
     for row in rows.splitlines():
         for said, page in re.findall(r"([^()]*)\([^()]*?\]\((docs/[\w/]+\.md)\)", row.split(" | ")[2]):
             text = (REPOSITORY / page).read_text()
-            for figure in re.findall(r"\d+\.\d", said):
+            for figure in re.findall(r"\d+\.\d+", said):
                 assert re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", text), f"{figure} isn't in {page}"
                 checked += 1
     assert checked >= 20
