@@ -139,7 +139,11 @@ def test_quoted_figures_stand_where_they_are_from() -> None:
 
 def test_the_chart_of_batch_sizes_is_that_of_the_results(explorer: Any) -> None:
     points = explorer.locator("#measured circle").evaluate_all("all => all.map(e => ({...e.dataset}))")
-    table = (REPOSITORY / "docs" / "results" / "batch_size.md").read_text().partition("## A residual network on Fashion-MNIST")[2]
+    table = (
+        (REPOSITORY / "docs" / "results" / "batch_size.md")
+        .read_text()
+        .partition("## A residual network on Fashion-MNIST")[2]
+    )
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")
     ]
