@@ -7,38 +7,21 @@ from pathlib import Path
 
 from science import figure
 from science.history import UNVERSIONED
-from science.plan import EARLIER, Claim, Grid, Metric, Plan, Scale, Side, load_plan, read_plan
+from science.plan import Claim, Grid, Metric, Plan, Scale, Side
 from science.records import Records
 from science.runs import picture_of
 from science.verdict import Interval, Judgement, Values, interval, judge, overall
 
 _RULE = (
-    "The inequalities and their margins stand in `{place}`{since}. Each is judged by a paired, two-sided t-test over "
-    "seeds; p is corrected for the {count} inequalities of this page by Holm's method, and decides where it is below "
-    "0.05. The difference is given with its own 95 % interval. The effect is its distance from the margin in standard "
-    "deviations of the difference over seeds, positive on the claimed side."
+    "The inequalities and their margins stand in `science/plans/{name}.yaml`{since}. Each is judged by a paired, "
+    "two-sided t-test over seeds; p is corrected for the {count} inequalities of this page by Holm's method, and decides "
+    "where it is below 0.05. The difference is given with its own 95 % interval. The effect is its distance from the "
+    "margin in standard deviations of the difference over seeds, positive on the claimed side."
 )
 _SMOKE = (
     "**The smoke size: it shows that everything runs. Its figures mean nothing, and none of the {count} claims is "
     "judged by them.**"
 )
-_EARLIER = (
-    "**An earlier plan's page.** Its successor, `science/plans/{name}.yaml`, hasn't been run yet. This page has the "
-    "claims and the runs of `science/earlier/{name}.yaml`."
-)
-
-
-def standing_plan(name: str, folder: Path) -> Plan:
-    """Plan whose records are in `folder`: the earlier one of this name, until its successor has been run."""
-    plan, before = load_plan(name), EARLIER / f"{name}.yaml"
-    claims = {row.claims for row in Records(folder / f"{name}.csv", plan.metrics()).rows}
-    return read_plan(before) if before.is_file() and claims == {""} else plan
-
-
-def is_earlier(plan: Plan) -> bool:
-    """Whether a plan has been superseded."""
-    before = EARLIER / f"{plan.name}.yaml"
-    return before.is_file() and plan == read_plan(before)
 
 
 def write(plan: Plan, records: Records, folder: Path, scale: Scale = "small") -> Path:
@@ -57,7 +40,6 @@ def text(plan: Plan, records: Records, scale: Scale = "small") -> str:
     parts = [
         f"# {plan.title}",
         _SMOKE.format(count=len(plan.claims)) if smoke else "",
-        _EARLIER.format(name=plan.name) if is_earlier(plan) else "",
         f"**Claim.** {plan.claim.strip()}",
         f"**Source.** {plan.source.strip()}",
         f"**Published.** {plan.figure.strip()}",
@@ -79,10 +61,9 @@ def text(plan: Plan, records: Records, scale: Scale = "small") -> str:
 
 def _rule(plan: Plan, records: Records) -> str:
     """Explain the test, and name the commit that held the claims when the first run began."""
-    place = f"science/{'earlier' if is_earlier(plan) else 'plans'}/{plan.name}.yaml"
     commits = sorted({row.commit for row in records.rows if row.commit not in ("", UNVERSIONED)})
     since = f" since commit {', '.join(commits)}, before the runs began" if commits else ", written before the runs"
-    return _RULE.format(place=place, since=since, count=len(plan.claims))
+    return _RULE.format(name=plan.name, since=since, count=len(plan.claims))
 
 
 def shown(found: Interval, metric: Metric, signed: bool = False) -> str:

@@ -14,7 +14,6 @@ from syncbn.norm.core.options import Count, Natural, Positive, Range, mistakes, 
 Scale = Literal["smoke", "small", "full"]
 SMOKE_SEEDS = 1
 PLANS = Path(__file__).parent / "plans"
-EARLIER = Path(__file__).parent / "earlier"  # superseded plans, used until their successors have been run
 _OPTION = "measure."  # prefix of a cell's overrides for the measure instead of the config
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from science import figure
-from science.page import is_earlier, measured, standing_plan
-from science.plan import Plan, available_results
+from science.page import measured
+from science.plan import Plan, available_results, load_plan
 from science.records import Records
 from science.verdict import Judgement, Verdict, judge, overall
 
@@ -68,7 +68,7 @@ def write(folder: Path) -> Path:
 
 
 def _result(name: str, folder: Path) -> Result:
-    plan = standing_plan(name, folder)
+    plan = load_plan(name)
     records = Records(folder / f"{name}.csv", plan.metrics())
     return Result(plan, judge(plan.claims, records.values))
 
@@ -77,7 +77,7 @@ def _row(result: Result, ran: bool) -> str:
     plan, judgements = result
     if not ran:
         return f"| {plan.name} | {_unwrapped(plan.claim)} | {_unwrapped(plan.figure)} | not run yet | |"
-    link = f"[{plan.name}]({plan.name}.md)" + (" (an earlier plan)" if is_earlier(plan) else "")
+    link = f"[{plan.name}]({plan.name}.md)"
     metrics = plan.metrics()
     found = [f"{j.claim.text}: {measured(j, metrics[j.claim.left.metric])}, {j.verdict}" for j in judgements]
     said = f"{_unwrapped(plan.claim)} | {_unwrapped(plan.figure)}"

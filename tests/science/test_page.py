@@ -8,8 +8,7 @@ import pytest
 
 from science import page, summary
 from science.history import claims_at
-from science.page import standing_plan
-from science.plan import EARLIER, PLANS, available_results, load_plan
+from science.plan import PLANS, available_results, load_plan
 from science.records import Records
 from science.verdict import judge, overall
 from tests.docs.markdown import REPOSITORY
@@ -75,7 +74,7 @@ def test_a_page_at_full_size_says_so(tmp_path: Path) -> None:
 
 def test_committed_pages_are_complete_and_what_their_records_give() -> None:
     for name in COMPLETE:
-        plan = standing_plan(name, RESULTS)
+        plan = load_plan(name)
         found = Records(RESULTS / f"{name}.csv", plan.metrics())
         runs = {(row.cell, row.seed) for row in found.rows}
         assert runs == {(cell.name, seed) for cell in plan.cells() for seed in plan.seeds_of()}
@@ -87,37 +86,17 @@ def test_committed_pages_are_complete_and_what_their_records_give() -> None:
 def test_claims_are_those_that_the_runs_were_made_to_judge() -> None:
     """Claims of the plan, of the records, and of the commit that the page names, if the history has it."""
     for name in COMPLETE:
-        plan = standing_plan(name, RESULTS)
+        plan = load_plan(name)
         rows = Records(RESULTS / f"{name}.csv", plan.metrics()).rows
-        if {row.claims for row in rows} != {""}:  # records from before claims were noted
-            assert {row.claims for row in rows} == {plan.claims_hash()}
+        assert {row.claims for row in rows} == {plan.claims_hash()}
         for commit in {row.commit for row in rows} - {""}:
             assert claims_at(commit, PLANS / f"{name}.yaml") in (None, plan.claims_hash())
 
 
-def test_an_earlier_plan_is_removed_when_its_successor_has_been_run() -> None:
-    for file in EARLIER.glob("*.yaml"):
-        assert standing_plan(file.stem, RESULTS) != load_plan(file.stem), f"remove {file}"
-
-
-def test_an_earlier_plans_page_stands_until_its_successor_has_records(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for folder in ("plans", "earlier"):
-        (tmp_path / folder).mkdir()
-        monkeypatch.setattr(f"science.plan.{folder.upper()}", tmp_path / folder)
-    monkeypatch.setattr("science.page.EARLIER", tmp_path / "earlier")
-    new = write_plan(tmp_path / "plans" / "small.yaml", {"title": "New rates", "first_seed": 100})
-    old = write_plan(tmp_path / "earlier" / "small.yaml")
-    found = records(tmp_path / "small.csv", {"mlp/0.1": GOOD, "mlp/1": BAD})
-    assert standing_plan("small", tmp_path) == old
-    assert "**An earlier plan's page.** Its successor, `science/plans/small.yaml`" in page.text(old, found)
-    assert "stand in `science/earlier/small.yaml`, written before the runs" in page.text(old, found)
-    (tmp_path / "small.csv").unlink()
-    assert standing_plan("small", tmp_path) == new
-    records(tmp_path / "small.csv", {"mlp/0.1": GOOD}, claims=new.claims_hash(), commit="abc123")
-    assert standing_plan("small", tmp_path) == new
-    written = page.text(new, Records(tmp_path / "small.csv", ["test/acc"]))
+def test_the_commit_of_the_claims_is_named(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path / "small.yaml")
+    found = records(tmp_path / "small.csv", {"mlp/0.1": GOOD}, claims=plan.claims_hash(), commit="abc123")
+    written = page.text(plan, found)
     assert "stand in `science/plans/small.yaml` since commit abc123, before the runs began" in written
 
 
@@ -126,7 +105,7 @@ def test_the_summary_is_the_one_that_the_records_give(tmp_path: Path) -> None:
         (tmp_path / f"{name}.csv").write_bytes((RESULTS / f"{name}.csv").read_bytes())
     assert (RESULTS / "README.md").read_text() == summary.write(tmp_path).read_text()
     for name in COMPLETE:
-        plan = standing_plan(name, RESULTS)
+        plan = load_plan(name)
         found = Records(RESULTS / f"{name}.csv", plan.metrics())
         verdict = overall(judge(plan.claims, found.values))
         row = rf"^\| \[{name}\]\({name}.md\) .* \| {re.escape(verdict)} \| .* \|$"
