@@ -14,9 +14,9 @@ from science.verdict import Interval, Judgement, Values, interval, judge, overal
 
 _RULE = (
     "The inequalities and their margins stand in `science/plans/{name}.yaml`{since}. Each is judged by a paired, "
-    "two-sided t-test over seeds; p is corrected for the {count} inequalities of this page by Holm's method, and decides "
-    "where it is below 0.05. The difference is given with its own 95 % interval. The effect is its distance from the "
-    "margin in standard deviations of the difference over seeds, positive on the claimed side."
+    "two-sided t-test over seeds; p is corrected for the {count} inequalities of this page by Holm's method, and "
+    "decides where it is below 0.05. The difference is given with its own 95 % interval. The effect is its distance "
+    "from the margin in standard deviations of the difference over seeds, positive on the claimed side."
 )
 _SMOKE = (
     "**The smoke size: it shows that everything runs. Its figures mean nothing, and none of the {count} claims is "

@@ -72,10 +72,12 @@ def overview() -> str:
 def run(command: str, package: str = __name__) -> None:
     """Call `main()` of `<package>.<command>`, which reads `sys.argv[1:]`, or name the packages that are missing."""
     can_say_everything()
-    guard_the_screen()
     sys.path[:] = [place for place in sys.path if not _is_scripts(place)]
-    from syncbn.launch.world import current_world  # imports inspect, as commands do
+    from syncbn.launch.terminal import terminal_may_close  # these import inspect, as commands do
+    from syncbn.launch.world import current_world
 
+    terminal_may_close()
+    guard_the_screen()
     try:
         module = importlib.import_module(f"{package}.{command}")
         needed = getattr(module, "NEEDS", TRAINER)

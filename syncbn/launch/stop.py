@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from syncbn.launch import pipes
 from syncbn.launch.faults import another_failed, note_end
 from syncbn.launch.run_id import VARIABLE
 from syncbn.launch.slurm import requeue
@@ -26,7 +25,6 @@ from syncbn.launch.world import current_world
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _SAME_KEYSTROKE_S = 1.0  # Ctrl-C reaches a rank twice if a launcher forwards it
-_TEE_ENDS_S = 0.2  # by the same signal, a moment later
 
 
 class Stopped(SystemExit):
@@ -67,19 +65,17 @@ class _Signals:
         os.close(read)
 
     def take(self, signum: int) -> None:
-        if signum == signal.SIGHUP:
-            _write_to_nobody_who_left()
         if self.forward is not None:
             self.forward(signum)
+        impatient = self.signum == signal.SIGINT and time.monotonic() - self.noted_at > _SAME_KEYSTROKE_S
+        if not self.signum:
+            self.signum, self.noted_at = signum, time.monotonic()
         if not self.deferred:
             say("before training", signum)
             _exit_now(signum)
-        impatient = self.signum == signal.SIGINT and time.monotonic() - self.noted_at > _SAME_KEYSTROKE_S
         if impatient and signum != signal.SIGUSR1:
             say("at once", signum)
             _exit_now(signum)
-        if not self.signum:
-            self.signum, self.noted_at = signum, time.monotonic()
 
     def restore(self) -> None:
         for signum, handler in self.before.items():
@@ -167,6 +163,16 @@ def requested() -> int:
     return _active.signum if _active is not None else 0
 
 
+def hung_up(within_s: float) -> bool:
+    """Whether the terminal of this process has closed, or does within a moment; False if signals aren't recorded."""
+    until = time.monotonic() + within_s
+    while _active is not None and _active.signum != signal.SIGHUP:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return _active is not None
+
+
 def say(where: str, signum: int) -> None:
     """Print once, on rank 0, that the run was stopped and how it continues.
 
@@ -186,15 +192,6 @@ def say(where: str, signum: int) -> None:
     print(f"\nstopped by {signal.Signals(signum).name} {where}{how}", file=sys.stderr, flush=True)
     if signum == signal.SIGUSR1 and (answer := requeue()):
         print(answer, file=sys.stderr, flush=True)
-
-
-def _write_to_nobody_who_left() -> None:
-    """Discard output to a closed terminal, or to a `| tee` in it: an error there would end the run before it saves."""
-    end = time.monotonic() + _TEE_ENDS_S
-    while time.monotonic() < end:
-        for output in filter(pipes.reader_left, (1, 2)):
-            pipes.discard(output)
-        time.sleep(0.01)
 
 
 def _leave_it_to_the_thread(signum: int, frame: object) -> None:
