@@ -69,7 +69,7 @@ def saved_megabytes(net: nn.Module, images: Tensor) -> float:
 def allocated_megabytes(net: nn.Module, images: Tensor) -> float:
     """Size of allocations minus frees in a forward pass, without the input."""
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
         output = net(images)
     del output
     return sum(event.self_cpu_memory_usage for event in seen.key_averages()) / 1e6

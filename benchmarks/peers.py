@@ -50,7 +50,8 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: Tensor) -> Tensor:
         gathered = tensor.new_empty(dist.get_world_size() * len(tensor))
-        dist.all_gather_single(gathered, tensor.contiguous())
+        gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
+        gather(gathered, tensor.contiguous())  # its name before torch 2.13
         return gathered.view(-1, len(tensor))
 
     @staticmethod

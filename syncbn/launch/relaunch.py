@@ -55,11 +55,14 @@ def run_under_torchrun(ranks: int, words: Sequence[str]) -> NoReturn:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    from syncbn.launch.torchrun import read_variables
+
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_cores() // ranks)))
-    passed_on = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1"]
-    names = [name for name in passed_on if name not in {signum.name for signum in stop.ignored()}]
+    passed_on = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+    names = [signum.name for signum in passed_on if signum not in stop.ignored()]
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(names))
     os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", "110")  # seconds to save; torchrun's 30 may interrupt a large save
+    read_variables()
     try:
         with stop.held():
             run(parse_args([f"--nproc-per-node={ranks}", "--no-python", *_python(), *words]))

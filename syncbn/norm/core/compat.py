@@ -4,8 +4,9 @@
 """
 
 import inspect
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -213,6 +214,42 @@ def group_timeout(group: ProcessGroup) -> timedelta:
     if not isinstance(timeout, timedelta):
         raise RuntimeError(f"torch {torch.__version__} shows {timeout!r} as a group's time-out")
     return timeout
+
+
+def let_agent_handle(signums: Collection[signal.Signals]) -> None:
+    """Let torchrun's agent in this process pass these signals on to its ranks, and no others.
+
+    For torch before 2.9, whose agent takes SIGHUP even under `nohup`, and dies of SIGUSR1.
+    """
+    from torch.distributed.elastic.multiprocessing import api  # imported late: many modules, for one user
+
+    ranks: Any = api.SubprocessContext
+    start = ranks._start
+    before = {signum: signal.getsignal(signum) for signum in (*signums, signal.SIGHUP, signal.SIGQUIT)}
+
+    def start_ranks(context: Any) -> None:  # after the agent has set its handlers; the ranks inherit what is ignored
+        for signum, handler in before.items():
+            signal.signal(signum, api._terminate_process_handler if signum in signums else handler)
+        start(context)
+
+    ranks._start = start_ranks
+
+
+def let_agent_wait(seconds: int) -> None:
+    """Let torchrun's agent in this process wait so long for its ranks to end, where it has passed a signal on.
+
+    For torch before 2.13, whose agent waits 30 seconds.
+    """
+    from torch.distributed.elastic.multiprocessing import api
+
+    ranks: Any = api.SubprocessContext
+    close = ranks.close
+
+    def close_ranks(context: Any, death_sig: signal.Signals | None = None, timeout: int = 30) -> None:
+        passed_on = isinstance(sys.exc_info()[1], api.SignalException)  # otherwise a rank has failed
+        close(context, death_sig, seconds if passed_on else timeout)
+
+    ranks.close = close_ranks
 
 
 def is_profiling() -> bool:
