@@ -10,10 +10,15 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 import pytest
 from hypothesis import settings
+from torch.distributed.run import get_args_parser
 
 from tests.ranks import Ranks
 
 _THREADS = int(os.environ["OMP_NUM_THREADS"].split(",")[0])
+
+# An older torchrun takes port 29500 instead of a free one, which two of the tests' processes would do at the same time.
+if get_args_parser().parse_args(["script"]).master_port is not None:
+    os.environ.setdefault("PET_MASTER_PORT", f"{29500 + int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0')[2:])}")
 
 # No deadline: the first example of a test may load a library.
 settings.register_profile("tests", deadline=None)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from syncbn.models.resnet import resnet18
+from syncbn.norm.core import compat
 
 PICTURE = Path(__file__).with_suffix(".png")
 PER_CLASS = 8  # samples of a step
@@ -56,7 +57,7 @@ def train(norm: str, data: Digits, steps: int, every: int, average: bool = False
     classes = len(data.train)
     torch.manual_seed(0)
     net: nn.Module = resnet18(norm, num_classes=classes, in_channels=1, stem="cifar", width=8).double()
-    model = net if ranks == 1 else DistributedDataParallel(net, forward_sync_buffers=False)
+    model = net if ranks == 1 else DistributedDataParallel(net, **compat.ddp_without_buffers())
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
 
     curve = Curve([], [], [])

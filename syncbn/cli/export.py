@@ -6,6 +6,7 @@ Every file is read back and compared with the network on test images. Existing f
 
 import importlib.util
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -100,7 +101,9 @@ def _write_program(net: "nn.Module", images: "Tensor", path: Path) -> "Tensor":
     import torch
 
     torch.export.save(_program(net, images), path)
-    return torch.export.load(path).module()(images)
+    with warnings.catch_warnings():  # of older versions of torch, about how they read the file
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        return torch.export.load(path).module()(images)
 
 
 def _write_onnx(net: "nn.Module", images: "Tensor", path: Path) -> "Tensor":

@@ -65,7 +65,8 @@ def run_under_torchrun(ranks: int, words: Sequence[str]) -> NoReturn:
     read_variables()
     try:
         with stop.held():
-            run(parse_args([f"--nproc-per-node={ranks}", "--no-python", *_python(), *words]))
+            # On a free port: an older torchrun takes 29500, which another run may have.
+            run(parse_args(["--standalone", f"--nproc-per-node={ranks}", "--no-python", *_python(), *words]))
     except ChildFailedError as error:  # the rank has said why, unless it was killed
         rank, first = _first_failure(error.failures)
         if first.exitcode == -signal.SIGKILL:

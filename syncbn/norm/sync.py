@@ -228,6 +228,7 @@ class SyncBatchNorm(TrackingNorm):
         super().__setstate__(state)
 
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Normalize (N, C, *); where `mask`, (N, *), is False, output and gradient are 0, and nothing is counted."""
         self.check_input(input, mask)
         if mask is not None:
             mask = mask.unsqueeze(1)

@@ -16,12 +16,20 @@ import sys
 import tomllib
 from pathlib import Path
 
+from syncbn.norm.core import compat
 from tests.docs.markdown import REPOSITORY, Block
 
 SHORT = "trainer.limit_train_batches=2 trainer.limit_val_batches=1 trainer.accelerator=cpu model.width=8"
 PICTURED = "first"  # the run whose folder a guide lists: only it draws its plots
 RUN_WITH = re.compile(r"# (?P<file>\w+\.py); run it with: (?P<command>.+)\n")
 ROUNDING = re.compile(r"\d\.\de-1[2-9]")
+
+
+def for_this_torch(text: str) -> str:
+    """A program with the argument of DDP that the guide names for a torch which lacks `forward_sync_buffers`."""
+    if "broadcast_buffers" in compat.ddp_without_buffers():
+        return text.replace("forward_sync_buffers=False", "broadcast_buffers=False")
+    return text
 
 
 def run_page(blocks: list[Block], folder: Path) -> None:
@@ -41,7 +49,7 @@ def run_block(block: Block, folder: Path) -> str:
     assert block.language == "python", f"a block of language {block.language!r} isn't checked by anything"
     named = RUN_WITH.match(block.text)
     file = folder / (named["file"] if named else "block.py")
-    file.write_text(block.text)
+    file.write_text(for_this_torch(block.text))
     return shell(named["command"] if named else "python block.py", folder)
 
 

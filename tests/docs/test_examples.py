@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.commands import RUN_WITH, outcome
+from tests.docs.commands import RUN_WITH, for_this_torch, outcome
 from tests.docs.markdown import REPOSITORY, blocks
 
 EXAMPLES = REPOSITORY / "examples"
@@ -41,7 +41,7 @@ def test_an_example(name: str, tmp_path: Path) -> None:
     named = RUN_WITH.match(text)
     assert named is not None
     assert named["file"] == f"{name}.py"
-    (tmp_path / named["file"]).write_text(text)
+    (tmp_path / named["file"]).write_text(for_this_torch(text))
     printed, errors = outcome(named["command"], tmp_path)
     assert "Exception ignored" not in errors
     pattern, bounds = PRINTED[name]

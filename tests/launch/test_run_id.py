@@ -83,7 +83,8 @@ def test_the_ranks_of_one_torchrun_agree_and_those_of_another_started_with_it_di
     started = []
     for job in jobs:
         job.mkdir()
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script), str(job)]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command += [str(script), str(job)]
         started.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}))
     assert [process.wait(timeout=120) for process in started] == [0, 0]
     ids = [{(job / rank).read_text() for rank in ("0", "1")} for job in jobs]

@@ -99,7 +99,10 @@ class Maker:
             options["bias"] = False
         options.setdefault("eps", self.rng.choice([1e-5, 1e-3]))
         options.setdefault("momentum", self.rng.choice([0.1, 0.1, 0.03, None]))
+        bias = options.pop("bias", True)
         layer = cls(width_of(of) if isinstance(of, nn.Module) else of or self.channels, **options)
+        if not bias:
+            layer.register_parameter("bias", None)  # as by `bias=False`, which torch's norms know since 2.12
         return layer if self.fresh else randomized(layer)
 
     def pair(self, out: int | None = None, of: int | None = None, **options: Any) -> tuple[Any, Any]:
