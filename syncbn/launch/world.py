@@ -6,9 +6,17 @@ from dataclasses import dataclass
 
 from syncbn.launch.run_id import is_srun_step
 
-# Numbers of processes by launchers that aren't known here. MPI: Open MPI, MPICH and Intel, MVAPICH. The last is torch's
-# `env://`, which DeepSpeed and people set by hand; without RANK it is Lightning's, in processes that it starts itself.
-_OTHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
+# Numbers of processes by launchers that aren't known here: Open MPI, MPICH and Intel MPI, MVAPICH, LSF's jsrun, Horovod.
+# The last is torch's `env://`, which DeepSpeed and people set by hand; without RANK it is Lightning's, in processes
+# that it starts itself.
+_OTHERS = (
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "JSM_NAMESPACE_SIZE",
+    "HOROVOD_SIZE",
+    "WORLD_SIZE",
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,7 @@ def devices_and_nodes(
     """
     if world.launcher == "python":
         _check_no_other_launcher(environ)
+        _check_torchrun_is_not_missing(environ)
         return devices, 1 if num_nodes == "auto" else int(num_nodes)
     got = (
         world.local_world_size if devices == "auto" else int(devices),
@@ -130,6 +139,16 @@ def _check_no_other_launcher(environ: Mapping[str, str]) -> None:
             "train alone; let it start one process a node, each torchrun --nnodes <nodes> --nproc-per-node <ranks> "
             "--node-rank <number> --master-addr <first node> --rdzv-id <name> -m syncbn train trainer=ddp; where that "
             f"is a variable left over, unset {name}"
+        )
+
+
+def _check_torchrun_is_not_missing(environ: Mapping[str, str]) -> None:
+    nodes = environ.get("PET_NNODES", "").rpartition(":")[2]  # or "<fewest>:<most>"
+    if nodes.isdigit() and int(nodes) > 1:
+        raise ValueError(
+            f"PET_NNODES={environ['PET_NNODES']}: torchrun's settings are for several nodes, as in Kubeflow's pods, "
+            "but it hasn't started this process, and each node would train alone; start torchrun -m syncbn train "
+            "trainer=ddp on each, which reads them; where that is a variable left over, unset PET_NNODES"
         )
 
 

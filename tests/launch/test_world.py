@@ -50,9 +50,11 @@ def test_a_part_of_a_launchers_variables_is_refused_by_name(world: dict[str, str
         {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
         {"PMI_SIZE": "4", "PMI_RANK": "1"},
         {"MV2_COMM_WORLD_SIZE": "2"},
+        {"JSM_NAMESPACE_SIZE": "2", "JSM_NAMESPACE_RANK": "0"},
+        {"HOROVOD_SIZE": "4", "HOROVOD_RANK": "3"},
         {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"},
     ],
-    ids=["Open MPI", "MPICH", "MVAPICH", "by hand"],
+    ids=["Open MPI", "MPICH", "MVAPICH", "LSF", "Horovod", "by hand"],
 )
 def test_processes_of_another_launcher_do_not_train_each_alone(others: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"SIZE=[24]: another launcher .* each would train alone.*torchrun --nnodes"):
@@ -72,6 +74,22 @@ def test_processes_of_another_launcher_do_not_train_each_alone(others: dict[str,
 )
 def test_one_process_of_another_launcher_trains(alone: dict[str, str]) -> None:
     assert devices_and_nodes("auto", "auto", current_world(alone), alone) == ("auto", 1)
+
+
+@pytest.mark.parametrize("nodes", ["2", "1:4"])
+def test_a_pod_whose_torchrun_is_missing_does_not_train_alone(nodes: str) -> None:
+    """Kubeflow gives every pod torchrun's settings, whatever its command."""
+    pod = {"PET_NNODES": nodes, "PET_NPROC_PER_NODE": "1", "PET_NODE_RANK": "0"}
+    with pytest.raises(
+        ValueError, match=rf"PET_NNODES={nodes}: .*each node would train alone.* start torchrun -m syncbn"
+    ):
+        devices_and_nodes("auto", "auto", current_world(pod), pod)
+    devices_and_nodes("auto", "auto", current_world({**pod, **TORCHRUN}), {**pod, **TORCHRUN})
+
+
+@pytest.mark.parametrize("nodes", ["", "1", "1:1"])
+def test_a_pod_of_one_node_does(nodes: str) -> None:
+    assert devices_and_nodes("auto", "auto", ALONE, {"PET_NNODES": nodes}) == ("auto", 1)
 
 
 def test_auto_takes_devices_and_nodes_from_the_launcher() -> None:
