@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from syncbn.launch.run_id import is_srun_step
 
-# Numbers of processes by launchers that aren't known here: Open MPI, MPICH and Intel MPI, MVAPICH, LSF's jsrun, Horovod.
+# Numbers of processes by launchers that aren't known here: Open MPI, MPICH (and Intel), MVAPICH, LSF's jsrun, Horovod.
 # The last is torch's `env://`, which DeepSpeed and people set by hand; without RANK it is Lightning's, in processes
 # that it starts itself.
 _OTHERS = (
