@@ -58,8 +58,7 @@ def run_under_torchrun(ranks: int, words: Sequence[str]) -> NoReturn:
     from syncbn.launch.torchrun import read_variables
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_cores() // ranks)))
-    passed_on = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
-    names = [signum.name for signum in passed_on if signum not in stop.ignored()]
+    names = [signum.name for signum in (*stop.SIGNALS, signal.SIGQUIT) if signum not in stop.ignored()]
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(names))
     os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", "110")  # seconds to save; torchrun's 30 may interrupt a large save
     read_variables()

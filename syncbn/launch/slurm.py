@@ -15,5 +15,8 @@ def requeue(environ: Mapping[str, str] = os.environ) -> str | None:
     job = environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in environ:
         job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    except OSError as error:  # in a container
+        return f"SLURM doesn't: there is no scontrol here ({error.strerror}); type scontrol requeue {job} outside"
     return f"SLURM starts job {job} again" if done.returncode == 0 else f"SLURM doesn't: {done.stderr.strip()}"

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C: they end a run that is starting, and ask one that trains to stop and save.
+"""SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C end a run that is starting, and ask one that trains to stop and save.
 
 A handler that saves or communicates would run at any point of the training, possibly inside a collective, and ranks at
 different points would then wait for each other. So a signal only sets a flag here, which `syncbn.training.Preemption`
@@ -22,7 +22,8 @@ from syncbn.launch.run_id import VARIABLE
 from syncbn.launch.slurm import requeue
 from syncbn.launch.world import current_world
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # of a batch system, some time before the end
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *WARNINGS)
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _SAME_KEYSTROKE_S = 1.0  # Ctrl-C reaches a rank twice if a launcher forwards it
 
@@ -73,7 +74,7 @@ class _Signals:
         if not self.deferred:
             say("before training", signum)
             _exit_now(signum)
-        if impatient and signum != signal.SIGUSR1:
+        if impatient and signum not in WARNINGS:
             say("at once", signum)
             _exit_now(signum)
 
@@ -178,7 +179,8 @@ def say(where: str, signum: int) -> None:
 
     It wasn't, and there is nothing to tell, where torchrun ends this rank because another has failed.
 
-    SIGUSR1 is what SLURM was told to send before a job's time is over (slurm/train.sbatch): the job is queued again.
+    SIGUSR1, or SIGUSR2, is what SLURM was told to send before a job's time is over (slurm/train.sbatch): the job is
+    queued again.
     """
     spawned = os.environ.get("LOCAL_RANK", "0")  # a rank started by Lightning; current_world knows only launchers
     if current_world().rank or int(spawned) or (_active and _active.said):
@@ -190,7 +192,7 @@ def say(where: str, signum: int) -> None:
     run_id = os.environ.get(VARIABLE)
     how = f"; to go on, add run_id={run_id} resume=auto" if run_id else ""
     print(f"\nstopped by {signal.Signals(signum).name} {where}{how}", file=sys.stderr, flush=True)
-    if signum == signal.SIGUSR1 and (answer := requeue()):
+    if signum in WARNINGS and (answer := requeue()):
         print(answer, file=sys.stderr, flush=True)
 
 
@@ -220,6 +222,7 @@ def _let_go_in_a_worker() -> None:
         signal.SIGINT: signal.SIG_IGN,
         signal.SIGHUP: signal.SIG_IGN,
         signal.SIGUSR1: signal.SIG_IGN,
+        signal.SIGUSR2: signal.SIG_IGN,
         signal.SIGTERM: signal.SIG_DFL,
     }.items():
         signal.signal(signum, handler)

@@ -23,7 +23,7 @@ from tests.cli.conftest import REPOSITORY, SHORT
         ([], signal.SIGINT),
         pytest.param(["trainer=ddp"], signal.SIGTERM, marks=pytest.mark.distributed),
         pytest.param(["trainer=ddp"], signal.SIGINT, marks=pytest.mark.distributed),
-        pytest.param(["trainer=ddp"], signal.SIGUSR1, marks=pytest.mark.distributed),
+        pytest.param(["trainer=ddp"], signal.SIGUSR2, marks=pytest.mark.distributed),
         pytest.param(["trainer=ddp_sim"], signal.SIGUSR1, marks=pytest.mark.distributed),
     ],
     ids=[
@@ -31,7 +31,7 @@ from tests.cli.conftest import REPOSITORY, SHORT
         "Ctrl-C",
         "SIGTERM on two ranks",
         "Ctrl-C on two ranks",
-        "SIGUSR1 on two ranks",
+        "SIGUSR2 on two ranks",
         "SIGUSR1 on two spawned ranks",
     ],
 )

@@ -20,10 +20,11 @@ from syncbn.training.host_group import host_group
 class Preemption(Checkpoint):
     """On a signal to stop, ends all ranks at the same batch, saves a checkpoint, and raises `Stopped`.
 
-    SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C are recorded (`syncbn.launch.stop`). At the end of a batch the ranks start an
-    all-reduce of one number, the maximum of the recorded signals. It runs during the next batch and is read at its end,
-    so no rank waits for it, and a run of several ranks stops one batch later. The checkpoint is the last action of its
-    batch or epoch: this class is a `Checkpoint`, which Lightning calls after all other callbacks. A run stops
+    SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C are recorded (`syncbn.launch.stop`). At the end of a batch the ranks
+    start an all-reduce of one number, the maximum of the recorded signals. It runs during the next batch and is read at
+    its end, so no rank waits for it, and a run of several ranks stops one batch later. The checkpoint is the last
+    action of its batch or epoch: this class is a `Checkpoint`, which Lightning calls after all other callbacks. A run
+    stops
 
     - after a batch with an optimizer step, if nothing else, such as a validation, precedes the next batch;
     - in a validation, which the resumed run repeats from its start; but not while the weights are replaced by their
