@@ -18,7 +18,8 @@ from tests.cli.conftest import REPOSITORY, SHORT, run_script
 def test_a_killed_rank_is_started_again_and_the_run_goes_on_in_its_folder(tmp_path: Path) -> None:
     """torchrun --max-restarts, with resume=auto; the kill is kill -9."""
     script = str(REPOSITORY / "scripts" / "train.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launcher += ["--max-restarts=1"]
     options = [*SHORT, "trainer.max_epochs=4", "trainer=ddp", "resume=auto", "callbacks=checkpoint"]
     # Workers that torchrun restarts may read an address that the first ones left in its store.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}

@@ -22,6 +22,7 @@ HEAD = """\
 A row stands for a run of the tests it names, made by `make test TORCH=<version>` (or `LIGHTNING=<version>`,
 `PYTHON=<python>`), which builds an environment of its own. A version without a row was never tried. Nothing keeps pip
 from installing syncbn beside it: what a version of torch lacks is looked for when it is needed, and refused by name.
+A failure stays in its row until the same tests are run again; a row of fewer tests beside it shows what was mended.
 
 | torch | Python | Lightning | tests | passed | failed | skipped | date |
 |---|---|---|---|--:|--:|---|---|
