@@ -18,7 +18,8 @@ _THREADS = int(os.environ["OMP_NUM_THREADS"].split(",")[0])
 
 # An older torchrun takes port 29500 instead of a free one, which two of the tests' processes would do at the same time.
 if get_args_parser().parse_args(["script"]).master_port is not None:
-    os.environ.setdefault("PET_MASTER_PORT", f"{29500 + int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0')[2:])}")
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw99")[2:])  # the process that starts the workers is none
+    os.environ["PET_MASTER_PORT"] = f"{29500 + worker}"
 
 # No deadline: the first example of a test may load a library.
 settings.register_profile("tests", deadline=None)
