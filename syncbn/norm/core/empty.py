@@ -34,7 +34,7 @@ def stand_in(empty: Tensor) -> Tensor:
     return empty.new_zeros([max(size, 1) for size in empty.shape])
 
 
-@torch.library.custom_op("syncbn::emptied", mutates_args=())
+@torch.library.custom_op("syncbn::emptied", mutates_args=(), schema="(Tensor sample, SymInt[] size) -> Tensor")
 def emptied(sample: Tensor, size: Sequence[int]) -> Tensor:
     """An empty tensor that is ready when `sample` is."""
     return sample.new_empty(size)
