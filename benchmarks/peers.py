@@ -50,8 +50,9 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: Tensor) -> Tensor:
         gathered = tensor.new_empty(dist.get_world_size() * len(tensor))
+        # The second is its name before torch 2.13.
         gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
-        gather(gathered, tensor.contiguous())  # its name before torch 2.13
+        gather(gathered, tensor.contiguous())
         return gathered.view(-1, len(tensor))
 
     @staticmethod

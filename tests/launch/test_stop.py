@@ -70,7 +70,8 @@ from multiprocessing import get_context
 worker = get_context("fork").Process(target=time.sleep, args=(60,))
 worker.start()
 time.sleep(0.2)
-os.kill(worker.pid, signal.SIGUSR1)
+for warning in stop.WARNINGS:
+    os.kill(worker.pid, warning)
 os.kill(worker.pid, signal.SIGINT)
 time.sleep(0.2)
 print(stop.requested(), worker.is_alive())
