@@ -6,7 +6,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from inspect import Parameter, signature
+from inspect import Parameter
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from syncbn.norm.core import compat
 from syncbn.norm.core.exchange import all_sum
+from syncbn.norm.core.inspection import signature_of
 from syncbn.norm.surgery.forward import Forward, tensors_in
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def inputs_of(batch: Any) -> Any:
 
 def _check_keywords(model: nn.Module, batch: Mapping[str, Any]) -> None:
     """A key that the model doesn't take is a mistake that its own TypeError tells less of."""
-    parameters = signature(model.forward).parameters.values()
+    parameters = signature_of(model.forward).parameters.values()
     names = [p.name for p in parameters if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
     unknown = [key for key in batch if key not in names]
     if unknown and not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):

@@ -3,11 +3,12 @@
 import inspect
 import types
 from collections.abc import Hashable, Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ForwardRef, Literal, Union, get_args, get_origin
 
 import hydra.utils
 from omegaconf import DictConfig, OmegaConf
 
+from syncbn.norm.core.inspection import signature_of
 from syncbn.run.targets import check_made, checked_object, kind_at, targets
 
 _PLAIN = (str, bytes, bool, int, float, complex, list, tuple, dict, set, types.NoneType)  # what a config file can hold
@@ -73,12 +74,12 @@ def _signature(found: Any) -> inspect.Signature:
     try:
         return inspect.signature(found, eval_str=True)
     except Exception:  # an annotation of what is imported for type checkers alone
-        return inspect.signature(found)
+        return signature_of(found)
 
 
 def _kinds(annotation: Any) -> set[Any]:
     """Classes in an annotation, its union's members; empty if it doesn't say."""
-    if annotation in (inspect.Parameter.empty, Any, object) or isinstance(annotation, str):
+    if annotation in (inspect.Parameter.empty, Any, object) or isinstance(annotation, str | ForwardRef):
         return set()
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):

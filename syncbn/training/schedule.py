@@ -1,6 +1,5 @@
 """Learning rate schedules over optimizer steps."""
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from syncbn.norm.core.arguments import check_arguments
+from syncbn.norm.core.inspection import signature_of
 from syncbn.training.schedule_options import CosineOptions as Options
 
 
@@ -52,7 +52,7 @@ def cosine_with_warmup(
 def takes_total_steps(schedule: Callable[..., Any]) -> bool:
     """Whether a function that makes a schedule asks for the steps of the training, and so counts these."""
     try:
-        parameters = inspect.signature(schedule).parameters
+        parameters = signature_of(schedule).parameters
     except (TypeError, ValueError):
         return True
     return "total_steps" in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())

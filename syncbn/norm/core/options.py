@@ -14,6 +14,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from syncbn.norm.core.inspection import annotations_of
+
 Default = TypeVar("Default")
 
 
@@ -91,7 +93,7 @@ def suggest(got: str, allowed: Iterable[str]) -> str:
 
 def option_fields(schema: type) -> list[Field[Any]]:
     """Fields of a dataclass of options, its own before inherited ones."""
-    own = list(vars(schema).get("__annotations__", ()))
+    own = list(annotations_of(schema))
     return sorted(fields(schema), key=lambda f: f.name not in own)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass, make_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from syncbn.norm.core.inspection import annotations_of, signature_of
 from syncbn.norm.core.options import default_of, kinds, option, redeclared, required
 from syncbn.norm.core.shared_options import Running, Synchronized
 
@@ -19,7 +20,7 @@ _PLAIN = (bool, int, float, str, types.NoneType)
 
 def arguments_of(layer: Callable[..., Any]) -> list[inspect.Parameter]:
     """Arguments of a layer after the first, the number of channels."""
-    return [p for p in list(inspect.signature(layer).parameters.values())[1:] if p.kind not in _VARIADIC]
+    return [p for p in list(signature_of(layer).parameters.values())[1:] if p.kind not in _VARIADIC]
 
 
 def _handed_on(layer: Any) -> dict[str, inspect.Parameter]:
@@ -33,7 +34,7 @@ def _handed_on(layer: Any) -> dict[str, inspect.Parameter]:
 
 def takes_more(layer: Callable[..., Any]) -> bool:
     """Whether a layer has `**options`."""
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(layer).parameters.values())
+    return any(p.kind is p.VAR_KEYWORD for p in signature_of(layer).parameters.values())
 
 
 def options_from_signature(layer: Callable[..., Any]) -> type:
@@ -90,7 +91,7 @@ def _annotations(layer: Any) -> dict[str, Any]:
         functions = [vars(base)["__init__"] for base in reversed(layer.__mro__) if "__init__" in vars(base)]
     found: dict[str, Any] = {}
     for function in functions:
-        for name, annotation in getattr(function, "__annotations__", {}).items():
+        for name, annotation in annotations_of(function).items():
             one = types.SimpleNamespace(__annotations__={name: annotation})
             found.pop(name, None)
             with contextlib.suppress(NameError, AttributeError, TypeError):

@@ -9,7 +9,6 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from syncbn.norm.core import compat
+from syncbn.norm.core.inspection import signature_of
 
 # Input of a model: one argument, a tuple of positional ones, a dict of keywords, or the argument of `forward=`.
 Example = Any
@@ -56,7 +56,7 @@ def run(model: nn.Module, example_input: Example, forward: Forward | None = None
 
 def _takes(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
     try:
-        signature(model.forward).bind(*args, **keywords)
+        signature_of(model.forward).bind(*args, **keywords)
     except TypeError:
         return False
     except ValueError:  # a forward written in C has no signature

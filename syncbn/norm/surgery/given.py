@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from syncbn.norm.core.arguments import plain
 from syncbn.norm.core.exchange import check_group
+from syncbn.norm.core.inspection import signature_of
 
 
 def check_given(arguments: Mapping[str, Any], required: Collection[str] = ()) -> None:
@@ -78,7 +79,7 @@ def _function(name: str, value: Any) -> None:
     if not callable(value) or isinstance(value, type):
         raise TypeError(f"{name} must be a function, {name}(model, batch), got {_kind(value)}")
     try:
-        signature = inspect.signature(value)
+        signature = signature_of(value)
     except ValueError:  # one written in C
         return
     try:
