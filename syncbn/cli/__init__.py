@@ -11,8 +11,11 @@ import os
 import sys
 from pathlib import Path
 
+from syncbn.cli import unshadow as unshadow  # first, since the others import inspect
 from syncbn.launch.pipes import can_say_everything, reader_may_leave
 from syncbn.launch.secrets import guard_the_screen
+from syncbn.launch.terminal import terminal_may_close
+from syncbn.launch.world import current_world
 from syncbn.run.errors import fail
 
 TRAINER = ("hydra", "lightning", "torchmetrics", "sklearn", "matplotlib", "rich")
@@ -72,10 +75,6 @@ def overview() -> str:
 def run(command: str, package: str = __name__) -> None:
     """Call `main()` of `<package>.<command>`, which reads `sys.argv[1:]`, or name the packages that are missing."""
     can_say_everything()
-    sys.path[:] = [place for place in sys.path if not _is_scripts(place)]
-    from syncbn.launch.terminal import terminal_may_close  # these import inspect, as commands do
-    from syncbn.launch.world import current_world
-
     terminal_may_close()
     guard_the_screen()
     try:
@@ -120,8 +119,3 @@ def _unknown(name: str, known: dict[str, str]) -> str:
     from syncbn.norm.core.options import suggest
 
     return f"{name}: no such command; {suggest(Path(name).stem, known)}"
-
-
-def _is_scripts(place: str) -> bool:
-    """Whether `place` is scripts/, the running script's folder, where inspect.py shadows the standard library's."""
-    return os.path.isfile(os.path.join(place, "inspect.py")) and os.path.isfile(os.path.join(place, "recalibrate.py"))

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 
@@ -37,6 +37,21 @@ class CommandLine:
     config_dir: Path | None = None
 
 
+def hydras_parser() -> ArgumentParser:
+    """Hydra's parser of flags, whose help of `--shell-completion` is an object that isn't text until it is shown.
+
+    From Python 3.14 on, argparse refuses that (hydra#3121), so its check of help is left out meanwhile.
+    """
+    parsers: Any = ArgumentParser
+    if not hasattr(parsers, "_check_help"):
+        return get_args_parser()
+    parsers._check_help = lambda parser, action: None  # hides the one of its base class
+    try:
+        return get_args_parser()
+    finally:
+        del parsers._check_help
+
+
 def read(words: Sequence[str], config_name: str = "train") -> tuple[CommandLine, Namespace]:
     """Parse a command line; returns the parts that determine what is composed, and Hydra's flags.
 
@@ -46,7 +61,7 @@ def read(words: Sequence[str], config_name: str = "train") -> tuple[CommandLine,
     Raises:
         UserError: an unknown flag, or mutually exclusive flags.
     """
-    parser = get_args_parser()
+    parser = hydras_parser()
     parser.error = _refuse  # type: ignore[method-assign]  # argparse would print its usage and exit
     args, unknown = parser.parse_known_intermixed_args(_spelt_as_hydras(words, parser))
     if unknown:

@@ -222,6 +222,15 @@ def test_the_scripts_are_a_few_lines_and_ci_can_be_run() -> None:
     assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
 
 
+def test_the_scripts_folder_shadows_no_module() -> None:
+    """Its inspect.py would; `traceback`, too, imports `inspect` from Python 3.14 on."""
+    code = "import sys; sys.path.insert(0, 'scripts'); import syncbn.cli, inspect; print(inspect.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert Path(done.stdout.strip()).parent != REPOSITORY / "scripts"
+
+
 @pytest.mark.slow
 def test_a_run_starts_from_the_weights_of_another_and_says_what_is_new(
     one_process_run: Finished, tmp_path: Path
