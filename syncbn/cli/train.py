@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import version
-from hydra._internal.utils import _run_hydra
+from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +27,7 @@ from syncbn.launch.run_id import VARIABLE as RUN_ID
 from syncbn.launch.run_id import ensure_run_id
 from syncbn.launch.world import World, check_tasks, current_world, devices_and_nodes
 from syncbn.run.check import conf_dir
-from syncbn.run.command_line import CommandLine, hydras_parser, read
+from syncbn.run.command_line import CommandLine, read, unchecked_help
 from syncbn.run.compose import SWEEPER, Jobs, jobs_of
 from syncbn.run.errors import UserError, fail
 from syncbn.run.launchers import submitted_job, submitted_world, waiting
@@ -180,8 +180,8 @@ def _run_jobs(plan: _Plan, flags: Namespace) -> None:
 
     version.setbase("1.3")
     flags.overrides = list(plan.overrides)
-    with waiting(plan.submitted, plan.jobs, plan.folder) if plan.submitted else nullcontext():
-        _run_hydra(flags, hydras_parser(), job, str(conf_dir()), "train")
+    with unchecked_help(), waiting(plan.submitted, plan.jobs, plan.folder) if plan.submitted else nullcontext():
+        _run_hydra(flags, get_args_parser(), job, str(conf_dir()), "train")
     end_of(sweep.codes, plan.jobs)
 
 

@@ -4,7 +4,8 @@ import difflib
 import os
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,17 +38,19 @@ class CommandLine:
     config_dir: Path | None = None
 
 
-def hydras_parser() -> ArgumentParser:
-    """Hydra's parser of flags, whose help of `--shell-completion` is an object that isn't text until it is shown.
+@contextmanager
+def unchecked_help() -> Iterator[None]:
+    """Context in which Hydra can make its parser of flags, whose help of `--shell-completion` isn't text until shown.
 
     From Python 3.14 on, argparse refuses that (hydra#3121), so its check of help is left out meanwhile.
     """
     parsers: Any = ArgumentParser
-    if not hasattr(parsers, "_check_help"):
-        return get_args_parser()
+    if not hasattr(parsers, "_check_help") or "_check_help" in vars(parsers):  # none, or left out already
+        yield
+        return
     parsers._check_help = lambda parser, action: None  # hides the one of its base class
     try:
-        return get_args_parser()
+        yield
     finally:
         del parsers._check_help
 
@@ -61,7 +64,8 @@ def read(words: Sequence[str], config_name: str = "train") -> tuple[CommandLine,
     Raises:
         UserError: an unknown flag, or mutually exclusive flags.
     """
-    parser = hydras_parser()
+    with unchecked_help():
+        parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]  # argparse would print its usage and exit
     args, unknown = parser.parse_known_intermixed_args(_spelt_as_hydras(words, parser))
     if unknown:
