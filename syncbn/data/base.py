@@ -1,6 +1,7 @@
 """Base class of the DataModules: splits global batches over the ranks and resumes in the middle of an epoch."""
 
-from functools import partial
+import copy
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -82,7 +83,7 @@ class GlobalBatchDataModule(LightningDataModule):
             sampler: GlobalBatchSampler = ClassShardSampler(self.train_classes(), self.batch_size, **options)
         else:
             sampler = GlobalBatchSampler(self.num_samples("train"), self.batch_size, **options)
-        return self._resumed(IndexedLoader(partial(self.fetch, "train"), sampler))
+        return self._resumed(IndexedLoader(_Fetch(self, "train"), sampler))
 
     def val_dataloader(self) -> BatchLoader:
         """Each validation sample once across all ranks."""
@@ -118,9 +119,7 @@ class GlobalBatchDataModule(LightningDataModule):
         # A part smaller than one batch becomes one batch. It isn't trained on, so its size doesn't matter.
         size = self.num_samples(part)
         batch_size = min(self.eval_batch_size, max(1, size // self._world_size))
-        return IndexedLoader(
-            partial(self.fetch, part), GlobalBatchSampler(size, batch_size, self._rank, self._world_size)
-        )
+        return IndexedLoader(_Fetch(self, part), GlobalBatchSampler(size, batch_size, self._rank, self._world_size))
 
     @property
     def _rank(self) -> int:
@@ -129,3 +128,22 @@ class GlobalBatchDataModule(LightningDataModule):
     @property
     def _world_size(self) -> int:
         return 1 if self.trainer is None else self.trainer.world_size
+
+
+@dataclass(frozen=True)
+class _Fetch:
+    """`fetch` of a part.
+
+    A worker that isn't forked, as from Python 3.14 on, is sent the data module: without its trainer, which can't be.
+    """
+
+    data: GlobalBatchDataModule
+    part: Part
+
+    def __call__(self, indices: list[int], epoch: int) -> tuple[Tensor, Tensor]:
+        return self.data.fetch(self.part, indices, epoch)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        data = copy.copy(self.data)
+        data.trainer = data._train_loader = None
+        return _Fetch, (data, self.part)

@@ -1,5 +1,6 @@
 """Loaders over data in memory whose order and augmentation are reproduced by a resumed run."""
 
+import multiprocessing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -77,6 +78,9 @@ class IndexedLoader(BatchLoader):
         batches, epoch = list(islice(self.batch_sampler, start, None)), self.batch_sampler.epoch
         if self.num_workers == 0:
             return (self.fetch(indices, epoch) for indices in batches)
+        if multiprocessing.get_start_method() == "forkserver":  # as from Python 3.14 on
+            # Otherwise each worker of each epoch would import torch and Lightning, for seconds.
+            multiprocessing.set_forkserver_preload(["__main__", __name__, self.fetch.__module__])
         return DataLoader(
             _Batches(self.fetch, batches, epoch),
             batch_size=None,

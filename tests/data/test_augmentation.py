@@ -1,5 +1,6 @@
 """kornia's augmentation of whole batches on the device: the same in a resumed run, different on every rank."""
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,17 @@ def test_it_is_a_function_of_the_seed_and_the_step(ramps: Path) -> None:
     assert torch.equal(reference, images(ramps, epochs=2, num_workers=2))
     assert not torch.equal(reference, images(ramps, epochs=2, seed=1))
     assert not torch.equal(*reference.chunk(2))  # identical images: only their augmentation differs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_workers_that_start_in_any_way_see_the_same(ramps: Path, method: str) -> None:
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        assert torch.equal(images(ramps, num_workers=1), images(ramps))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def test_a_resumed_run_sees_the_same(ramps: Path, tmp_path: Path) -> None:
