@@ -79,9 +79,7 @@ def _serve(pipe: Connection, rank: int, world_size: int, store: str) -> None:
     let_threads_finish()
     dist.init_process_group("gloo", store=meeting, rank=rank, world_size=world_size, timeout=timedelta(seconds=300))
     warnings.simplefilter("error")
-    warnings.filterwarnings(
-        "ignore", message="`torch.jit.[a-z_]+` is (deprecated|not supported)"
-    )  # torch's own imports
+    warnings.filterwarnings("ignore", message="`torch.jit.[a-z_]+` is (deprecated|not)")  # torch's own imports
     warnings.filterwarnings("ignore", message="Warning: Profiler clears events")  # torch's own, in Lightning's profiler
     while True:
         try:
