@@ -25,7 +25,7 @@ if get_args_parser().parse_args(["script"]).master_port is not None:
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
-pytest_plugins = ["tests.plugins.no_silent_skips", "tests.plugins.older_torch"]
+pytest_plugins = ["tests.plugins.no_silent_skips"]
 
 
 @pytest.fixture(scope="session")

@@ -79,11 +79,8 @@ def _serve(pipe: Connection, rank: int, world_size: int, store: str) -> None:
     let_threads_finish()
     dist.init_process_group("gloo", store=meeting, rank=rank, world_size=world_size, timeout=timedelta(seconds=300))
     warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", message="`torch.jit.[a-z_]+` is (deprecated|not)")  # torch's own imports
-    warnings.filterwarnings(
-        "ignore", message="Skipping serialization of skipfiles_inline_module_allowlist"
-    )  # torch 2.6's
-    warnings.filterwarnings("ignore", message="DTensor random operators may not have complete")  # torch 2.6's
+    # torch's own imports, and the scripted parts of the tests' models.
+    warnings.filterwarnings("ignore", message="`torch.jit.[a-z_]+` is (deprecated|not supported in Python 3.14)")
     warnings.filterwarnings("ignore", message="Warning: Profiler clears events")  # torch's own, in Lightning's profiler
     while True:
         try:

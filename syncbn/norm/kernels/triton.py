@@ -8,7 +8,6 @@ docs/decisions/0016-triton-kernels.md.
 
 import functools
 import math
-import os
 from typing import Any
 
 import torch
@@ -21,9 +20,7 @@ from syncbn.norm.kernels import triton_programs as programs
 from syncbn.norm.kernels.interface import PLAIN_TYPES, ChannelAffine, Kernels, in_memory
 from syncbn.norm.kernels.plain import statistics_dtype
 
-# The knob before Triton 3.4 is the variable that sets it.
-_KNOBS = getattr(triton, "knobs", None)
-_DEVICE = "cpu" if (_KNOBS.runtime.interpret if _KNOBS else os.environ.get("TRITON_INTERPRET") == "1") else "cuda"
+_DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
 
 _WARPS = 8
 # A tile has two 16-byte loads per thread for each tensor.

@@ -86,7 +86,6 @@ def test_both_modes_in_one_loss(order: str) -> None:
     torch.testing.assert_close(leaf.grad, expected)
 
 
-@pytest.mark.skipif(torch.__version__ < "2.8", reason="a compiled graph of torch before 2.8 refuses such a write")
 @pytest.mark.parametrize("name", ["sync", "adaptive", "decorrelated", "switchable", "ghost"])
 def test_in_a_compiled_graph_too(name: str) -> None:
     torch.compiler.reset()

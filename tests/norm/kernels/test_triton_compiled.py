@@ -49,7 +49,6 @@ def step(x: Tensor) -> None:
     TRITON.input_grad(x, x, affine, channels, channels)
 
 
-@pytest.mark.skipif(not hasattr(triton, "knobs"), reason="written for the compiler of Triton 3.4 and newer")
 @pytest.mark.parametrize(
     ("architecture", "dtype", "shape", "memory_format", "load"),
     [
