@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file beside its place, and give it its name when it is whole.
+    """Write a file beside its place, in UTF-8 whatever the locale, and give it its name when it is whole.
 
     Raises:
         OSError: the disk is full, read-only or broken; the file is what it was before.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", newline="") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -68,7 +68,7 @@ def _serve(work: bytes, rank: int, world_size: int, folder: str) -> None:
         torch.save(function(*given), f"{folder}/{rank}.tmp")
         Path(f"{folder}/{rank}.tmp").rename(f"{folder}/{rank}.pt")
     except Exception as error:
-        Path(f"{folder}/{rank}.tmp").write_text(f"{type(error).__name__}: {error}")
+        Path(f"{folder}/{rank}.tmp").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
         Path(f"{folder}/{rank}.tmp").rename(f"{folder}/{rank}.error")  # atomic: never seen half written
         raise SystemExit(1) from error
     with contextlib.suppress(Exception):  # the answers are there; another rank may be ended first
@@ -81,7 +81,7 @@ def _wait(processes: list[Any], folder: Path, timeout_s: float) -> None:
     while not all(path.exists() for path in _answers(folder, len(processes))):
         ended = any(process.exitcode not in (None, 0) for process in processes)
         if errors := sorted(folder.glob("*.error")):  # after `ended`: a rank writes its reason before it ends
-            raise ValueError(f"the step fails on rank {errors[0].stem}: {errors[0].read_text()}")
+            raise ValueError(f"the step fails on rank {errors[0].stem}: {errors[0].read_text(encoding='utf-8')}")
         if ended:
             raise ValueError(
                 'a rank ended before its step; in a script, call verify below `if __name__ == "__main__":`'

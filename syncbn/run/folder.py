@@ -30,8 +30,9 @@ def write_config(folder: Path, config: "DictConfig", hydra_config: Any) -> None:
     for name, node in parts.items():
         container = redacted(OmegaConf.to_container(OmegaConf.create(node)))
         replace_text(place / f"{name}.yaml", OmegaConf.to_yaml(OmegaConf.create(container)))
-    if (sweep := folder.parent / "multirun.yaml").is_file() and redacted(text := sweep.read_text()) != text:
-        replace_text(sweep, redacted(text))  # which Hydra has written, for the whole sweep
+    sweep = folder.parent / "multirun.yaml"  # which Hydra has written, for the whole sweep
+    if sweep.is_file() and redacted(text := sweep.read_text(encoding="utf-8")) != text:
+        replace_text(sweep, redacted(text))
 
 
 def load_run(folder: str | Path) -> tuple["nn.Module", "DictConfig"]:

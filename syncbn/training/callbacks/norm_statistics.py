@@ -96,7 +96,7 @@ class NormStatisticsRecorder(L.Callback):
     def _write(self) -> None:
         if not self._pending:
             return
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             for step, names, rows in self._pending:
                 writer.writerows([step, name, *row] for name, row in zip(names, rows.tolist(), strict=True))
@@ -115,7 +115,7 @@ def read_statistics(path: Path) -> list[dict[str, str]]:
     """Read the rows of a recorded table, without one that a full disk has cut short; empty if there is no file."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return [row for row in csv.DictReader(file) if None not in (*row, *row.values()) and row["step"].isdigit()]
 
 
