@@ -183,10 +183,21 @@ def test_interactive_runs_in_the_terminal(cluster: Cluster, checkout: Path) -> N
     assert re.fullmatch(r"slurm-\d+-\d+", run.name)
 
 
-def srun(cluster: Cluster, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run scripts/train.py by srun alone, without a batch script."""
+def srun(
+    cluster: Cluster, folder: Path, *arguments: str, within: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run scripts/train.py by srun alone, without a batch script, or in an allocation."""
     tasks = tuple(argument for argument in arguments if argument.startswith("--"))
-    command = ["srun", *tasks, sys.executable, "scripts/train.py", *SHORT, *arguments[len(tasks) :], "test=false"]
+    command = [
+        *within,
+        "srun",
+        *tasks,
+        sys.executable,
+        "scripts/train.py",
+        *SHORT,
+        *arguments[len(tasks) :],
+        "test=false",
+    ]
     return subprocess.run(
         command, cwd=folder, env=in_reach(cluster.environ), capture_output=True, text=True, timeout=200, check=False
     )
@@ -195,13 +206,14 @@ def srun(cluster: Cluster, folder: Path, *arguments: str) -> subprocess.Complete
 def test_one_task_where_two_were_asked_for_is_refused_in_one_line_that_ends_the_matter(
     cluster: Cluster, checkout: Path
 ) -> None:
-    fewer = ("--ntasks=1", "--ntasks-per-node=2")
-    refused = srun(cluster, checkout, *fewer, "trainer=ddp")
+    # Newer SLURMs queue a job of --ntasks=1 --ntasks-per-node=2 for ever.
+    allocation = ("salloc", "--ntasks=2", "--ntasks-per-node=2")
+    refused = srun(cluster, checkout, "--ntasks=1", "trainer=ddp", within=allocation)
     assert refused.returncode == 2
     (line,) = [line for line in refused.stderr.splitlines() if "error:" in line and not line.startswith("srun:")]
     assert "start as many, srun --ntasks=2, or say that 1 is meant, trainer.devices=1" in line
     assert not (checkout / "outputs").exists()
-    one = srun(cluster, checkout, *fewer, "trainer=ddp", "trainer.devices=1")
+    one = srun(cluster, checkout, "--ntasks=1", "trainer=ddp", "trainer.devices=1", within=allocation)
     assert one.returncode == 0, one.stderr
     assert "processes:     1 on cpu" in one.stdout
     two = srun(cluster, checkout, "--ntasks=2", "trainer=ddp")  # without --ntasks-per-node, which Lightning asks for
