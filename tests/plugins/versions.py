@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 ROWS = Path(__file__).parents[2] / "docs" / "versions.csv"
 COLUMNS = ("torch", "python", "lightning", "tests", "passed", "failed", "skipped", "why_skipped", "date")
@@ -59,7 +60,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def write_row(path: Path, row: dict[str, str]) -> None:
     """Write a row to a file, replacing an older one of the same versions and tests."""
     rows = [old for old in read_rows(path) if any(old[key] != row[key] for key in KEY)]
-    rows = sorted([*rows, row], key=lambda row: ([int(part) for part in row["torch"].split(".")], row["lightning"]))
+    rows = sorted([*rows, row], key=lambda row: [Version(row[key]) for key in KEY[:3]])
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
