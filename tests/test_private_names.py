@@ -17,7 +17,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
 
 PACKAGE = Path(__file__).parents[1] / "syncbn"
-COMPAT = {"norm/core/compat.py", "norm/core/private.py"}
+COMPAT = {f"norm/core/{name}.py" for name in ("compat", "lookup", "private", "probes")}
 
 # Documented ways to extend `nn.Module`, and the dictionaries that they concern.
 EXTENSION_POINTS = {

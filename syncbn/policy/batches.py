@@ -133,7 +133,7 @@ def on_device(batch: Any, device: torch.device) -> Any:
     """The batch with its tensors on a device, in the containers of the caller."""
     if isinstance(batch, Mapping) and not isinstance(batch, dict):  # transformers' BatchEncoding, say
         batch = dict(batch)
-    return compat.pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
+    return compat.tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
 
 
 @contextmanager

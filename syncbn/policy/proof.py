@@ -241,7 +241,7 @@ def _rehearsal(model: nn.Module, example: Example, forward: Forward | None, dtyp
     copy, example = copied(model).eval(), copied_example(example)
     if dtype is not None:
         _to_double(copy)
-        example = compat.pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, example)
+        example = compat.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, example)
     else:
         dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
         dtype = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
@@ -253,7 +253,7 @@ def _fewer(example: Example) -> Example | None:
     sizes = {tensor.shape[:1] for tensor in tensors_in(example)}
     if len(sizes) != 1 or sizes == {()} or next(iter(sizes))[0] <= 2:
         return None
-    return compat.pytree.tree_map_only(Tensor, lambda tensor: tensor[:2], example)
+    return compat.tree_map_only(Tensor, lambda tensor: tensor[:2], example)
 
 
 class NoNoise(compat.TorchDispatchMode):

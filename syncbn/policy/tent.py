@@ -100,7 +100,7 @@ class Tent:
         predicted: Tensor | None = None
         try:
             with torch.inference_mode(False), modes_kept(self.model), torch.enable_grad():
-                batch = compat.pytree.tree_map_only(Tensor, _usable, batch)
+                batch = compat.tree_map_only(Tensor, _usable, batch)
                 self.model.eval()
                 for _ in range(self.steps):
                     logits = call(unwrapped(self.model), batch, self.forward)

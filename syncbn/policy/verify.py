@@ -121,7 +121,7 @@ def verify(
                 f"{name or 'the model'} is a {type(module).__name__}, whose layers can't be seen: verify the model "
                 "before it is scripted or traced"
             )
-    batch = compat.pytree.tree_map_only(Tensor, _in_float64, batch)
+    batch = compat.tree_map_only(Tensor, _in_float64, batch)
     count = _count(batch)
     if count <= ranks:
         raise ValueError(f"{ranks} ranks need a batch of more than {ranks} samples to split unevenly, got {count}")
@@ -307,4 +307,4 @@ def _uneven(count: int, ranks: int) -> list[int]:
 def _share(batch: Any, start: int, size: int) -> Any:
     if _holds_samples(batch):
         return type(batch)(part[start : start + size] for part in batch)
-    return compat.pytree.tree_map_only(Tensor, lambda t: t[start : start + size] if t.dim() else t, batch)
+    return compat.tree_map_only(Tensor, lambda t: t[start : start + size] if t.dim() else t, batch)

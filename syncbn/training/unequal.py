@@ -90,7 +90,7 @@ class Together:
             if have < world_size and number == 1:
                 raise UnequalBatches(f"only {have} of {world_size} ranks have a training batch at all: give each one")
             if batch is not None:
-                empty = compat.pytree.tree_map(_emptied, batch)
+                empty = compat.tree_map(_emptied, batch)
             yield empty if batch is None else batch
 
 

@@ -1,6 +1,6 @@
 """All uses of torch's private API, through `private`, which checks that this torch has it.
 
-`tests/norm/core/test_compat.py` fails when torch changes one.
+`tests/norm/core/test_compat.py` fails when torch changes one, and takes each away.
 """
 
 import inspect
@@ -9,22 +9,30 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup, distributed_c10d
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch.distributed import ProcessGroup
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
-from torch.utils import _python_dispatch, _pytree
 
-from syncbn.norm.core import private
+from syncbn.norm.core import lookup, private
+
+
+def _base_of(norm: type[nn.Module]) -> type[nn.Module]:
+    """The class that torch's norms of 1, 2 and 3 dimensions share."""
+    base = norm.__base__
+    if base is nn.Module or base is None:
+        raise ImportError(f"torch {torch.__version__} has no base of {norm.__name__}: use a torch of docs/versions.md")
+    return base
+
 
 # Base class that DDP, FSDP and Lightning recognize as a batch norm. Not `nn.SyncBatchNorm`: DDP refuses it on CPU.
-BatchNormBase = nn.modules.batchnorm._BatchNorm
+if TYPE_CHECKING:
+    BatchNormBase = nn.modules.batchnorm._BatchNorm
+else:
+    BatchNormBase = _base_of(nn.BatchNorm2d)
 
 # Torch's batch norms, of which others are subclasses.
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -38,31 +46,17 @@ COMPILED_BACKWARD_WRITES = torch.__version__ >= "2.13"  # which compares version
 # Whether Inductor runs what has a side effect and no user. Before torch 2.11 it drops it, which no name tells.
 COMPILED_SUMS_STAY = torch.__version__ >= "2.11"
 
-# All normalization layers of torch: batch and instance normalization share a base.
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+# All normalization layers of torch.
+NORMS = (BatchNormBase, _base_of(nn.InstanceNorm2d), nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 # Functions over nested tuples, lists and dicts of tensors.
-pytree = _pytree
+tree_map, tree_map_only = private.tree_map, private.tree_map_only
 
-# Mode that sees every operation that torch dispatches; documented, but without a public name.
-TorchDispatchMode = _python_dispatch.TorchDispatchMode
+TorchDispatchMode = lookup.TorchDispatchMode
 
-# A module's hook dictionaries. A handle removes its hook from one of them.
+# A module's hook dictionaries, and those that this torch alone has. A handle removes its hook from one of them.
 CALLED_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
+HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
 
 # Wrappers that inspect the model's layers when created, and the order to use instead.
 WRAPPERS = {
@@ -127,10 +121,23 @@ def will_run(node: Any) -> bool:
 
 
 def tell_hooks(function: type[torch.autograd.Function], told: Callable[[Any], None]) -> None:
-    """Call `told` with a node of the graph, one of `function`'s, before a hook is registered on it."""
-    node_class: Any = function._backward_cls
+    """Call `told` with a node of the graph, one of `function`'s, before a hook is registered on it.
+
+    Not where this torch doesn't have what that takes: see `check_that_hooks_are_told`.
+    """
+    node_class: Any = getattr(function, "_backward_cls", None)
     for name in ("register_hook", "register_prehook"):
-        setattr(node_class, name, _telling(getattr(node_class, name), told))
+        if hasattr(node_class, name):
+            setattr(node_class, name, _telling(getattr(node_class, name), told))
+
+
+def check_that_hooks_are_told() -> None:
+    """Check that `tell_hooks` works in this torch.
+
+    Raises:
+        RuntimeError: it doesn't.
+    """
+    private.backward_class.function  # noqa: B018
 
 
 def _telling(register: Callable[..., Any], told: Callable[[Any], None]) -> Callable[..., Any]:
@@ -169,8 +176,8 @@ def is_exporting() -> bool:
 
 
 def is_proxy_tracing() -> bool:
-    """Whether `make_fx` records operations on tensors whose values must not decide anything."""
-    return in_dispatch_mode() and get_proxy_mode() is not None
+    """Whether `make_fx` records operations on tensors whose values must not decide anything; if unknown, True."""
+    return in_dispatch_mode() and not (private.proxy_mode.is_usable() and private.proxy_mode() is None)
 
 
 def in_dispatch_mode() -> bool:
@@ -188,7 +195,7 @@ def dispatch_modes() -> int:
 
 def no_dispatch_modes() -> AbstractContextManager[object]:
     """Context in which no dispatch mode sees operations."""
-    return _python_dispatch._disable_current_modes() if in_dispatch_mode() else nullcontext()
+    return private.disable_current_modes() if in_dispatch_mode() else nullcontext()
 
 
 def group_by_name(name: str) -> ProcessGroup:
@@ -266,7 +273,12 @@ def batch_norm(
     return F.batch_norm(input, mean, var, weight, bias, eps=eps)
 
 
-class SpectralParametrization(parametrizations._SpectralNorm):
+_TorchSpectralNorm: Any = lookup.base_class(
+    "torch.nn.utils.parametrizations._SpectralNorm", "norm=spectral", "take another norm", "_power_method"
+)
+
+
+class SpectralParametrization(_TorchSpectralNorm):
     """Parametrization of torch's `spectral_norm`, without a power iteration in recomputed forward passes.
 
     torch's own iterates when activation checkpointing recomputes a forward pass, which then has different weights.
@@ -274,8 +286,11 @@ class SpectralParametrization(parametrizations._SpectralNorm):
 
     @torch.no_grad()
     def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
-        if not torch.compiler.is_compiling() and in_backward():
-            return
+        if not torch.compiler.is_compiling():
+            if in_backward():
+                return
+            for vector in private.spectral_vectors:
+                vector(self)  # which refuses a torch without it
         weight = weight_mat.detach()  # torch.export of torch 2.8 doesn't see no_grad
         for _ in range(n_power_iterations):
             # The same numbers as torch's, which assigns the buffers: before torch 2.13, an export that failed leaves a
@@ -286,12 +301,14 @@ class SpectralParametrization(parametrizations._SpectralNorm):
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether `module` is the wrapper that `torch.compile(module)` returns."""
-    return hasattr(module, "_orig_mod")
+    return any(
+        cls.__name__ == "OptimizedModule" and cls.__module__.startswith("torch.") for cls in type(module).__mro__
+    )
 
 
 def compiled_from(module: nn.Module) -> Any:
     """Module inside of such a wrapper."""
-    return module._orig_mod
+    return private.compiled_from(module)
 
 
 def forget_graphs() -> None:
@@ -358,17 +375,25 @@ def convolution_grads(
 
 def padding_ahead(convolution: Any) -> Sequence[int]:
     """Padding of a convolution in the order of `torch.nn.functional.pad`, last dimension first."""
-    return convolution._reversed_padding_repeated_twice
+    if isinstance(convolution.padding, str):
+        reach = [
+            dilation * (size - 1) for dilation, size in zip(convolution.dilation, convolution.kernel_size, strict=True)
+        ]
+        sides = [(both // 2, both - both // 2) if convolution.padding == "same" else (0, 0) for both in reach]
+    else:
+        sides = [(one, one) for one in convolution.padding]
+    return [side for both in reversed(sides) for side in both]
 
 
 def forward_pre_hooks(module: nn.Module) -> tuple[Callable[..., Any], ...]:
     """Hooks that a module calls before its forward, in order."""
-    return tuple(module._forward_pre_hooks.values())
+    return tuple(private.forward_pre_hooks(module).values())
 
 
 def has_output_hooks(module: nn.Module) -> bool:
     """Whether a module has hooks that see its output or the output's gradient."""
-    return bool(module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
+    kinds = private.forward_hooks, private.backward_hooks, private.backward_pre_hooks
+    return any(hooks(module) for hooks in kinds)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -378,8 +403,8 @@ def has_hooks(module: nn.Module) -> bool:
 
 def hooks_of(module: nn.Module) -> list[Callable[..., Any]]:
     """Hooks around a module's forward and backward passes."""
-    around = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
-    return [hook for hooks in around for hook in hooks.values()]
+    around = private.forward_pre_hooks, private.forward_hooks, private.backward_pre_hooks, private.backward_hooks
+    return [hook for hooks in around for hook in hooks(module).values()]
 
 
 def share_hooks(source: nn.Module, target: nn.Module) -> None:
@@ -390,7 +415,7 @@ def share_hooks(source: nn.Module, target: nn.Module) -> None:
 
 def load_state_dict_pre_hooks(module: nn.Module) -> tuple[Any, ...]:
     """What a module calls before a state dict is loaded."""
-    return tuple(module._load_state_dict_pre_hooks.values())
+    return tuple(private.load_state_dict_pre_hooks(module).values())
 
 
 def is_observer(module: nn.Module) -> bool:
@@ -400,12 +425,12 @@ def is_observer(module: nn.Module) -> bool:
 
 def version_of(tensor: Tensor) -> int:
     """Number of in-place writes to a tensor's memory."""
-    return tensor._version
+    return int(private.version(tensor))
 
 
 def store_of_default_group() -> Any:
     """Store by which the ranks of the default group have met."""
-    return distributed_c10d._get_default_store()
+    return private.default_store()
 
 
 def empty_shell(cls: type[Tensor], like: Tensor) -> Any:
@@ -431,16 +456,19 @@ def storage_ref(tensor: Tensor) -> Any:
 
     None for a tensor without a storage, such as a sparse one.
     """
-    try:
-        return StorageWeakRef(tensor.untyped_storage())
-    except (NotImplementedError, RuntimeError):
-        return None
+    storage = _storage(tensor)
+    return None if storage is None else private.storage_weak_ref(storage)
 
 
 def storage_key(tensor: Tensor) -> int | None:
     """Identity of a tensor's storage, as in `storage_ref`."""
+    storage = _storage(tensor)
+    return None if storage is None else private.storage_identity(storage)
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
     try:
-        return tensor.untyped_storage()._cdata
+        return tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):
         return None
 
@@ -453,14 +481,14 @@ def no_torch_functions() -> Any:
 def remove_global_hook(handle: Any) -> None:
     """Remove a global module hook, including the entry that torch leaves behind for one with keyword arguments."""
     handle.remove()
-    nn.modules.module._global_forward_hooks_with_kwargs.pop(handle.id, None)
+    getattr(nn.modules.module, "_global_forward_hooks_with_kwargs", {}).pop(handle.id, None)
 
 
 def written_arguments(op: Any) -> list[tuple[int, str]]:
     """Position and name of each argument that an operator of `torch.ops` writes to, by its schema."""
     return [
         (place, argument.name)
-        for place, argument in enumerate(op._schema.arguments)
+        for place, argument in enumerate(private.schema(op).arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
 
@@ -469,7 +497,7 @@ def without_writing(op: Any) -> Any:
     """Out-of-place variant of an operator, `add.Tensor` for `add_.Tensor`; the operator itself if there is none."""
     name = op.overloadpacket.__name__
     functional = getattr(torch.ops.aten, name.rstrip("_"), None) if name.endswith("_") else None
-    return op if functional is None else getattr(functional, op._overloadname, op)
+    return op if functional is None else getattr(functional, private.overload_name(op), op)
 
 
 def runs_own_code(module: nn.Module) -> bool:

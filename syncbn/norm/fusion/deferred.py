@@ -58,7 +58,7 @@ class Deferred(Tensor):
         fused = _fused(func, args, kwargs)
         if fused is not None:
             return fused
-        args, kwargs = compat.pytree.tree_map_only(Deferred, Deferred.value, (args, kwargs))
+        args, kwargs = compat.tree_map_only(Deferred, Deferred.value, (args, kwargs))
         return func(*args, **kwargs)
 
     @classmethod

@@ -35,6 +35,7 @@ class Link:
     """
 
     def __init__(self, before_backward: Callable[[], None]) -> None:
+        compat.check_that_hooks_are_told()
         self.can_wait = True
         self._before_backward = before_backward
         self._works: dict[int, _ParameterGrads] = {}  # by backward pass

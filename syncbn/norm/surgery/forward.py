@@ -91,7 +91,7 @@ def copied(model: nn.Module, share_parameters: bool = False) -> nn.Module:
 
 def copied_example(example_input: Example) -> Example:
     """Copy an example's tensors, so that a model that works in place doesn't change the caller's."""
-    return compat.pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), example_input)
+    return compat.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), example_input)
 
 
 def varied(example_input: Example) -> Example:
@@ -105,7 +105,7 @@ def varied(example_input: Example) -> Example:
         values = noise.to(tensor.device) * spread + tensor.double().mean()
         return torch.empty_like(tensor).copy_(values)
 
-    return compat.pytree.tree_map_only(Tensor, other, example_input)
+    return compat.tree_map_only(Tensor, other, example_input)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

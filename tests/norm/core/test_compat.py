@@ -1,6 +1,9 @@
 """The uses of torch's private API by `compat`: each test fails when torch changes it."""
 
+import copy
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import syncbn
 from syncbn.norm.core import compat, private
+from syncbn.norm.core.lookup import Private, PrivateAttribute
+from syncbn.norm.fusion.overlap import Link
+from tests.norm.core import future_torch
 
 
 def test_the_base_class_of_batch_norms() -> None:
@@ -81,8 +87,17 @@ def test_wrappers_are_recognized() -> None:
 
 
 def test_the_hooks_of_a_module_are_all_known() -> None:
-    hooks = {key for key in nn.Linear(1, 1).__dict__ if "hook" in key}
-    assert hooks == set(compat.HOOKS)
+    """Whatever registers a hook changes no other attribute of the module."""
+    registers = [name for name in dir(nn.Module) if name.startswith("register_") and name.endswith("hook")]
+    assert len(registers) > 7
+    for name in registers:
+        layer = nn.Linear(1, 1)
+        before = {key: copy.copy(value) for key, value in vars(layer).items()}
+        options = {"with_kwargs": True, "always_call": True} if name == "register_forward_hook" else {}
+        getattr(layer, name)(lambda *_: None, **options)
+        changed = {key for key, value in vars(layer).items() if value is not before[key] and value != before[key]}
+        assert changed
+        assert changed <= set(compat.HOOKS), name
 
 
 def test_the_norms_of_torch_are_all_known() -> None:
@@ -112,8 +127,11 @@ def test_the_weight_gradient_of_a_convolution() -> None:
 
 
 def test_the_padding_of_a_convolution() -> None:
-    assert compat.padding_ahead(nn.Conv2d(1, 1, (3, 5), padding=(1, 2))) == (2, 2, 1, 1)
-    assert compat.padding_ahead(nn.Conv1d(1, 1, 4, padding="same")) == [1, 2]
+    for padding in ((1, 2), "same", "valid"):
+        for size in ((3, 5), (4, 2)):
+            conv = nn.Conv2d(1, 1, size, padding=padding, dilation=(1, 3))
+            assert list(compat.padding_ahead(conv)) == list(conv._reversed_padding_repeated_twice)
+    assert compat.padding_ahead(nn.Conv2d(1, 1, (3, 5), padding=(1, 2))) == [2, 2, 1, 1]
 
 
 def test_the_power_iteration_of_spectral_norm_is_torchs() -> None:
@@ -184,7 +202,9 @@ def test_the_innermost_hooks_of_saved_tensors() -> None:
     assert compat.saved_tensor_hooks() is None
 
 
-PRIVATE = [value for value in vars(private).values() if isinstance(value, private.Private)]
+PRIVATE = [value for value in vars(private).values() if isinstance(value, Private)]
+ATTRIBUTES = [name for name in PRIVATE if isinstance(name, PrivateAttribute)]
+UNPROBED = (private.resolve_process_group, private.default_store, private.proxy_mode)
 
 
 @pytest.fixture
@@ -198,18 +218,18 @@ def forgotten() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", PRIVATE, ids=lambda name: name.name)
-def test_a_private_name_means_what_is_taken_from_it(name: private.Private) -> None:
+def test_a_private_name_means_what_is_taken_from_it(name: Private) -> None:
     assert name.is_usable()
 
 
 @pytest.mark.usefixtures("forgotten")
-@pytest.mark.parametrize("name", PRIVATE, ids=lambda name: name.name)
+@pytest.mark.parametrize("name", [name for name in PRIVATE if name not in ATTRIBUTES], ids=lambda name: name.name)
 def test_a_missing_name_and_one_that_means_something_else_are_refused(
-    name: private.Private, monkeypatch: pytest.MonkeyPatch
+    name: Private, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner, _, leaf = name.name.rpartition(".")
     monkeypatch.setattr(f"{owner}.{leaf}", lambda *args, **kwargs: None)
-    if name is not private.resolve_process_group:
+    if name not in UNPROBED:
         with pytest.raises(
             RuntimeError, match=re.escape(f"needs {name.name}, which torch {torch.__version__} uses otherwise")
         ):
@@ -220,6 +240,38 @@ def test_a_missing_name_and_one_that_means_something_else_are_refused(
     with pytest.raises(RuntimeError, match=f"needs {name.name}, which torch .* doesn't have: .*docs/versions.md"):
         name()
     assert not name.is_usable()
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES, ids=lambda name: name.name)
+def test_a_missing_attribute_and_one_that_means_something_else_are_refused(name: PrivateAttribute) -> None:
+    future = future_torch.without(name)
+    with pytest.raises(RuntimeError, match=f"needs {name.name}_gone, which torch .* doesn't have: .*docs/versions.md"):
+        future(nn.Identity())
+    if name is not private.compiled_from:
+        assert not future.is_usable()
+        future = PrivateAttribute("torch.nn.Module.extra_repr", name.feature, name.instead, name.probe)
+        assert not future.is_usable()
+
+
+@pytest.mark.parametrize("name", future_torch.names())
+def test_the_package_is_imported_without_any_private_name(name: str) -> None:
+    future_torch.execute(name)
+
+
+@pytest.mark.parametrize("name", ["_u", "_version", "TorchDispatchMode"])
+def test_what_needs_a_missing_name_is_refused_and_the_rest_is_right(name: str) -> None:
+    """`python -m tests.norm.core.future_torch` tries all names."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.norm.core.future_torch", name], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_overlap_is_refused_where_hooks_on_nodes_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook on such a node would see NaN."""
+    monkeypatch.setattr(private, "backward_class", future_torch.without(private.backward_class))
+    with pytest.raises(RuntimeError, match=r"overlap=True needs .*_backward_cls_gone, which torch .* doesn't have"):
+        Link(lambda: None)
 
 
 @pytest.mark.usefixtures("forgotten")
