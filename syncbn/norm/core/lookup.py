@@ -1,10 +1,10 @@
 """How a private name of torch is found, by feature instead of version, and refused where it is missing."""
 
 from collections.abc import Callable
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -24,30 +24,42 @@ class Private:
         self.feature = feature
         self.instead = instead
         self.probe = probe
+        self._probed: Callable[..., Any] | None = None
 
-    @cached_property
+    @property
     def function(self) -> Callable[..., Any]:
         """Find the function.
 
         Raises:
             RuntimeError: this torch doesn't have it, or it behaves differently.
         """
+        # Not a cached_property, whose lock, before Python 3.12, is that of all names: a probe may ask for another one.
+        if self._probed is None:
+            self._probed = self._find_and_probe()
+        return self._probed
+
+    def forget(self) -> None:
+        """Find and probe it anew when it is called next."""
+        self._probed = None
+
+    def _find_and_probe(self) -> Callable[..., Any]:
         try:
             found = self._find()
         except (AttributeError, ImportError):
             raise RuntimeError(self._refusal("doesn't have")) from None
         try:
-            is_as_expected = self.probe(found)
+            with ThreadPoolExecutor(1) as thread:  # where none of the caller's modes, transforms and hooks is active
+                is_as_expected = thread.submit(self.probe, found).result()
         except Exception as error:
             if isinstance(error, AttributeError) and f"'{self.name.rpartition('.')[2]}'" in str(error):
                 raise RuntimeError(self._refusal("doesn't have")) from None
             raise RuntimeError(self._refusal(f"uses otherwise ({type(error).__name__}: {error})")) from error
         if not is_as_expected:
             raise RuntimeError(self._refusal("uses otherwise"))
-        return found
+        return cast(Callable[..., Any], found)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
+        return (self._probed or self.function)(*args, **kwargs)
 
     def is_usable(self) -> bool:
         """Whether this torch has it, with the expected behaviour."""

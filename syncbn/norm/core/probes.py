@@ -1,4 +1,7 @@
-"""Small computations whose answers are known: whether torch's private names mean what they are taken for."""
+"""Small computations whose answers are known: whether torch's private names mean what they are taken for.
+
+Each runs in a thread of its own (`syncbn.norm.core.lookup`).
+"""
 
 import gc
 from collections.abc import Callable
@@ -14,22 +17,20 @@ from syncbn.norm.core.lookup import TorchDispatchMode
 
 def tells_a_backward_pass(graph_task_id: Callable[[], int]) -> bool:
     outside, inside = graph_task_id(), list[int]()
-    with torch.inference_mode(False), torch.enable_grad():
-        x = torch.zeros((), device="cpu", requires_grad=True)
-        y = x * 1
-        y.register_hook(lambda _: inside.append(graph_task_id()))
-        torch.autograd.grad(y, x)
+    x = torch.zeros((), device="cpu", requires_grad=True)
+    y = x * 1
+    y.register_hook(lambda _: inside.append(graph_task_id()))
+    torch.autograd.grad(y, x)
     return isinstance(outside, int) and outside >= -1 and inside[0] >= 0 and inside[0] != outside
 
 
 def knows_what_runs(will_run: Callable[[Any], bool]) -> bool:
     answers = list[bool]()
-    with torch.inference_mode(False), torch.enable_grad():
-        x, w = (torch.ones((), device="cpu", requires_grad=True) for _ in range(2))
-        left, right = x * 1, w * 1
-        y = left * right
-        y.register_hook(lambda _: answers.extend(will_run(z.grad_fn) for z in (left, right)))
-        torch.autograd.grad(y, x)
+    x, w = (torch.ones((), device="cpu", requires_grad=True) for _ in range(2))
+    left, right = x * 1, w * 1
+    y = left * right
+    y.register_hook(lambda _: answers.extend(will_run(z.grad_fn) for z in (left, right)))
+    torch.autograd.grad(y, x)
     return answers == [True, False]
 
 
@@ -180,8 +181,7 @@ def is_of_the_nodes(class_of: Callable[[Any], type]) -> bool:
         def backward(ctx: Any, dy: Tensor) -> Tensor:
             return dy
 
-    with torch.inference_mode(False), torch.enable_grad():
-        node = Same.apply(torch.zeros((), device="cpu", requires_grad=True)).grad_fn
+    node = Same.apply(torch.zeros((), device="cpu", requires_grad=True)).grad_fn
     return isinstance(node, class_of(Same)) and hasattr(class_of(Same), "register_prehook")
 
 

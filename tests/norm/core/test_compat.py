@@ -4,7 +4,8 @@ import copy
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 
@@ -211,15 +212,47 @@ UNPROBED = (private.resolve_process_group, private.default_store, private.proxy_
 def forgotten() -> Iterator[None]:
     """Forget all probes, before and after."""
     for name in PRIVATE:
-        name.__dict__.pop("function", None)
+        name.forget()
     yield
     for name in PRIVATE:
-        name.__dict__.pop("function", None)
+        name.forget()
 
 
 @pytest.mark.parametrize("name", PRIVATE, ids=lambda name: name.name)
 def test_a_private_name_means_what_is_taken_from_it(name: Private) -> None:
     assert name.is_usable()
+
+
+@pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize(
+    "around",
+    [
+        torch.inference_mode,
+        FakeTensorMode,
+        lambda: torch.device("meta"),
+        lambda: torch.autograd.graph.disable_saved_tensors_hooks("not here"),
+        lambda: saved_tensors_hooks(lambda tensor: 1 / 0, lambda tensor: tensor),
+    ],
+    ids=["inference mode", "fake tensors", "meta device", "disabled hooks", "hooks that fail"],
+)
+def test_a_name_is_as_usable_where_it_is_first_asked_for_in_a_mode(
+    around: Callable[[], AbstractContextManager[object]],
+) -> None:
+    with around():
+        assert [name.name for name in PRIVATE if not name.is_usable()] == []
+
+
+@pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize("transform", [torch.vmap, torch.func.functionalize, torch.func.hessian, make_fx])
+def test_and_in_a_transform(transform: Callable[..., Callable[..., object]]) -> None:
+    unusable: list[str] = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        unusable.extend(name.name for name in PRIVATE if not name.is_usable())
+        return x * 1
+
+    transform(function)(torch.zeros(2))
+    assert not unusable
 
 
 @pytest.mark.usefixtures("forgotten")
@@ -283,7 +316,7 @@ def test_what_doesnt_need_a_missing_name_goes_on(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(syncbn.SyncBatchNorm(3)(x), expected)
     torch.testing.assert_close(torch.relu(syncbn.SyncBatchNorm(3, fuse_activation=True)(x)), torch.relu(expected))
     monkeypatch.delattr("torch._C._current_graph_task_id")
-    del private.graph_task_id.function  # which the forward pass before has found
+    private.graph_task_id.forget()  # which the forward pass before has found
     torch.testing.assert_close(syncbn.SyncBatchNorm(3, track_running_stats=False)(x), expected)
     torch.testing.assert_close(syncbn.SyncBatchNorm(3).eval()(x), nn.BatchNorm1d(3).eval()(x))
     with pytest.raises(RuntimeError, match=r"a batch norm that is trained, .* needs torch._C._current_graph_task_id"):
