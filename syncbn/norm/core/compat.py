@@ -392,8 +392,7 @@ def forward_pre_hooks(module: nn.Module) -> tuple[Callable[..., Any], ...]:
 
 def has_output_hooks(module: nn.Module) -> bool:
     """Whether a module has hooks that see its output or the output's gradient."""
-    kinds = private.forward_hooks, private.backward_hooks, private.backward_pre_hooks
-    return any(hooks(module) for hooks in kinds)
+    return bool(private.forward_hooks(module) or private.backward_hooks(module) or private.backward_pre_hooks(module))
 
 
 def has_hooks(module: nn.Module) -> bool:

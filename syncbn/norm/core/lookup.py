@@ -81,9 +81,9 @@ class Private:
 class PrivateAttribute(Private):
     """A private attribute of torch's objects: called with one, it answers the attribute's value."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, of: Any) -> Any:
         try:
-            return self.function(*args)
+            return (self._probed or self.function)(of)
         except AttributeError:
             raise RuntimeError(self._refusal("doesn't have")) from None
 
