@@ -44,7 +44,7 @@ def names() -> list[str]:
                 found.update({node.attr} - own)
             elif isinstance(node, ast.Constant) and str(node.value).startswith("torch.") and " " not in str(node.value):
                 found.update({node.value.rpartition(".")[2]} if is_private(node.value) else ())
-    return sorted(found - OF_OLDER)
+    return sorted(found - OF_OLDER - {""})
 
 
 class Rename(ast.NodeTransformer):
