@@ -39,6 +39,9 @@ def names() -> list[str]:
         tree = ast.parse((CORE / f"{file}.py").read_text())
         own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        own |= {
+            node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        }
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and is_private(node.attr):
                 found.update({node.attr} - own)
