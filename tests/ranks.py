@@ -81,6 +81,7 @@ def _serve(pipe: Connection, rank: int, world_size: int, store: str) -> None:
     warnings.simplefilter("error")
     # torch's own imports, and the scripted parts of the tests' models.
     warnings.filterwarnings("ignore", message="`torch.jit.[a-z_]+` is (deprecated|not supported in Python 3.14)")
+    warnings.filterwarnings("ignore", message="Guards may run slower on Python 3.13.0")
     warnings.filterwarnings("ignore", message="Warning: Profiler clears events")  # torch's own, in Lightning's profiler
     while True:
         try:
