@@ -55,7 +55,7 @@ def registered() -> Iterator[type[nn.Module]]:
     """`Scaled`, which norm="scaled" builds."""
     registry.register("scaled")(Scaled)
     yield Scaled
-    del registry._LAYERS["scaled"]
+    del registry._LAYERS["scaled"], registry._OPTIONS["scaled"]
 
 
 def net(norm: nn.Module) -> nn.Sequential:
