@@ -90,7 +90,7 @@ class Together:
             if have < world_size and number == 1:
                 raise UnequalBatches(f"only {have} of {world_size} ranks have a training batch at all: give each one")
             if batch is not None:
-                empty = compat.tree_map(_emptied, batch)
+                empty = compat.tree_map_only(Tensor, _emptied, batch)
             yield empty if batch is None else batch
 
 
@@ -100,8 +100,8 @@ def _sum(number: int) -> int:
     return int(total)
 
 
-def _emptied(part: Any) -> Any:
-    return part[:0] if isinstance(part, Tensor) and part.dim() else part
+def _emptied(part: Tensor) -> Tensor:
+    return part[:0] if part.dim() else part
 
 
 def _length(loader: Any) -> int | None:

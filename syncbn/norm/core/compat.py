@@ -49,12 +49,12 @@ COMPILED_SUMS_STAY = torch.__version__ >= "2.11"
 # All normalization layers of torch.
 NORMS = (BatchNormBase, _base_of(nn.InstanceNorm2d), nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
-# Functions over nested tuples, lists and dicts of tensors.
-tree_map, tree_map_only = private.tree_map, private.tree_map_only
+# Maps the values of a type in nested tuples, lists and dicts.
+tree_map_only = private.tree_map_only
 
 TorchDispatchMode = lookup.TorchDispatchMode
 
-# A module's hook dictionaries, and those that this torch alone has. A handle removes its hook from one of them.
+# A module's hook dictionaries, also of kinds that only a newer torch has. A handle removes its hook from one of them.
 CALLED_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
 
@@ -137,7 +137,7 @@ def check_that_hooks_are_told() -> None:
     Raises:
         RuntimeError: it doesn't.
     """
-    private.backward_class.function  # noqa: B018
+    private.backward_class.check()
 
 
 def _telling(register: Callable[..., Any], told: Callable[[Any], None]) -> Callable[..., Any]:

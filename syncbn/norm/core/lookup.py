@@ -26,9 +26,8 @@ class Private:
         self.probe = probe
         self._probed: Callable[..., Any] | None = None
 
-    @property
-    def function(self) -> Callable[..., Any]:
-        """Find the function.
+    def check(self) -> Callable[..., Any]:
+        """Find and probe the function, once.
 
         Raises:
             RuntimeError: this torch doesn't have it, or it behaves differently.
@@ -48,8 +47,7 @@ class Private:
         except (AttributeError, ImportError):
             raise RuntimeError(self._refusal("doesn't have")) from None
         try:
-            with ThreadPoolExecutor(1) as thread:  # where none of the caller's modes, transforms and hooks is active
-                is_as_expected = thread.submit(self.probe, found).result()
+            is_as_expected = self._try_out(found)
         except Exception as error:
             if isinstance(error, AttributeError) and f"'{self.name.rpartition('.')[2]}'" in str(error):
                 raise RuntimeError(self._refusal("doesn't have")) from None
@@ -59,17 +57,21 @@ class Private:
         return cast(Callable[..., Any], found)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return (self._probed or self.function)(*args, **kwargs)
+        return (self._probed or self.check())(*args, **kwargs)
 
     def is_usable(self) -> bool:
         """Whether this torch has it, with the expected behaviour."""
         try:
-            return bool(self.function)
+            return bool(self.check())
         except RuntimeError:
             return False
 
     def _find(self) -> Any:
         return resolve_name(self.name)
+
+    def _try_out(self, found: Any) -> bool:
+        with ThreadPoolExecutor(1) as thread:  # where none of the caller's modes, transforms and hooks is active
+            return thread.submit(self.probe, found).result()
 
     def _refusal(self, what: str) -> str:
         return (
@@ -83,12 +85,19 @@ class PrivateAttribute(Private):
 
     def __call__(self, of: Any) -> Any:
         try:
-            return (self._probed or self.function)(of)
+            return (self._probed or self.check())(of)
         except AttributeError:
             raise RuntimeError(self._refusal("doesn't have")) from None
 
     def _find(self) -> Any:
         return attrgetter(self.name.rpartition(".")[2])
+
+
+class PrivateClass(Private):
+    """A private class of torch, which is looked at, as it is when this package is imported."""
+
+    def _try_out(self, found: Any) -> bool:
+        return self.probe(found)
 
 
 def base_class(name: str, feature: str, instead: str, member: str) -> Any:
@@ -100,13 +109,13 @@ def base_class(name: str, feature: str, instead: str, member: str) -> Any:
         instead: see `Private`.
         member: what the class has, if it means what it is taken for.
     """
-    wanted = Private(name, feature, instead, lambda found: isinstance(found, type) and hasattr(found, member))
+    wanted = PrivateClass(name, feature, instead, lambda found: isinstance(found, type) and hasattr(found, member))
 
     class Lacking:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            wanted()
+            wanted.check()
 
-    return wanted.function if wanted.is_usable() else Lacking
+    return wanted.check() if wanted.is_usable() else Lacking
 
 
 # Mode that sees every operation that torch dispatches; documented, but without a public name.

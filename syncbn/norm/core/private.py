@@ -1,7 +1,9 @@
 """The private names of torch that are used, what needs each, and the probe that comes before its first answer."""
 
+from torch.overrides import TorchFunctionMode
+
 from syncbn.norm.core import probes
-from syncbn.norm.core.lookup import Private, PrivateAttribute
+from syncbn.norm.core.lookup import Private, PrivateAttribute, TorchDispatchMode
 
 graph_task_id = Private(
     "torch._C._current_graph_task_id",
@@ -49,16 +51,13 @@ disable_all_torch_functions = Private(
     "torch._C.DisableTorchFunction",
     "what reads a model's graph",
     "don't give it example_input",
-    probes.hides_from_modes,
+    probes.hides_from(TorchFunctionMode),
 )
 resolve_process_group = Private(
     "torch.distributed.distributed_c10d._resolve_process_group",
     "synchronization under torch.compile",
     "compile the parts between the norms",
     callable,  # compat compares the group that it returns
-)
-tree_map = Private(
-    "torch.utils._pytree.tree_map", "a batch of nested tensors", "give one tensor for each batch", probes.maps_trees
 )
 tree_map_only = Private(
     "torch.utils._pytree.tree_map_only", "a batch of nested tensors", "use torch's own functions", probes.maps_some
@@ -67,7 +66,7 @@ disable_current_modes = Private(
     "torch.utils._python_dispatch._disable_current_modes",
     "overlap=True",
     "leave overlap out",
-    probes.hides_from_dispatch,
+    probes.hides_from(TorchDispatchMode),
 )
 proxy_mode = Private(
     "torch.fx.experimental.proxy_tensor.get_proxy_mode", "make_fx", "use torch.compile or torch.export", probes.is_off

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
 
 from syncbn.norm.core.lookup import TorchDispatchMode
 
@@ -95,36 +94,23 @@ def disables_functions(context: Callable[[], Any]) -> bool:
         return x.dim() == 1
 
 
-def hides_from_modes(context: Callable[[], Any]) -> bool:
-    seen = []
+def hides_from(mode: Any) -> Callable[[Callable[[], Any]], bool]:
+    def is_hidden(context: Callable[[], Any]) -> bool:
+        seen = []
 
-    class Mode(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.append(func)
-            return func(*args, **(kwargs or {}))
+        class Mode(mode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                seen.append(func)
+                return func(*args, **(kwargs or {}))
 
-    x = torch.ones(2, device="cpu")
-    with Mode(), context():
-        x.stride()
-    return not seen
+            __torch_function__ = __torch_dispatch__
 
+        x = torch.ones(2, device="cpu")
+        with Mode(), context():
+            x.neg()
+        return not seen
 
-def hides_from_dispatch(context: Callable[[], Any]) -> bool:
-    seen = []
-
-    class Mode(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.append(func)
-            return func(*args, **(kwargs or {}))
-
-    x = torch.ones(2, device="cpu")
-    with Mode(), context():
-        x.neg()
-    return not seen
-
-
-def maps_trees(tree_map: Callable[..., Any]) -> bool:
-    return bool(tree_map(str, {"a": [1, (2,)]}) == {"a": ["1", ("2",)]})
+    return is_hidden
 
 
 def maps_some(tree_map_only: Callable[..., Any]) -> bool:

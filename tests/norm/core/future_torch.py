@@ -180,7 +180,7 @@ def try_all(name: str) -> list[str]:
         "make_fx": traced,
         "recalibrate": lambda: syncbn.recalibrate(network(), [x, x]),
         "inspect": lambda: syncbn.inspect(network(), [x, x]),
-        "verify": lambda: compared(syncbn.revert(network("sync"))),
+        "revert": lambda: compared(syncbn.revert(network("sync"))),
         "vmap": lambda: torch.func.vmap(network("sync").eval())(x[None]),
         **{
             norm: lambda norm=norm: gradients(network(norm))
